@@ -1,0 +1,1 @@
+"""xwam-ft: fine-tune X-WAM on your own teleoperation recordings."""

@@ -1,0 +1,46 @@
+"""One kind of error for everything a user can cause: what is wrong, where, and how to mend it.
+
+The command line prints a `UserError` as one sentence and exits with code 2. Anything else that
+escapes is a bug of ours and keeps its traceback. Invariants of our own are `assert`ed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_CODE = 2
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us: a file, a recipe, an observation, a missing package.
+
+    Args:
+        what: what is wrong, with the offending value, as a clause ("unknown key 'lr'").
+        where: the file, folder, field or option it was found in.
+        fix: what to do about it, as an imperative ("name it one of: ...").
+    """
+
+    def __init__(self, what: str, where: object, fix: str) -> None:
+        self.what = what
+        self.where = str(where)
+        self.fix = fix
+        super().__init__(f"{self.where}: {what}. Fix: {fix}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the nearest known name, or "" when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def listed(names: Iterable[str], limit: int = 12) -> str:
+    """Join names for an error message, cut after `limit` with a count of the rest."""
+    names = list(names)
+    tail = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + tail
+
+
+def require(package: str, extra: str, why: str) -> UserError:
+    """The error for an optional package that is absent: names the pip line that brings it."""
+    return UserError(f"the package {package!r} is not installed", why, f"pip install 'xwam-ft[{extra}]'")

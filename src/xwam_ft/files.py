@@ -1,0 +1,104 @@
+"""Files that survive a kill: written to a temporary name, synced, renamed; and the hashes that prove them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from xwam_ft.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Generator[Path]:
+    """Yield a temporary path beside `target`; on success sync and rename it there, on error remove it.
+
+    The temporary name keeps the suffix, since media libraries choose the container by it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Generator[Path]:
+    """Yield a temporary folder beside `target`; on success sync its files and rename it there.
+
+    Raises:
+        UserError: `target` exists already and is not an empty folder (nothing is ever overwritten).
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("exists already and is not an empty folder", target, "choose another folder or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            _sync(path)
+        temporary.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes_atomic(target: Path, data: bytes) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text_atomic(target: Path, text: str) -> None:
+    write_bytes_atomic(target, text.encode())
+
+
+def json_bytes(value: Any) -> bytes:
+    """The one JSON form of the project: key order as given, two-space indent, floats exact, newline at the end."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json_atomic(target: Path, value: Any) -> None:
+    write_bytes_atomic(target, json_bytes(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; absent, unreadable or malformed is a `UserError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("the file is missing", path, "check the folder you gave") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"is not valid JSON ({error})", path, "restore the file or make it again") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, streamed."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
