@@ -1,0 +1,285 @@
+"""The contract: everything prepare, train, export and policy must agree on, in one small JSON file.
+
+`contract.json` travels byte-identical in the shard set, the run and the bundle. Its SHA-256 is its identity.
+
+Vectors, all float, in the order of `slots`:
+    state    [P]   absolute: what the robot reports. Slot widths: pose 7 (x y z in metres, quaternion w x y z with
+                   w >= 0), joints n, gripper n, vector n. The model's proprio is the normalised state, so Dp = P.
+    command  [Q]   absolute: what the robot is told; the same layout as state, commanded slots only.
+    action   [Da]  what the model predicts, per convention: pose 6 (dx dy dz in metres, rotation vector in radians,
+                   both in the base frame), everything else its own width. Commanded slots only.
+Clip: T frames `frame_skip` source frames apart; Ta = (T-1) * actions_per_frame actions `action_skip` apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from xwam_ft.errors import UserError
+from xwam_ft.files import json_bytes, read_json, write_bytes_atomic
+from xwam_ft.kinematics import Chain
+
+SCHEMA_VERSION = 1
+POSE_ELEMENTS = ("x", "y", "z", "qw", "qx", "qy", "qz")
+POSE_UNITS = ("m", "m", "m", "1", "1", "1", "1")
+
+Convention = Literal["relative_to_chunk_start", "step_delta", "delta_to_state", "absolute"]
+Matrix4 = Annotated[tuple[tuple[float, ...], ...], Field(min_length=4, max_length=4)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Camera(Part):
+    """One view. Calibration is in the OpenCV convention: x right, y down, z forward."""
+
+    name: Name
+    kind: Literal["static", "wrist"] = "static"
+    source_height: PositiveInt
+    source_width: PositiveInt
+    intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy, pixels at source resolution
+    pose: Matrix4 | None = None  # static: camera in the base frame; wrist: camera in the frame of slot `mount`
+    mount: str | None = None  # wrist: the pose slot that carries the camera
+
+
+class Image(Part):
+    """The resize rule, exactly: bilinear, half-pixel centres, no antialiasing, aspect not kept; then a crop of
+    `crop` of each side (centre at deployment), resized back by the same rule."""
+
+    height: PositiveInt = 256
+    width: PositiveInt = 320
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.95
+    resize: Literal["bilinear-no-antialias"] = "bilinear-no-antialias"
+
+
+class Timing(Part):
+    fps: PositiveFloat
+    frame_skip: PositiveInt
+    action_skip: PositiveInt
+    clip_frames: PositiveInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> Timing:
+        if self.frame_skip % self.action_skip:
+            raise ValueError(f"frame_skip {self.frame_skip} is not a multiple of action_skip {self.action_skip}")
+        if self.clip_frames < 5 or self.clip_frames % 4 != 1:
+            raise ValueError(f"clip_frames {self.clip_frames} is not 4n+1 with n >= 1, which the video VAE needs")
+        return self
+
+    @property
+    def actions_per_frame(self) -> int:
+        return self.frame_skip // self.action_skip
+
+    @property
+    def action_steps(self) -> int:
+        """Ta, the length of an action chunk."""
+        return (self.clip_frames - 1) * self.actions_per_frame
+
+    @property
+    def span(self) -> int:
+        """Source frames a clip covers, first and last included."""
+        return (self.clip_frames - 1) * self.frame_skip + 1
+
+    @property
+    def latent_frames(self) -> int:
+        return 1 + (self.clip_frames - 1) // 4
+
+    @property
+    def action_period(self) -> float:
+        """Seconds between two actions of a chunk."""
+        return self.action_skip / self.fps
+
+
+class Limits(Part):
+    """Bounds of the absolute command, one number an element; for a pose the first three (workspace)."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class Slot(Part):
+    """One named quantity of the robot.
+
+    `columns` are the numbers the robot reports for it and, transformed, give the state: as they are (`identity`),
+    through the kinematic chain (`forward_kinematics`: joints in, pose out), or averaged (`mean`).
+    """
+
+    name: Name
+    kind: Literal["pose", "joints", "gripper", "vector"]
+    columns: tuple[str, ...]
+    elements: tuple[str, ...]  # names of the state's numbers
+    units: tuple[str, ...]  # of the state: m, rad, 1 (no unit); the command's where `command_units` is None
+    command_units: tuple[str, ...] | None = None
+    transform: Literal["identity", "forward_kinematics", "mean"] = "identity"
+    chain: Chain | None = None
+    frame: str | None = None  # pose: the base frame it is expressed in
+    convention: Convention | None = None  # None: observed, never commanded
+    command_from: Literal["recorded", "next_state"] = "recorded"
+    expand: Literal["equal"] | None = None  # mean: a command is sent to every column alike
+    gripper_open: float | None = None  # the state's value when fully open, and closed: its sense
+    gripper_closed: float | None = None
+    present: bool = True  # False: an arm the model knows and this robot lacks; zeros, mask 0
+    limits: Limits | None = None
+
+    @property
+    def state_width(self) -> int:
+        return len(self.elements)
+
+    @property
+    def commanded(self) -> bool:
+        return self.convention is not None
+
+    @property
+    def command_width(self) -> int:
+        return self.state_width if self.commanded else 0
+
+    @property
+    def action_width(self) -> int:
+        return 0 if not self.commanded else 6 if self.kind == "pose" else self.state_width
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Slot:
+        if self.kind == "pose" and self.elements != POSE_ELEMENTS:
+            raise ValueError(f"a pose slot has the elements {POSE_ELEMENTS}")
+        if self.kind == "pose" and self.convention == "absolute":
+            raise ValueError("a pose is commanded relative to something; `absolute` is for joints, grippers and bases")
+        if len(self.units) != self.state_width:
+            raise ValueError(f"{len(self.units)} units for {self.state_width} elements")
+        if (self.chain is not None) != (self.transform == "forward_kinematics"):
+            raise ValueError("`chain` and transform `forward_kinematics` belong together")
+        if self.transform == "identity" and len(self.columns) != self.state_width:
+            raise ValueError(f"{len(self.columns)} columns for {self.state_width} elements")
+        if self.transform == "mean" and self.state_width != 1:
+            raise ValueError("a mean of columns is one number")
+        if self.transform == "mean" and self.commanded and self.expand is None:
+            raise ValueError("a mean of columns cannot be commanded unless `expand` says how it goes back to them")
+        if self.limits is not None:
+            expected = 3 if self.kind == "pose" else self.state_width
+            if len(self.limits.low) != expected or len(self.limits.high) != expected:
+                raise ValueError(
+                    f"limits of {len(self.limits.low)} and {len(self.limits.high)} numbers, not {expected}"
+                )
+        return self
+
+
+class DepthCode(Part):
+    """How depth is stored and shown to the VAE; see depth_code.py. Metres for `metric`, no unit for `relative`.
+
+    `clip_normalised`: inverse depth is stretched to its own minimum and maximum per clip and view (relative depth).
+    """
+
+    kind: Literal["metric", "relative", "none"]
+    near: float | None = None
+    far: float | None = None
+    source: str = "none"  # "sensor", "transformers:ID", "files:PATTERN"
+    clip_normalised: bool = False
+
+
+class Quantiles(Part):
+    """q01 and q99 of every number of the proprio [P] and of the action [Da]; equal pairs are widened beforehand.
+
+    Quaternions are not normalised: their pair is (-1, 1).
+    """
+
+    proprio_low: tuple[float, ...]
+    proprio_high: tuple[float, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Quantiles:
+        for name in ("proprio", "action"):
+            low, high = np.array(getattr(self, f"{name}_low")), np.array(getattr(self, f"{name}_high"))
+            if low.shape != high.shape or not np.all(np.isfinite(low) & np.isfinite(high)) or np.any(high <= low):
+                raise ValueError(f"{name} quantiles are not finite pairs with low < high")
+        return self
+
+
+class Contract(Part):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    embodiment: str
+    cameras: tuple[Camera, ...] = Field(min_length=1)
+    image: Image
+    timing: Timing
+    slots: tuple[Slot, ...] = Field(min_length=1)
+    depth: DepthCode
+    quantiles: Quantiles
+    prompts: tuple[str, ...]  # every instruction seen, sorted
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contract:
+        for what, names in (("camera", [c.name for c in self.cameras]), ("slot", [s.name for s in self.slots])):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two {what}s share a name: {names}")
+        if len(self.quantiles.proprio_low) != self.state_dim or len(self.quantiles.action_low) != self.action_dim:
+            raise ValueError("the quantiles do not fit the slots")
+        poses = [slot.name for slot in self.slots if slot.kind == "pose"]
+        for camera in self.cameras:
+            if camera.mount is not None and camera.mount not in poses:
+                raise ValueError(f"camera {camera.name!r} is mounted on {camera.mount!r}, which is not a pose slot")
+        return self
+
+    @property
+    def camera_names(self) -> list[str]:
+        return [camera.name for camera in self.cameras]
+
+    @property
+    def state_dim(self) -> int:
+        """P, also the model's proprio width Dp."""
+        return sum(slot.state_width for slot in self.slots)
+
+    @property
+    def command_dim(self) -> int:
+        return sum(slot.command_width for slot in self.slots)
+
+    @property
+    def action_dim(self) -> int:
+        """Da, the model's action width."""
+        return sum(slot.action_width for slot in self.slots)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def slot(self, name: str) -> Slot:
+        return next(slot for slot in self.slots if slot.name == name)
+
+    def to_bytes(self) -> bytes:
+        return json_bytes(self.model_dump(mode="json"))
+
+    def save(self, path: Path) -> None:
+        write_bytes_atomic(path, self.to_bytes())
+
+
+def load_contract(path: Path) -> Contract:
+    """Read contract.json.
+
+    Raises:
+        UserError: absent, not JSON, or not a contract of this version (every reason named).
+    """
+    try:
+        return Contract.model_validate(read_json(path))
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'contract'}: {e['msg']}" for e in error.errors())
+        raise UserError(f"is not a valid contract ({reasons})", path, "make it again with `xwam-ft prepare`") from None
+
+
+def require_same(ours: Contract, ours_at: Path, theirs: Contract, theirs_at: Path) -> None:
+    """Raise a `UserError` naming both files and the first fields that differ, unless the contracts are equal."""
+    if ours.sha256 == theirs.sha256:
+        return
+    left, right = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
+    fields = [name for name in left if left[name] != right[name]]
+    detail = f"{fields[0]} is {left[fields[0]]!r} there and {right[fields[0]]!r} in {theirs_at}"
+    if len(detail) > 300:
+        detail = f"they differ in {', '.join(fields)}"
+    raise UserError(
+        f"does not hold the contract of {theirs_at}: {detail}", ours_at, "use shards, run and bundle of one preparation"
+    )

@@ -1,0 +1,229 @@
+"""Commands <-> the actions a model learns, and numbers <-> normalised numbers; one function each way.
+
+Conventions (names as in the contract). Action i of a chunk that starts at t:
+    relative_to_chunk_start   command at t+i relative to the state at t
+    step_delta                command at t+i relative to the command before it (the first: to the state at t)
+    delta_to_state            command at t+i relative to the *state at t+i*; decoding needs the measured states
+    absolute                  the command itself
+"Relative" for a pose: position difference in the base frame, and the rotation vector of R_command * R_reference^T
+(base frame, X-WAM's form). For everything else: the difference. Quaternions are w x y z with w >= 0.
+
+Arrays are numpy float64 inside; leading dimension Ta is time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
+
+    from xwam_ft.contract import Contract, Slot
+
+
+def state_slices(contract: Contract) -> dict[str, slice]:
+    """Where each slot stands in a state vector [P]."""
+    return _slices([(slot.name, slot.state_width) for slot in contract.slots])
+
+
+def command_slices(contract: Contract) -> dict[str, slice]:
+    """Where each commanded slot stands in a command vector [Q]."""
+    return _slices([(slot.name, slot.command_width) for slot in contract.slots if slot.commanded])
+
+
+def action_slices(contract: Contract) -> dict[str, slice]:
+    """Where each commanded slot stands in an action vector [Da]."""
+    return _slices([(slot.name, slot.action_width) for slot in contract.slots if slot.commanded])
+
+
+def encode_actions(
+    contract: Contract,
+    commands: Float[ndarray, "ta q"],
+    state: Float[ndarray, " p"],
+    states: Float[ndarray, "ta p"] | None = None,
+) -> Float[ndarray, "ta da"]:
+    """Absolute commands of a chunk -> actions in SI units (not normalised).
+
+    Args:
+        commands: absolute commands at t + i * action_skip.
+        state: the state at t.
+        states: the states at t + i * action_skip; needed by `delta_to_state` alone.
+    """
+    return _convert(contract, commands, state, states, encode=True)
+
+
+def decode_actions(
+    contract: Contract,
+    actions: Float[ndarray, "ta da"],
+    state: Float[ndarray, " p"],
+    states: Float[ndarray, "ta p"] | None = None,
+) -> Float[ndarray, "ta q"]:
+    """Actions in SI units -> absolute commands; the inverse of `encode_actions` given the same states.
+
+    Raises:
+        ValueError: a slot's convention is `delta_to_state` and `states` is None. Accumulating such actions instead
+            would be wrong wherever a command is not the next state.
+    """
+    return _convert(contract, actions, state, states, encode=False)
+
+
+def normalise_proprio(contract: Contract, state: Float[ndarray, "*n p"]) -> Float[ndarray, "*n p"]:
+    """2 (x - q01) / (q99 - q01) - 1, without clipping; quaternions untouched (their quantiles are -1 and 1)."""
+    return _normalise(state, contract.quantiles.proprio_low, contract.quantiles.proprio_high)
+
+
+def normalise_action(contract: Contract, action: Float[ndarray, "*n da"]) -> Float[ndarray, "*n da"]:
+    return _normalise(action, contract.quantiles.action_low, contract.quantiles.action_high)
+
+
+def denormalise_action(contract: Contract, action: Float[ndarray, "*n da"]) -> Float[ndarray, "*n da"]:
+    return _denormalise(action, contract.quantiles.action_low, contract.quantiles.action_high)
+
+
+def denormalise_proprio(contract: Contract, proprio: Float[ndarray, "*n p"]) -> Float[ndarray, "*n p"]:
+    """Back to SI; predicted quaternions are brought to unit length and w >= 0."""
+    state = _denormalise(proprio, contract.quantiles.proprio_low, contract.quantiles.proprio_high)
+    for slot, place in zip(contract.slots, state_slices(contract).values(), strict=True):
+        if slot.kind == "pose" and slot.present:
+            quaternion = slice(place.start + 3, place.stop)
+            state[..., quaternion] = canonical_quaternion(state[..., quaternion])
+    return state
+
+
+def state_mask(contract: Contract) -> Float[ndarray, " p"]:
+    """1 where a slot is present on this robot."""
+    return np.concatenate([np.full(slot.state_width, float(slot.present)) for slot in contract.slots])
+
+
+def action_mask(contract: Contract) -> Float[ndarray, " da"]:
+    return np.concatenate([np.full(slot.action_width, float(slot.present)) for slot in contract.slots])
+
+
+def command_to_action_mask(contract: Contract, mask: Float[ndarray, "ta q"]) -> Float[ndarray, "ta da"]:
+    """A mask over command numbers -> one over action numbers (a pose counts when all its seven numbers do)."""
+    columns: list[np.ndarray] = []
+    places = command_slices(contract)
+    for slot in contract.slots:
+        if slot.commanded:
+            part = mask[:, places[slot.name]]
+            columns.append(np.repeat(part.min(axis=1, keepdims=True), 6, axis=1) if slot.kind == "pose" else part)
+    return np.concatenate(columns, axis=1) * action_mask(contract)
+
+
+def canonical_quaternion(quaternion: Float[ndarray, "*n 4"]) -> Float[ndarray, "*n 4"]:
+    """Unit length and w >= 0 (w x y z); a zero quaternion becomes the identity."""
+    length = np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    safe = np.where(length > 1e-9, quaternion / np.maximum(length, 1e-9), np.array([1.0, 0.0, 0.0, 0.0]))
+    return np.where(safe[..., :1] < 0, -safe, safe)
+
+
+def pose_matrix(pose: Float[ndarray, "*n 7"]) -> Float[ndarray, "*n 4 4"]:
+    """x y z, quaternion w x y z -> homogeneous matrix."""
+    matrix = np.zeros((*pose.shape[:-1], 4, 4))
+    matrix[..., 3, 3] = 1.0
+    matrix[..., :3, 3] = pose[..., :3]
+    flat = canonical_quaternion(pose[..., 3:]).reshape(-1, 4)
+    matrix[..., :3, :3] = Rotation.from_quat(flat, scalar_first=True).as_matrix().reshape(*pose.shape[:-1], 3, 3)
+    return matrix
+
+
+def matrix_pose(matrix: Float[ndarray, "*n 4 4"]) -> Float[ndarray, "*n 7"]:
+    """Homogeneous matrix -> x y z, quaternion w x y z with w >= 0."""
+    rotation = Rotation.from_matrix(matrix[..., :3, :3].reshape(-1, 3, 3))
+    quaternion = canonical_quaternion(rotation.as_quat(scalar_first=True)).reshape(*matrix.shape[:-2], 4)
+    return np.concatenate([matrix[..., :3, 3], quaternion], axis=-1)
+
+
+def pose_difference(target: Float[ndarray, "n 7"], reference: Float[ndarray, "n 7"]) -> Float[ndarray, "n 6"]:
+    """Position difference and rotation vector of R_target * R_reference^T, both in the base frame."""
+    turn = _rotation(target) * _rotation(reference).inv()
+    return np.concatenate([target[:, :3] - reference[:, :3], turn.as_rotvec()], axis=1)
+
+
+def pose_apply(difference: Float[ndarray, "n 6"], reference: Float[ndarray, "n 7"]) -> Float[ndarray, "n 7"]:
+    """The pose that differs from `reference` by `difference`; inverse of `pose_difference`."""
+    turned = Rotation.from_rotvec(difference[:, 3:]) * _rotation(reference)
+    quaternion = canonical_quaternion(turned.as_quat(scalar_first=True))
+    return np.concatenate([reference[:, :3] + difference[:, :3], quaternion], axis=1)
+
+
+def _convert(
+    contract: Contract, values: np.ndarray, state: np.ndarray, states: np.ndarray | None, *, encode: bool
+) -> np.ndarray:
+    source = command_slices(contract) if encode else action_slices(contract)
+    state_at = state_slices(contract)
+    parts: list[np.ndarray] = []
+    for slot in contract.slots:
+        if not slot.commanded:
+            continue
+        if not slot.present:
+            parts.append(np.zeros((len(values), slot.action_width if encode else slot.command_width)))
+            continue
+        start = np.asarray(state[state_at[slot.name]], dtype=np.float64)
+        along = None if states is None else np.asarray(states[:, state_at[slot.name]], dtype=np.float64)
+        value = np.asarray(values[:, source[slot.name]], dtype=np.float64)
+        parts.append(_encode_slot(slot, value, start, along) if encode else _decode_slot(slot, value, start, along))
+    return np.concatenate(parts, axis=1)
+
+
+def _encode_slot(slot: Slot, commands: np.ndarray, start: np.ndarray, along: np.ndarray | None) -> np.ndarray:
+    if slot.convention == "absolute":
+        return commands
+    if slot.convention == "step_delta":
+        reference = np.concatenate([start[None], commands[:-1]])
+    elif slot.convention == "delta_to_state":
+        reference = _needed(slot, along)
+    else:
+        reference = np.broadcast_to(start, commands.shape)
+    return pose_difference(commands, reference) if slot.kind == "pose" else commands - reference
+
+
+def _decode_slot(slot: Slot, actions: np.ndarray, start: np.ndarray, along: np.ndarray | None) -> np.ndarray:
+    if slot.convention == "absolute":
+        return actions
+    if slot.convention == "step_delta":
+        if slot.kind != "pose":
+            return start + np.cumsum(actions, axis=0)
+        commands, reference = [], start[None]
+        for action in actions:
+            reference = pose_apply(action[None], reference)
+            commands.append(reference[0])
+        return np.stack(commands)
+    width = slot.command_width
+    reference = (
+        _needed(slot, along) if slot.convention == "delta_to_state" else np.broadcast_to(start, (len(actions), width))
+    )
+    return pose_apply(actions, reference) if slot.kind == "pose" else reference + actions
+
+
+def _needed(slot: Slot, along: np.ndarray | None) -> np.ndarray:
+    if along is None:
+        raise ValueError(f"slot {slot.name!r} uses delta_to_state, which needs the measured state at every step")
+    return along
+
+
+def _normalise(value: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
+    bottom, top = np.asarray(low), np.asarray(high)
+    return 2.0 * (value - bottom) / (top - bottom) - 1.0
+
+
+def _denormalise(value: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
+    bottom, top = np.asarray(low), np.asarray(high)
+    return (np.asarray(value, dtype=np.float64) + 1.0) / 2.0 * (top - bottom) + bottom
+
+
+def _rotation(pose: np.ndarray) -> Rotation:
+    return Rotation.from_quat(canonical_quaternion(pose[:, 3:]), scalar_first=True)
+
+
+def _slices(widths: list[tuple[str, int]]) -> dict[str, slice]:
+    places: dict[str, slice] = {}
+    at = 0
+    for name, width in widths:
+        places[name] = slice(at, at + width)
+        at += width
+    return places

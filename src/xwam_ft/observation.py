@@ -1,0 +1,180 @@
+"""The robot's side of the contract: what a robot reports -> model inputs, model actions -> what a robot is told.
+
+An observation is a plain dict:
+    {"images": {camera: uint8 [H, W, 3] RGB}, "state": {slot: numbers in the slot's `columns` order}, "prompt": str}
+Slots computed from joints (`forward_kinematics`) or from several columns (`mean`) take those columns, as recorded, and
+are transformed here by the code that `prepare` uses. SI units: metres, radians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft import conventions
+from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.media import resize_pictures
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+    from numpy import ndarray
+
+    from xwam_ft.contract import Contract, Slot
+
+WHERE = "observation"
+
+
+@dataclass(frozen=True)
+class EncodedObservation:
+    """An observation in the model's terms, before the VAE."""
+
+    pictures: UInt8[ndarray, "v h w 3"]  # resized to the contract's image, not yet cropped
+    state: Float[ndarray, " p"]  # absolute, SI
+    proprio: Float[ndarray, " p"]  # normalised
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Commands:
+    """A chunk of robot commands, Ta steps `timing.action_period` seconds apart."""
+
+    table: Float[ndarray, "ta q"]  # absolute commands in the contract's layout
+    slots: dict[str, Float[ndarray, "ta n"]]  # what the robot takes: joints for a kinematic slot, else the command
+    residual: dict[str, Float[ndarray, "ta 2"]] = field(default_factory=dict[str, Any])  # IK: metres, radians
+    clamped: dict[str, int] = field(default_factory=dict[str, int])  # numbers brought inside the limits
+
+
+def slot_state(slot: Slot, columns: Float[ndarray, "f n"]) -> Float[ndarray, "f w"]:
+    """Reported columns of one slot -> its state: as is, by forward kinematics, or averaged."""
+    if slot.transform == "forward_kinematics":
+        assert slot.chain is not None
+        return conventions.matrix_pose(slot.chain.forward(columns))
+    if slot.transform == "mean":
+        return columns.mean(axis=-1, keepdims=True)
+    if slot.kind == "pose":
+        quaternion = conventions.canonical_quaternion(columns[..., 3:])
+        return np.concatenate([columns[..., :3], quaternion], axis=-1)
+    return columns
+
+
+def encode(contract: Contract, observation: Mapping[str, Any]) -> EncodedObservation:
+    """Check an observation against the contract and bring it into the model's form.
+
+    Raises:
+        UserError: a camera, slot or prompt is missing or unknown, or has another shape or type; each names the
+            field, what came and what is expected.
+    """
+    for key in ("images", "state", "prompt"):
+        if key not in observation:
+            raise UserError(f"has no {key!r}", WHERE, "give images, state and prompt")
+    images, state = _mapping(observation, "images"), _mapping(observation, "state")
+    prompt = observation["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"prompt is {prompt!r}, not an instruction", f"{WHERE}.prompt", "give the task in words")
+    cameras = contract.camera_names
+    _same_names("camera", images, cameras, f"{WHERE}.images")
+    present = [slot for slot in contract.slots if slot.present]
+    _same_names("slot", state, [slot.name for slot in present], f"{WHERE}.state")
+    pictures = [_picture(name, images[name]) for name in cameras]
+    resized = [resize_pictures(p[None], contract.image.height, contract.image.width)[0] for p in pictures]
+    parts = [_state(slot, state[slot.name]) if slot.present else np.zeros(slot.state_width) for slot in contract.slots]
+    vector = np.concatenate(parts)
+    return EncodedObservation(
+        np.stack(resized), vector, conventions.normalise_proprio(contract, vector), prompt.strip()
+    )
+
+
+def decode(
+    contract: Contract,
+    action: Float[ndarray, "ta da"],
+    state: Float[ndarray, " p"],
+    observation: Mapping[str, Any] | None = None,
+    states: Float[ndarray, "ta p"] | None = None,
+) -> Commands:
+    """Normalised actions -> commands, clamped to the contract's limits; every clamped number is counted.
+
+    Args:
+        action: the model's output, normalised.
+        state: the absolute state the chunk starts from.
+        observation: as reported; its joints seed the inverse kinematics of `forward_kinematics` slots.
+        states: measured states along the chunk, needed by `delta_to_state`.
+    """
+    raw = conventions.denormalise_action(contract, np.asarray(action, dtype=np.float64))
+    table = conventions.decode_actions(contract, raw, state, states)
+    clamped = _clamp(contract, table)
+    slots: dict[str, np.ndarray] = {}
+    residual: dict[str, np.ndarray] = {}
+    for name, place in conventions.command_slices(contract).items():
+        slot = contract.slot(name)
+        if not slot.present:
+            continue
+        command = table[:, place]
+        if slot.transform == "forward_kinematics" and observation is not None:
+            assert slot.chain is not None
+            seed = np.asarray(_mapping(observation, "state")[name], dtype=np.float64)
+            slots[name], residual[name] = slot.chain.inverse_path(conventions.pose_matrix(command), seed)
+        elif slot.transform == "mean":
+            slots[name] = np.repeat(command, len(slot.columns), axis=1)  # `expand: equal`
+        else:
+            slots[name] = command
+    return Commands(table, slots, residual, clamped)
+
+
+def _clamp(contract: Contract, table: np.ndarray) -> dict[str, int]:
+    """Bring `table` inside the limits in place; return how many numbers of each slot were moved."""
+    counts: dict[str, int] = {}
+    for name, place in conventions.command_slices(contract).items():
+        limits = contract.slot(name).limits
+        if limits is None:
+            continue
+        part = table[:, place.start : place.start + len(limits.low)]
+        bounded = np.clip(part, limits.low, limits.high)
+        if moved := int(np.count_nonzero(bounded != part)):
+            counts[name] = moved
+        part[...] = bounded
+    return counts
+
+
+def _mapping(observation: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value: object = observation[key]
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} is a {type(value).__name__}", f"{WHERE}.{key}", "give a dict from name to array")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _same_names(what: str, given: Mapping[str, Any], expected: list[str], where: str) -> None:
+    for name in expected:
+        if name not in given:
+            raise UserError(f"{what} {name!r} is missing (given: {listed(given)})", where, f"add {name!r}")
+    for name in given:
+        if name not in expected:
+            hint = did_you_mean(str(name), expected)
+            raise UserError(f"unknown {what} {name!r}{hint}", where, f"give exactly: {listed(expected, 50)}")
+
+
+def _picture(name: str, value: Any) -> np.ndarray:
+    picture = np.asarray(value)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+        raise UserError(
+            f"has shape {list(picture.shape)} and type {picture.dtype}",
+            f"{WHERE}.images.{name}",
+            "give RGB pixels as uint8 [height, width, 3]",
+        )
+    return picture
+
+
+def _state(slot: Slot, value: Any) -> np.ndarray:
+    where = f"{WHERE}.state.{slot.name}"
+    expected = f"give {len(slot.columns)} numbers: {listed(slot.columns, 40)}"
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"is not numbers ({value!r:.60})", where, expected) from None
+    if numbers.shape != (len(slot.columns),):
+        raise UserError(f"has shape {list(numbers.shape)}", where, expected)
+    if not np.all(np.isfinite(numbers)):
+        raise UserError(f"holds {numbers[~np.isfinite(numbers)][0]}", where, "send finite numbers only")
+    return slot_state(slot, numbers[None])[0]
