@@ -1,0 +1,189 @@
+"""The verbs of `xwam-ft`. Each reads its arguments, calls one function of a room and prints where the result lies.
+
+Heavy imports stand inside the verbs, so that `--help` answers at once. A `UserError` ends in one sentence on stderr
+and exit code 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xwam_ft.errors import EXIT_CODE, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="xwam-ft",
+    help="Fine-tune X-WAM, a 4D world-action model, on your own teleoperation recordings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")
+]
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+Bundle = Annotated[Path, typer.Argument(help="Bundle folder made by `xwam-ft export`.")]
+Shards = Annotated[Path, typer.Argument(help="Shard set made by `xwam-ft prepare`.")]
+
+
+@app.command()
+def inspect(
+    raw: Annotated[Path, typer.Argument(help="Folder of recordings.")],
+    write: Annotated[Path | None, typer.Option(help="Write a commented starter embodiment file here.")] = None,
+) -> None:
+    """Show what recordings hold, and propose how to read them."""
+    from xwam_ft.prepare.inspect import inspect
+
+    inspect(raw, write, _console())
+
+
+@app.command()
+def prepare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RAW... OUT", help="Recordings, then the new shard set.")],
+    embodiment: Annotated[Path, typer.Option(help="Embodiment file: cameras, timing, slots.")],
+    depth: Annotated[
+        str | None,
+        typer.Option(help="sensor, transformers:ID, files:PATTERN or none. Default: sensor where recorded."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one. The result is the same.")] = 2,
+    strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
+    urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
+) -> None:
+    """Turn raw recordings into shards."""
+    if len(paths) < 2:
+        raise UserError("got one path", "xwam-ft prepare", "give the recordings, then the folder to make: RAW... OUT")
+    from xwam_ft.prepare.pipeline import prepare
+
+    *raws, out = paths
+    prepare(
+        raws,
+        out,
+        embodiment=embodiment,
+        depth=depth,
+        workers=workers,
+        strict=strict,
+        urdf_dirs=urdf_dir or [],
+        console=_console(),
+    )
+
+
+@app.command()
+def encode(
+    shards: Shards,
+    recipe: Annotated[Path, typer.Option(help="The recipe whose backbone encodes.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make the latent cache of a shard set; `train` does it too where it is missing."""
+    from xwam_ft.train.run import encode_shards
+
+    encode_shards(shards, recipe, overrides or [], _console())
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe (YAML).")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/<recipe>.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+) -> None:
+    """Train by a recipe, or go on with a run that was interrupted."""
+    from xwam_ft.train import run as training
+
+    if resume is not None and recipe is None and run is None and not overrides:
+        training.resume(resume, _console())
+    elif recipe is not None and resume is None:
+        training.train(recipe, run, overrides or [], _console())
+    else:
+        raise UserError("got neither just a recipe nor just --resume", "xwam-ft train", "give RECIPE, or --resume RUN")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="Bundle folder to make.")],
+    format: Annotated[str, typer.Option(help="bundle")] = "bundle",
+    no_ema: Annotated[bool, typer.Option("--no-ema", help="Take the last weights, not their average.")] = False,
+    no_depth: Annotated[bool, typer.Option("--no-depth", help="Leave the depth branch out.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default as trained.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
+) -> None:
+    """Write a deployable bundle that has proved itself."""
+    from xwam_ft.export.export import export_run
+
+    export_run(
+        run,
+        out,
+        format=format,
+        ema=not no_ema,
+        depth=not no_depth,
+        dtype=dtype,
+        prompts=prompt or [],
+        console=_console(),
+    )
+
+
+@app.command()
+def imagine(
+    bundle: Bundle,
+    shards: Annotated[Path, typer.Option(help="Shard set.")],
+    episode: Annotated[int, typer.Option(min=0, help="Episode of the shard set.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+) -> None:
+    """Write imagined beside recorded: RGB, depth and point cloud."""
+    from xwam_ft.evaluate.imagine import imagine
+
+    imagine(bundle, shards, episode, out, _console())
+
+
+@app.command()
+def evaluate(
+    bundle: Bundle,
+    shards: Shards,
+    out: Annotated[Path | None, typer.Option(help="Write report.html and metrics.json here.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Held-out clips, spread evenly.")] = 64,
+) -> None:
+    """Open-loop action error on held-out episodes, in physical units, beside two baselines."""
+    from xwam_ft.evaluate.open_loop import evaluate_bundle
+
+    evaluate_bundle(bundle, shards, out, clips, _console())
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/demo")) -> None:
+    """The whole job on the bundled recordings, on a CPU, in minutes."""
+    from xwam_ft.demo import demo
+
+    demo(out, _console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def main() -> None:
+    """Entry point: run a verb; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"xwam-ft: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.exit(EXIT_CODE)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); the interpreter must not complain while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

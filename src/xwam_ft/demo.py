@@ -1,0 +1,101 @@
+"""`xwam-ft demo`: the whole job on the bundled recordings, through the very functions the other verbs call.
+
+Like cli.py this is a front door: it may import every room. Finished stages are kept, so a second call goes on
+where the first stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from xwam_ft.bundled import bundled
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RECORDINGS = "recordings/metaworld_demo"
+EMBODIMENT = "recipes/embodiments/metaworld_sawyer.yaml"
+RECIPE = "recipes/tiny_cpu.yaml"
+
+
+def demo(out: Path, console: Console) -> None:
+    """Prepare, train, export, evaluate and imagine under `out`; ends with a table of what to open.
+
+    Args:
+        out: folder to make, or one a stopped demo left.
+    """
+    from xwam_ft.evaluate.imagine import imagine
+    from xwam_ft.evaluate.open_loop import evaluate_bundle
+    from xwam_ft.export.export import export_run
+    from xwam_ft.prepare.pipeline import prepare
+    from xwam_ft.shards import ShardSet
+    from xwam_ft.train import run as training
+
+    shards, run, bundle = out / "shards", out / "run", out / "bundle"
+    pictures, evaluation = out / "imagined", out / "evaluation"
+    took: dict[str, float] = {}
+
+    with _stage("prepare", console, took):
+        prepare(
+            [bundled(RECORDINGS)],
+            shards,
+            embodiment=bundled(EMBODIMENT),
+            depth="sensor",
+            workers=2,
+            strict=True,
+            urdf_dirs=[],
+            console=console,
+        )
+    with _stage("train", console, took):
+        if not run.exists():
+            training.train(bundled(RECIPE), run, [f"data.shards={json.dumps(str(shards))}"], console)
+        elif not bundle.exists():
+            training.resume(run, console)
+    with _stage("export", console, took):
+        if not bundle.exists():
+            export_run(
+                run, bundle, format="bundle", ema=True, depth=True, dtype=None, prompts=[], console=console
+            )
+    with _stage("evaluate", console, took):
+        if not evaluation.exists():
+            evaluate_bundle(bundle, shards, evaluation, 64, console)
+    held_out = next(entry.episode for entry in ShardSet.open(shards).segments("held_out"))
+    with _stage("imagine", console, took):
+        if not pictures.exists():
+            imagine(bundle, shards, held_out, pictures, console)
+    _summary(out, console, took)
+
+
+class _stage:
+    """Announce a stage and take its time."""
+
+    def __init__(self, name: str, console: Console, took: dict[str, float]) -> None:
+        self.name, self.console, self.took = name, console, took
+
+    def __enter__(self) -> None:
+        self.console.rule(f"[bold]{self.name}")
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.took[self.name] = time.perf_counter() - self.started
+
+
+def _summary(out: Path, console: Console, took: dict[str, float]) -> None:
+    metrics: dict[str, Any] = json.loads((out / "evaluation" / "metrics.json").read_text())
+    table = Table("what", "where", title="xwam-ft demo")
+    for what, where in (
+        ("shard report", "shards/report.html"),
+        ("run", "run"),
+        ("bundle", "bundle"),
+        ("imagined beside recorded", "imagined"),
+        ("open-loop evaluation", "evaluation/report.html"),
+    ):
+        table.add_row(what, str(out / where))
+    console.print(table)
+    console.print(metrics)
+    console.print("  ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items()))
