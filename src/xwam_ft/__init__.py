@@ -1,1 +1,63 @@
-"""xwam-ft: fine-tune X-WAM on your own teleoperation recordings."""
+"""xwam-ft: fine-tune X-WAM, a 4D world-action model, on your own teleoperation recordings.
+
+The map of the package. The commands are the rooms; what several of them share are nouns, files in the hall.
+Data walks through once:  raw recordings --prepare--> shards --train--> run --export--> bundle --policy--> actions
+
+Front doors
+    cli.py            the verbs of `xwam-ft`
+    demo.py           the whole job on the bundled recordings
+
+The hall
+    errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
+    files.py          atomic writing, JSON, hashes
+    recipe.py         the strict schema of a training recipe
+    contract.py       what prepare, train, export and policy must agree on
+    conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
+    observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
+    kinematics.py     URDF chains: joints -> poses, and back
+    media.py          probe, decode, resize, encode video
+    depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees
+    shards.py         the shard format: segments, clips, index
+
+The rooms, each importing only those before it (prepare and model do not know each other)
+    prepare/          raw recordings -> shards
+    model/            a batch -> velocities -> losses or samples
+    policy/           a network and its contract -> actions; the bundle
+    evaluate/         a policy and shards -> numbers in physical units, pictures, point clouds, reports
+    train/            shards and a recipe -> a run folder
+    export/           a run -> a bundle that has proved itself
+
+Beside them
+    bundled/          recordings and recipes that ship with the package
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xwam_ft.contract import Contract, load_contract
+    from xwam_ft.errors import UserError
+    from xwam_ft.policy.policy import Policy
+    from xwam_ft.recipe import Recipe, load_recipe
+    from xwam_ft.shards import ShardSet
+
+__version__ = "0.1.0"
+__all__ = ["Contract", "Policy", "Recipe", "ShardSet", "UserError", "load_contract", "load_recipe"]
+
+_HOMES = {
+    "Contract": "contract",
+    "Policy": "policy.policy",
+    "Recipe": "recipe",
+    "ShardSet": "shards",
+    "UserError": "errors",
+    "load_contract": "contract",
+    "load_recipe": "recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,98 @@
+"""The structure of the package, checked against the rules CONTRIBUTING.md states."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xwam_ft
+
+SOURCE = Path(xwam_ft.__file__).parent
+REPOSITORY = SOURCE.parents[1]
+ROOMS = ["prepare", "model", "policy", "evaluate", "train", "export"]
+FRONT_DOORS = {"cli", "demo"}
+MAY_NOT = {"prepare": set(ROOMS) - {"prepare"}, "model": set(ROOMS) - {"model"}} | {
+    room: set(ROOMS[ROOMS.index(room) + 1 :]) for room in ROOMS[2:]
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every `xwam_ft.x` a file imports, at any depth of nesting, as "x"."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "xwam_ft":
+                found |= {alias.name for alias in node.names}
+            elif node.module.startswith("xwam_ft."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("xwam_ft.")}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    place = path.relative_to(SOURCE).parts
+    imports = imported_modules(path)
+    if place[0] in ROOMS:
+        assert not imports & MAY_NOT[place[0]]
+        assert not imports & FRONT_DOORS
+    elif path.stem not in FRONT_DOORS | {"__init__"}:
+        assert not imports & (set(ROOMS) | FRONT_DOORS), "a noun of the hall imports a room"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_map_names_every_file_and_room() -> None:
+    assert xwam_ft.__doc__ is not None
+    named = set(re.findall(r"^    ([a-z_]+(?:\.py|/))", xwam_ft.__doc__, flags=re.M))
+    present = {p.name for p in SOURCE.glob("*.py") if p.name != "__init__.py"}
+    present |= {p.parent.name + "/" for p in SOURCE.glob("*/__init__.py")}
+    assert named == present
+
+
+@pytest.mark.parametrize(
+    "module", ["xwam_ft", "xwam_ft.cli", "xwam_ft.contract", "xwam_ft.recipe", *(f"xwam_ft.{room}" for room in ROOMS)]
+)
+def test_light_imports_load_no_torch(module: str) -> None:
+    code = f"import sys, {module}; heavy = {{'torch', 'lightning', 'diffusers', 'transformers'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", f"{code}; assert not heavy, heavy"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_pickled() -> None:
+    forbidden = re.compile(r"\b(pickle|torch\.load|torch\.save|allow_pickle\s*=\s*True|joblib|cloudpickle)\b")
+    offenders = [str(p.relative_to(SOURCE)) for p in FILES if forbidden.search(_code(p))]
+    assert not offenders
+
+
+def test_verbs_stay_short() -> None:
+    tree = ast.parse((SOURCE / "cli.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 40, node.name
+
+
+def _code(path: Path) -> str:
+    """The file without docstrings and comments."""
+    return ast.unparse(_strip(ast.parse(path.read_text())))
+
+
+def _strip(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[0] = ast.Pass()
+    return tree
