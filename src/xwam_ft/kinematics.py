@@ -189,10 +189,9 @@ def load_chain(urdf_path: Path, base: str, tip: str, joint_order: list[str] | No
     link = tip
     while link != base:
         if link not in above or len(path) > len(above):
+            over = [_attribute(joint, "parent", "link", urdf_path) for joint in path]
             raise UserError(
-                f"link {tip!r} is not below link {base!r}: going up from it ends at {link!r}",
-                urdf_path,
-                f"choose as base one of: {listed([_attribute(j, 'parent', 'link', urdf_path) for j in path] or ['none'])}",
+                f"link {tip!r} is not below link {base!r}", urdf_path, f"choose as base one of: {listed(over, 40)}"
             )
         path.append(above[link])
         link = _attribute(above[link], "parent", "link", urdf_path)

@@ -1,0 +1,367 @@
+"""Video files and pictures; the one place that knows decord and PyAV.
+
+The decoder is chosen by probing codec and pixel format, never by trial: decord for 8-bit H.264, HEVC, MPEG-4 and VP9
+where it is installed, PyAV for everything else (decord cannot open AV1 and returns wrong bytes above 8 bits). Frames
+are addressed by their index in presentation order and come exactly, also from files that several episodes share.
+
+Pictures are uint8 RGB, depth codes uint16. What is written is byte-reproducible for equal library versions: one
+encoder thread, no dates, no random identifiers. Resizing and cropping stand in pictures.py and are offered here too.
+"""
+
+from __future__ import annotations
+
+import bisect
+import importlib.util
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft.errors import UserError
+from xwam_ft.files import atomic_path, write_bytes_atomic
+from xwam_ft.pictures import (
+    centre_crop,
+    centre_crop_nearest,
+    crop_intrinsics,
+    crop_size,
+    resize_intrinsics,
+    resize_nearest,
+    resize_pictures,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8, UInt16
+    from numpy import ndarray
+
+__all__ = [
+    "VideoInfo",
+    "centre_crop",
+    "centre_crop_nearest",
+    "count_frames",
+    "crop_intrinsics",
+    "crop_size",
+    "gray16_bytes",
+    "iterate_rgb",
+    "probe",
+    "read_gray16",
+    "read_rgb",
+    "resize_intrinsics",
+    "resize_nearest",
+    "resize_pictures",
+    "rgb_bytes",
+    "write_gray16",
+    "write_preview",
+    "write_rgb",
+]
+
+Source = Path | bytes
+DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp9"}
+# One packet is one picture in these; elsewhere (VP8's hidden frames, packed MPEG-4 in AVI) pictures are counted.
+PACKET_CODECS = {"h264", "hevc", "av1", "vp9", "ffv1", "mjpeg", "png"}
+PACKET_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+Frames = Sequence[int] | slice | None
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    codec: str
+    pixel_format: str
+    bits: int  # a component
+    width: int
+    height: int
+    fps: float
+    frames: int | None  # as the container declares; trust `count_frames` alone
+
+    @property
+    def decoder(self) -> str:
+        """`decord` or `av`."""
+        fits = self.codec in DECORD_CODECS and self.bits == 8
+        return "decord" if fits and importlib.util.find_spec("decord") is not None else "av"
+
+
+def probe(source: Source) -> VideoInfo:
+    """What a video file says of itself.
+
+    Raises:
+        UserError: absent, not a video, or without a video stream.
+    """
+    with _open(source) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        return VideoInfo(
+            codec=_codec_name(context),
+            pixel_format=context.pix_fmt or "none",
+            bits=context.format.components[0].bits if context.format else 0,
+            width=context.width,
+            height=context.height,
+            fps=float(stream.average_rate or stream.guessed_rate or 0),
+            frames=stream.frames or None,
+        )
+
+
+def count_frames(source: Source) -> int:
+    """Exact number of pictures: by counting packets where one packet is one picture, else by decoding."""
+    with _open(source) as container:
+        if (known := _timestamps(container, source)) is not None:
+            return len(known[0])
+    with _open(source) as container:
+        return sum(1 for _ in _decode(container, source))
+
+
+def read_rgb(source: Source, frames: Frames = None) -> UInt8[ndarray, "n h w 3"]:
+    """Decode pictures by index.
+
+    Args:
+        frames: indices in any order (repeats allowed), a slice, or None for all.
+
+    Raises:
+        UserError: unreadable, or an index past the end.
+    """
+    if probe(source).decoder == "av":
+        return _read_av(source, frames, "rgb24")
+    import decord
+
+    try:
+        reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1)
+        wanted = _indices(frames, len(reader), source)
+        unique, inverse = np.unique(wanted, return_inverse=True)
+        if not len(unique):
+            return np.zeros((0, *reader[0].shape), dtype=np.uint8)
+        pictures: np.ndarray = reader.get_batch(unique).asnumpy()
+    except decord.DECORDError as error:
+        raise _unreadable(source, str(error).splitlines()[0]) from None
+    return pictures if np.array_equal(unique, wanted) else pictures[inverse]
+
+
+def iterate_rgb(source: Source, start: int = 0, stop: int | None = None, block: int = 64) -> Iterator[np.ndarray]:
+    """The pictures `start` .. `stop` - 1 one by one, [H, W, 3], at the memory of `block` of them."""
+    stop = count_frames(source) if stop is None else stop
+    for first in range(start, stop, block):
+        yield from read_rgb(source, range(first, min(first + block, stop)))
+
+
+def read_gray16(source: Source, frames: Frames = None) -> UInt16[ndarray, "n h w"]:
+    """Decode single-channel 10- to 16-bit video (FFV1 gray16le, HEVC gray12le, ...) to its native values.
+
+    Raises:
+        UserError: unreadable, not such a video, or an index past the end.
+    """
+    info = probe(source)
+    if info.bits <= 8 or not info.pixel_format.startswith("gray"):
+        raise UserError(
+            f"holds {info.codec} {info.pixel_format}, not 10- to 16-bit gray depth", _name(source), "give a depth video"
+        )
+    return _read_av(source, frames, "gray")
+
+
+def write_rgb(
+    path: Path, frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, *, crf: int = 18, gop: int = 16
+) -> None:
+    """Write H.264 (yuv420p) atomically; height and width even. `gop` bounds what random access has to decode."""
+    write_bytes_atomic(path, rgb_bytes(frames, fps, crf=crf, gop=gop))
+
+
+def rgb_bytes(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, *, crf: int = 18, gop: int = 16) -> bytes:
+    """An H.264 mp4 in memory; see `write_rgb`."""
+    options = {"crf": str(crf), "preset": "medium", "g": str(gop), "threads": "1"}
+    buffer = io.BytesIO()
+    _encode(buffer, frames, fps, "libx264", "yuv420p", "rgb24", "mp4", options, {})
+    return buffer.getvalue()
+
+
+def write_gray16(path: Path, frames: Iterable[UInt16[ndarray, "h w"]], fps: float) -> None:
+    """Write lossless FFV1 gray16le in Matroska (.mkv) atomically."""
+    write_bytes_atomic(path, gray16_bytes(frames, fps))
+
+
+def gray16_bytes(frames: Iterable[UInt16[ndarray, "h w"]], fps: float) -> bytes:
+    """A lossless FFV1 .mkv in memory; see `write_gray16`."""
+    options = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
+    buffer = io.BytesIO()
+    _encode(buffer, frames, fps, "ffv1", "gray16le", "gray16le", "matroska", options, {})
+    return buffer.getvalue()
+
+
+def write_preview(path: Path, frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float) -> None:
+    """Write an .mp4 every browser plays (H.264 yuv420p, index in front); an odd edge is repeated to make it even."""
+    options = {"crf": "23", "preset": "medium", "threads": "1"}
+    even = (np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge") for frame in frames)
+    with atomic_path(path) as temporary:
+        _encode(str(temporary), even, fps, "libx264", "yuv420p", "rgb24", "mp4", options, {"movflags": "+faststart"})
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------
+
+
+def _open(source: Source) -> Any:
+    import av
+
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError("the video file does not exist", source, "restore it, or leave its episode out")
+    try:
+        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+    except (av.FFmpegError, OSError) as error:
+        raise _unreadable(source, str(error)) from None
+    if not container.streams.video:
+        container.close()
+        raise _unreadable(source, "no video stream")
+    return container
+
+
+def _decode(container: Any, source: Source) -> Iterator[Any]:
+    import av
+
+    try:
+        yield from container.decode(video=0)
+    except av.FFmpegError as error:
+        raise _unreadable(source, str(error)) from None
+
+
+def _timestamps(container: Any, source: Source) -> tuple[list[int], list[int]] | None:
+    """Presentation times of all pictures in order and the indices of the key frames, from the packets alone.
+
+    None where packets do not tell: another codec or container, times missing or repeated.
+    """
+    import av
+
+    if _codec_name(container.streams.video[0].codec_context) not in PACKET_CODECS:
+        return None
+    if not PACKET_CONTAINERS & set(container.format.name.split(",")):
+        return None
+    shown: list[tuple[int, bool]] = []
+    try:
+        for packet in container.demux(video=0):
+            if packet.size and not packet.is_discard:
+                if packet.pts is None:
+                    return None
+                shown.append((packet.pts, packet.is_keyframe))
+    except av.FFmpegError as error:
+        raise _unreadable(source, str(error)) from None
+    shown.sort()
+    times = [time for time, _ in shown]
+    keys = [index for index, (_, key) in enumerate(shown) if key]
+    return (times, keys) if keys and len(set(times)) == len(times) else None
+
+
+def _read_av(source: Source, frames: Frames, layout: str) -> np.ndarray:
+    with _open(source) as container:
+        known = _timestamps(container, source)
+    if known is None:
+        return _read_by_counting(source, frames, layout)
+    times, keys = known
+    index_at = {time: index for index, time in enumerate(times)}
+    wanted = _indices(frames, len(times), source)
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    pictures: list[np.ndarray] = []
+    with _open(source) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        decoding: Iterator[Any] | None = None
+        position = -1  # index of the last picture decoded
+        for index in unique.tolist():
+            key = keys[max(bisect.bisect_right(keys, index) - 1, 0)]
+            if decoding is None or key > position + 1:
+                container.seek(times[key], stream=stream, backward=True)
+                decoding = _decode(container, source)
+            for frame in decoding:
+                position = index_at.get(frame.pts, position)
+                if frame.pts >= times[index]:
+                    break
+            else:
+                raise _unreadable(source, f"picture {index} does not decode")
+            if frame.pts != times[index]:
+                raise _unreadable(source, f"picture {index} does not decode")
+            pictures.append(_array(frame, layout))
+    return _stack(pictures, inverse, source, layout)
+
+
+def _read_by_counting(source: Source, frames: Frames, layout: str) -> np.ndarray:
+    """For files whose packets do not tell: decode from the start and count."""
+    wanted = _indices(frames, count_frames(source), source)
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    chosen = set(unique.tolist())
+    with _open(source) as container:
+        decoded = itertools.islice(_decode(container, source), max(chosen, default=-1) + 1)
+        pictures = [_array(frame, layout) for index, frame in enumerate(decoded) if index in chosen]
+    return _stack(pictures, inverse, source, layout)
+
+
+def _stack(pictures: list[np.ndarray], inverse: np.ndarray, source: Source, layout: str) -> np.ndarray:
+    if not pictures:
+        info = probe(source)
+        shape = (0, info.height, info.width) + ((3,) if layout == "rgb24" else ())
+        return np.zeros(shape, dtype=np.uint8 if layout == "rgb24" else np.uint16)
+    stacked = np.stack(pictures)
+    return stacked if np.array_equal(inverse, np.arange(len(stacked))) else stacked[inverse]
+
+
+def _array(frame: Any, layout: str) -> np.ndarray:
+    if layout == "rgb24":
+        return frame.to_ndarray(format="rgb24")
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, dtype="<u2").reshape(-1, plane.line_size // 2)
+    return rows[: frame.height, : frame.width].astype(np.uint16)
+
+
+def _indices(frames: Frames, count: int, source: Source) -> np.ndarray:
+    if frames is None:
+        return np.arange(count)
+    wanted = np.arange(count)[frames] if isinstance(frames, slice) else np.asarray(frames, dtype=np.int64).reshape(-1)
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= count):
+        worst = int(wanted.max() if wanted.max() >= count else wanted.min())
+        raise UserError(
+            f"frame {worst} is wanted and it has {count}", _name(source), "check that table and video belong together"
+        )
+    return wanted
+
+
+def _codec_name(context: Any) -> str:
+    """The codec's own name, not that of the library that decodes it (libdav1d -> av1)."""
+    return str(context.codec.canonical_name)
+
+
+def _name(source: Source) -> str:
+    return f"a video of {len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
+
+
+def _unreadable(source: Source, reason: str) -> UserError:
+    return UserError(f"cannot be read as video ({reason})", _name(source), "restore the file, or leave its episode out")
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------
+
+
+def _encode(
+    target: io.BytesIO | str,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    codec: str,
+    pixel_format: str,
+    layout: str,
+    container_format: str,
+    options: dict[str, str],
+    muxing: dict[str, str],
+) -> None:
+    import av
+    from av.codec.context import Flags
+
+    rate = Fraction(fps).limit_denominator(1001)
+    # bitexact: no encoder string, no date and, in Matroska, no random identifiers.
+    with av.open(target, "w", format=container_format, options={"fflags": "+bitexact", **muxing}) as container:
+        stream: Any = None
+        for frame in frames:
+            if stream is None:
+                stream = container.add_stream(codec, rate=rate, options=options)
+                stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], pixel_format
+                stream.codec_context.thread_count = 1
+                stream.codec_context.flags |= Flags.bitexact
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=layout)
+            container.mux(stream.encode(picture))
+        if stream is None:
+            raise ValueError("a video needs at least one frame")
+        container.mux(stream.encode(None))

@@ -1,0 +1,94 @@
+"""The one resize and crop rule for pictures, depth codes and intrinsics.
+
+The pixel with index i has its centre at i. A resize by s takes x to (x + 0.5) s - 0.5 (half-pixel centres); pictures
+are interpolated bilinearly without antialiasing, clamped at the edges, rounded half up; depth codes take the nearest
+pixel, since a mean of two codes (or of one with "invalid") is no depth. Computed in float32 with numpy, elementwise,
+so that prepare, training and the robot get the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8, UInt16
+    from numpy import ndarray
+
+Intrinsics = tuple[float, float, float, float]  # fx fy cx cy in pixels
+
+
+def resize_pictures(pictures: UInt8[ndarray, "n h w 3"], height: int, width: int) -> UInt8[ndarray, "n h2 w2 3"]:
+    """Bilinear, half-pixel centres, no antialiasing, aspect not kept."""
+    if pictures.shape[1:3] == (height, width):
+        return pictures
+    top, bottom, down = _neighbours(pictures.shape[1], height)
+    left, right, across = _neighbours(pictures.shape[2], width)
+    across, down = across[:, None], down[:, None, None]
+    resized = np.empty((len(pictures), height, width, pictures.shape[3]), dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        rows = picture[:, left] * (1 - across) + picture[:, right] * across
+        mixed = rows[top] * (1 - down) + rows[bottom] * down
+        resized[index] = mixed + np.float32(0.5)  # the cast truncates
+    return resized
+
+
+def resize_nearest(codes: UInt16[ndarray, "n h w"], height: int, width: int) -> UInt16[ndarray, "n h2 w2"]:
+    """The code of the source pixel that the target pixel's centre falls into."""
+    rows = ((np.arange(height) + 0.5) * (codes.shape[1] / height)).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * (codes.shape[2] / width)).astype(np.intp)
+    return codes[:, rows[:, None], columns]
+
+
+def crop_size(height: int, width: int, fraction: float) -> tuple[int, int]:
+    """Size of a crop of `fraction` of each side, in whole pixels."""
+    return max(1, round(height * fraction)), max(1, round(width * fraction))
+
+
+def centre_crop_box(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the centre crop."""
+    inner_height, inner_width = crop_size(height, width, fraction)
+    return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
+
+
+def centre_crop(pictures: UInt8[ndarray, "n h w 3"], fraction: float) -> UInt8[ndarray, "n h w 3"]:
+    """Crop the centre and resize it back to the same size, by the rule of `resize_pictures`."""
+    height, width = pictures.shape[1:3]
+    top, left, inner_height, inner_width = centre_crop_box(height, width, fraction)
+    return resize_pictures(pictures[:, top : top + inner_height, left : left + inner_width], height, width)
+
+
+def centre_crop_nearest(codes: UInt16[ndarray, "n h w"], fraction: float) -> UInt16[ndarray, "n h w"]:
+    """`centre_crop` for depth codes."""
+    height, width = codes.shape[1:3]
+    top, left, inner_height, inner_width = centre_crop_box(height, width, fraction)
+    return resize_nearest(codes[:, top : top + inner_height, left : left + inner_width], height, width)
+
+
+def resize_intrinsics(intrinsics: Intrinsics, source: tuple[int, int], target: tuple[int, int]) -> Intrinsics:
+    """Intrinsics after a resize from `source` to `target`, both (height, width)."""
+    fx, fy, cx, cy = intrinsics
+    across, down = target[1] / source[1], target[0] / source[0]
+    return fx * across, fy * down, (cx + 0.5) * across - 0.5, (cy + 0.5) * down - 0.5
+
+
+def crop_intrinsics(intrinsics: Intrinsics, top: float, left: float) -> Intrinsics:
+    """Intrinsics after cutting `top` rows and `left` columns away."""
+    fx, fy, cx, cy = intrinsics
+    return fx, fy, cx - left, cy - top
+
+
+def centre_crop_intrinsics(intrinsics: Intrinsics, height: int, width: int, fraction: float) -> Intrinsics:
+    """Intrinsics after `centre_crop` of a picture of height x width."""
+    top, left, inner_height, inner_width = centre_crop_box(height, width, fraction)
+    return resize_intrinsics(crop_intrinsics(intrinsics, top, left), (inner_height, inner_width), (height, width))
+
+
+def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each target pixel its two source pixels and the weight of the second, float32."""
+    scale = np.float32(source) / np.float32(target)
+    centre = np.maximum(scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    first = np.minimum(centre.astype(np.intp), source - 1)
+    second = np.minimum(first + 1, source - 1)
+    return first, second, np.clip(centre - first.astype(np.float32), 0, 1).astype(np.float32)
