@@ -15,9 +15,11 @@ The hall
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     kinematics.py     URDF chains: joints -> poses, and back
-    media.py          probe, decode, resize, encode video
+    media.py          probe, decode, encode video
+    pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees
-    shards.py         the shard format: segments, clips, index
+    shards.py         the shard format: index, segments, clips; reading
+    shard_writer.py   writing it
 
 The rooms, each importing only those before it (prepare and model do not know each other)
     prepare/          raw recordings -> shards

@@ -80,7 +80,8 @@ class VideoInfo:
     @property
     def decoder(self) -> str:
         """`decord` or `av`."""
-        fits = self.codec in DECORD_CODECS and self.bits == 8
+        # decord takes the padding of a row for pixels at some widths (48, 72); whole 32s have none.
+        fits = self.codec in DECORD_CODECS and self.bits == 8 and self.width % 32 == 0
         return "decord" if fits and importlib.util.find_spec("decord") is not None else "av"
 
 

@@ -11,22 +11,109 @@ A shard set is a folder with `contract.json`, `index.json` and `shard-NNNNNN.tar
 Clip starts are partitioned between the segments of an episode: a segment owns the starts `first_start ..
 first_start + num_starts - 1` (episode frames) and holds every frame those clips touch, so neighbours overlap by a
 clip less a frame and each start belongs to exactly one segment.
+
+`index.json` (an `Index`) says where each file of a segment stands in its tar, so that any segment is read alone; the
+tars are ordinary WebDataset shards all the same. shard_writer.py writes them.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from xwam_ft.contract import Contract, Timing, load_contract
+from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.files import read_json, sha256
+from xwam_ft.media import read_gray16, read_rgb
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
     from numpy import ndarray
 
-    from xwam_ft.contract import Timing
-
 Split = Literal["train", "held_out"]
+
+INDEX_VERSION = 1
+INDEX_FILE = "index.json"
+CONTRACT_FILE = "contract.json"
+META = "meta.json"
+MOTION = "motion.npz"
+MOTION_TABLES = ("proprio", "proprio_mask", "action", "action_mask")
+AGAIN = "run `xwam-ft prepare` again"
+
+
+def rgb_member(camera: str) -> str:
+    return f"rgb.{camera}.mp4"
+
+
+def depth_member(camera: str) -> str:
+    return f"depth.{camera}.mkv"
+
+
+class Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SegmentMeta(Entry):
+    """`<key>.meta.json`. Frames and starts are counted in episode frames."""
+
+    key: str
+    episode: int
+    split: Split
+    first_frame: int
+    num_frames: int
+    first_start: int
+    num_starts: int
+    instruction: str
+    fps: float
+    cameras: tuple[str, ...]
+    depth: bool
+
+
+class SegmentEntry(Entry):
+    """A segment in the index; `members` gives [offset, size] in bytes of each of its files inside the tar."""
+
+    key: str
+    episode: int
+    shard: str
+    first_frame: int
+    num_frames: int
+    first_start: int
+    num_starts: int
+    split: Split
+    members: dict[str, tuple[int, int]]
+
+
+class EpisodeEntry(Entry):
+    index: int
+    key: str
+    frames: int
+    split: Split
+    instruction: str
+    success: bool | None
+    source: str  # the recording it came from, for people
+    segments: tuple[str, ...]  # keys
+
+
+class ShardEntry(Entry):
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Index(Entry):
+    """index.json"""
+
+    schema_version: Literal[1] = INDEX_VERSION
+    contract_sha256: str
+    shards: tuple[ShardEntry, ...]
+    episodes: tuple[EpisodeEntry, ...]
+    segments: tuple[SegmentEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -75,21 +162,181 @@ def cut_clip(segment: Segment, start: int, timing: Timing) -> Clip:
     Raises:
         ValueError: the segment does not own that start (an error of ours: ask the index).
     """
+    _own(segment, start)
+    frames = _picture_rows(segment, start, timing)
+    return _assemble(segment, start, timing, segment.rgb[:, frames], _at(segment.depth, frames))
+
+
+@dataclass(frozen=True)
+class ClipRef:
+    """One clip of a shard set: a segment and the episode frame the clip starts at."""
+
+    entry: SegmentEntry
+    start: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.entry.key}-{self.start:06d}"
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set opened for reading; holds no open files, so worker processes may share it."""
+
+    folder: Path
+    contract: Contract
+    index: Index
+
+    @classmethod
+    def open(cls, folder: Path) -> ShardSet:
+        """Read contract and index, and check that every shard is there with its size.
+
+        Raises:
+            UserError: not a finished shard set, made by another version, or damaged.
+        """
+        if not (folder / INDEX_FILE).is_file():
+            what = "is not a finished shard set (no index.json)" if folder.is_dir() else "the folder does not exist"
+            raise UserError(what, folder, "give a folder that `xwam-ft prepare` finished")
+        contract = load_contract(folder / CONTRACT_FILE)
+        try:
+            index = Index.model_validate(read_json(folder / INDEX_FILE))
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UserError(f"is not an index of this version ({reason})", folder / INDEX_FILE, AGAIN) from None
+        if index.contract_sha256 != contract.sha256:
+            raise UserError(
+                f"belongs to the contract {index.contract_sha256[:12]}, and {folder / CONTRACT_FILE} is "
+                f"{contract.sha256[:12]}",
+                folder / INDEX_FILE,
+                f"restore the contract these shards were made with, or {AGAIN}",
+            )
+        for shard in index.shards:
+            path = folder / shard.name
+            if not path.is_file():
+                raise UserError("the shard is missing", path, f"copy the whole folder again, or {AGAIN}")
+            if path.stat().st_size != shard.bytes:
+                raise UserError(
+                    f"has {path.stat().st_size} bytes, not the {shard.bytes} that were written",
+                    path,
+                    f"copy the whole folder again, or {AGAIN}",
+                )
+        return cls(folder, contract, index)
+
+    def verify(self) -> None:
+        """Check the SHA-256 of every shard; a `UserError` names the first that is damaged."""
+        for shard in self.index.shards:
+            path = self.folder / shard.name
+            if sha256(path) != shard.sha256:
+                raise UserError("is damaged (SHA-256 differs from index.json)", path, f"copy it again, or {AGAIN}")
+
+    def segments(self, split: Split | None = None) -> list[SegmentEntry]:
+        """The segments of a split (None: all), in the order of the index: by episode, then by frame."""
+        return [entry for entry in self.index.segments if split is None or entry.split == split]
+
+    def episode(self, index: int) -> EpisodeEntry:
+        """The episode with this number.
+
+        Raises:
+            UserError: there is none.
+        """
+        for episode in self.index.episodes:
+            if episode.index == index:
+                return episode
+        known = [str(episode.index) for episode in self.index.episodes]
+        hint = did_you_mean(str(index), known)
+        raise UserError(f"there is no episode {index}{hint}", self.folder, f"choose one of: {listed(known)}")
+
+    def read(self, entry: SegmentEntry) -> Segment:
+        """Decode a whole segment."""
+        return self._read(entry, None)
+
+    def clips(self, split: Split | None, stride: int) -> list[ClipRef]:
+        """The clips that start at multiples of `stride` (episode frames), each with a real picture after its first."""
+        skip = self.contract.timing.frame_skip
+        found: list[ClipRef] = []
+        for entry in self.segments(split):
+            end = entry.first_frame + entry.num_frames  # a segment ends where its last clip or the episode does
+            first = -(-entry.first_start // stride) * stride
+            stop = min(entry.first_start + entry.num_starts, end - skip)
+            found += [ClipRef(entry, start) for start in range(first, stop, stride)]
+        return found
+
+    def read_clip(self, ref: ClipRef) -> Clip:
+        """Decode one clip: what `cut_clip` gives of its segment, but only the pictures it shows are decoded."""
+        timing = self.contract.timing
+        _own(ref.entry, ref.start)
+        rows = _picture_rows(ref.entry, ref.start, timing)
+        segment = self._read(ref.entry, rows)
+        return _assemble(segment, ref.start, timing, segment.rgb, segment.depth)
+
+    def _read(self, entry: SegmentEntry, rows: np.ndarray | None) -> Segment:
+        """Decode a segment; with `rows`, only those pictures."""
+        path = self.folder / entry.shard
+        with path.open("rb") as stream:
+
+            def member(name: str) -> bytes:
+                offset, size = entry.members[name]
+                stream.seek(offset)
+                return stream.read(size)
+
+            frames = None if rows is None else rows.tolist()
+            cameras = self.contract.camera_names
+            try:
+                meta = SegmentMeta.model_validate_json(member(META))
+                with np.load(io.BytesIO(member(MOTION)), allow_pickle=False) as archive:
+                    tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
+                rgb = np.stack([read_rgb(member(rgb_member(camera)), frames) for camera in cameras])
+                depth = None
+                if meta.depth:
+                    depth = np.stack([read_gray16(member(depth_member(camera)), frames) for camera in cameras])
+            except (UserError, KeyError, ValueError, OSError) as error:
+                reason = error.what if isinstance(error, UserError) else str(error)
+                raise UserError(
+                    f"segment {entry.key} cannot be read ({reason})", path, f"copy the shard again, or {AGAIN}"
+                ) from None
+        return Segment(
+            key=meta.key,
+            episode=meta.episode,
+            split=meta.split,
+            first_frame=meta.first_frame,
+            first_start=meta.first_start,
+            num_starts=meta.num_starts,
+            instruction=meta.instruction,
+            rgb=rgb,
+            depth=depth,
+            **tables,
+        )
+
+
+def _own(segment: Segment | SegmentEntry, start: int) -> None:
     if not segment.first_start <= start < segment.first_start + segment.num_starts:
         raise ValueError(f"segment {segment.key} does not own clip start {start}")
-    rows = start - segment.first_frame
-    last = segment.num_frames - 1
-    frames_wanted = rows + np.arange(timing.clip_frames) * timing.frame_skip
-    actions_wanted = rows + np.arange(timing.action_steps) * timing.action_skip
-    frames, actions = np.minimum(frames_wanted, last), np.minimum(actions_wanted, last)
-    frame_valid = (frames_wanted <= last).astype(np.float64)
-    action_valid = (actions_wanted <= last).astype(np.float64)
+
+
+def _picture_rows(segment: Segment | SegmentEntry, start: int, timing: Timing) -> np.ndarray:
+    """Rows of the segment that the clip's pictures show; past the end the last one is held."""
+    rows = start - segment.first_frame + np.arange(timing.clip_frames) * timing.frame_skip
+    return np.minimum(rows, segment.num_frames - 1)
+
+
+def _at(pictures: np.ndarray | None, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
+    return None if pictures is None else pictures[:, rows]
+
+
+def _assemble(segment: Segment, start: int, timing: Timing, rgb: np.ndarray, depth: np.ndarray | None) -> Clip:
+    """A clip of the pictures it shows and the rows of its segment's tables."""
+    first, last = start - segment.first_frame, segment.num_frames - 1
+    frames = first + np.arange(timing.clip_frames) * timing.frame_skip
+    actions = first + np.arange(timing.action_steps) * timing.action_skip
+    frame_valid, action_valid = (frames <= last).astype(np.float64), (actions <= last).astype(np.float64)
+    frames, actions = np.minimum(frames, last), np.minimum(actions, last)
     return Clip(
         key=f"{segment.key}-{start:06d}",
         start=start,
         instruction=segment.instruction,
-        rgb=segment.rgb[:, frames],
-        depth=None if segment.depth is None else segment.depth[:, frames],
+        rgb=rgb,
+        depth=depth,
         frame_valid=frame_valid,
         proprio=segment.proprio[frames],
         proprio_mask=segment.proprio_mask[frames] * frame_valid[:, None],

@@ -1,0 +1,212 @@
+"""What tests of every room share: a small contract, synthetic segments, a shard set on disk, the real recordings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Contract, DepthCode, Image, Quantiles, Slot, Timing
+from xwam_ft.depth_code import metres_to_code
+from xwam_ft.shard_writer import (
+    ShardSetWriter,
+    encode_segment,
+    episode_entry,
+    segment_bounds,
+    segment_key,
+)
+from xwam_ft.shards import Segment, ShardSet
+
+HEIGHT, WIDTH = 32, 48
+NEAR, FAR = 0.2, 3.0
+INSTRUCTIONS = ("pick up the cube", "put the cube in the bowl")
+EPISODES = (29, 22, 17)  # frames of each; the last is held out
+
+
+def make_contract(convention: str = "relative_to_chunk_start", **changes: object) -> Contract:
+    """One arm (pose and gripper), a static and a wrist camera, 2-frame steps, metric depth. P = Q = 8, Da = 7."""
+    tool = Slot(
+        name="tool",
+        kind="pose",
+        columns=tuple(f"tool.{name}" for name in POSE_ELEMENTS),
+        elements=POSE_ELEMENTS,
+        units=POSE_UNITS,
+        frame="base",
+        convention=convention,  # pyright: ignore[reportArgumentType]
+    )
+    gripper = Slot(
+        name="gripper",
+        kind="gripper",
+        columns=("gripper.width",),
+        elements=("width",),
+        units=("m",),
+        convention="absolute",
+        gripper_open=0.08,
+        gripper_closed=0.0,
+    )
+    fields: dict[str, object] = {
+        "embodiment": "test-arm",
+        "cameras": (
+            Camera(
+                name="front",
+                source_height=HEIGHT,
+                source_width=WIDTH,
+                intrinsics=(40.0, 40.0, WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5),
+                pose=((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, -1.0), (0.0, -1.0, 0.0, 0.3), (0.0, 0.0, 0.0, 1.0)),
+            ),
+            Camera(
+                name="wrist",
+                kind="wrist",
+                source_height=HEIGHT,
+                source_width=WIDTH,
+                intrinsics=(36.0, 36.0, WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5),
+                pose=((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.05), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+                mount="tool",
+            ),
+        ),
+        "image": Image(height=HEIGHT, width=WIDTH),
+        "timing": Timing(fps=10.0, frame_skip=2, action_skip=1, clip_frames=5),
+        "slots": (tool, gripper),
+        "depth": DepthCode(kind="metric", near=NEAR, far=FAR, source="sensor"),
+        "quantiles": Quantiles(
+            proprio_low=(-0.5, -0.5, -0.5, -1.0, -1.0, -1.0, -1.0, 0.0),
+            proprio_high=(0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.08),
+            action_low=(-0.2, -0.2, -0.2, -0.5, -0.5, -0.5, 0.0),
+            action_high=(0.2, 0.2, 0.2, 0.5, 0.5, 0.5, 0.08),
+        ),
+        "prompts": INSTRUCTIONS,
+    }
+    return Contract.model_validate(fields | changes)
+
+
+def make_motion(frames: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """States and commands [F, 8]: a smooth wander of pose and gripper, the command ahead of the state."""
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 2 * np.pi, 7)
+    speed = rng.uniform(0.05, 0.15, 7)
+
+    def at(time: np.ndarray) -> np.ndarray:
+        waves = np.sin(phase + speed * time[:, None])
+        turn = Rotation.from_rotvec(0.4 * waves[:, 3:6]).as_quat(scalar_first=True)
+        turn = np.where(turn[:, :1] < 0, -turn, turn)
+        return np.concatenate([0.3 * waves[:, :3], turn, 0.04 + 0.04 * waves[:, 6:]], axis=1)
+
+    time = np.arange(frames, dtype=np.float64)
+    return at(time), at(time + 1.5)
+
+
+def make_segment(contract: Contract, frames: int, *, episode: int = 0, first: int = 0, seed: int = 0) -> Segment:
+    """A whole-episode segment: a bright square that moves over a gradient, its depth with a hole, a wandering arm."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    views = len(contract.cameras)
+    rgb = np.zeros((views, frames, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    metres = np.zeros((views, frames, HEIGHT, WIDTH))
+    for view in range(views):
+        for frame in range(frames):
+            rgb[view, frame, ..., 0] = x * 4
+            rgb[view, frame, ..., 1] = y * 6
+            rgb[view, frame, ..., 2] = 60 + 80 * view
+            metres[view, frame] = 1.0 + 0.5 * y / HEIGHT + 0.2 * view
+            left = (3 + frame + seed) % (WIDTH - 8)
+            rgb[view, frame, 10:18, left : left + 8] = 240
+            metres[view, frame, 10:18, left : left + 8] = 0.5
+            metres[view, frame, :4, :4] = 0.0  # the sensor sees nothing there
+    state, command = make_motion(frames, seed)
+    return Segment(
+        key=segment_key(episode, first),
+        episode=episode,
+        split="held_out" if episode == len(EPISODES) - 1 else "train",
+        first_frame=first,
+        first_start=first,
+        num_starts=frames,
+        instruction=INSTRUCTIONS[episode % 2],
+        rgb=rgb,
+        depth=metres_to_code(metres, NEAR, FAR) if contract.depth.kind == "metric" else None,
+        proprio=state,
+        proprio_mask=np.ones_like(state),
+        action=command,
+        action_mask=np.ones_like(command),
+    )
+
+
+def cut_segment(whole: Segment, bounds: tuple[int, int, int, int]) -> Segment:
+    """The part of a whole-episode segment that `segment_bounds` names."""
+    first, count, first_start, num_starts = bounds
+    rows = slice(first, first + count)
+    return Segment(
+        key=segment_key(whole.episode, first),
+        episode=whole.episode,
+        split=whole.split,
+        first_frame=first,
+        first_start=first_start,
+        num_starts=num_starts,
+        instruction=whole.instruction,
+        rgb=whole.rgb[:, rows],
+        depth=None if whole.depth is None else whole.depth[:, rows],
+        proprio=whole.proprio[rows],
+        proprio_mask=whole.proprio_mask[rows],
+        action=whole.action[rows],
+        action_mask=whole.action_mask[rows],
+    )
+
+
+def write_shard_set(folder: Path, contract: Contract, shard_bytes: int = 40_000) -> ShardSet:
+    """Three short episodes (two train, one held out) in segments of at most 16 frames, in several small tars."""
+    episodes = []
+    with ShardSetWriter(folder, shard_bytes) as writer:
+        for episode, frames in enumerate(EPISODES):
+            whole = make_segment(contract, frames, episode=episode, seed=episode)
+            keys = []
+            for bounds in segment_bounds(frames, contract.timing, 16):
+                segment = cut_segment(whole, bounds)
+                writer.add(encode_segment(segment, contract.camera_names, contract.timing.fps))
+                keys.append(segment.key)
+            episodes.append(
+                episode_entry(
+                    episode,
+                    keys,
+                    frames=frames,
+                    split=whole.split,
+                    instruction=whole.instruction,
+                    source=f"recording-{episode}",
+                    success=True,
+                )
+            )
+        return writer.finish(contract, episodes)
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    return make_contract()
+
+
+@pytest.fixture(scope="session")
+def contract_with() -> Callable[..., Contract]:
+    """`make_contract`, for tests that need another convention or other fields."""
+    return make_contract
+
+
+@pytest.fixture(scope="session")
+def segment(contract: Contract) -> Segment:
+    """One synthetic episode of 29 frames as one segment."""
+    return make_segment(contract, EPISODES[0])
+
+
+@pytest.fixture(scope="session")
+def shard_set(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """A synthetic shard set on disk; read it, do not change it (`.folder` is where it stands)."""
+    return write_shard_set(tmp_path_factory.mktemp("shards") / "set", contract)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real recordings and URDFs, or a skip."""
+    place = os.environ.get("XWAM_FT_TEST_DATA")
+    if not place:
+        pytest.skip("XWAM_FT_TEST_DATA is not set: no real recordings here")
+    return Path(place)
