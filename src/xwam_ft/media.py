@@ -64,6 +64,8 @@ DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp9"}
 # One packet is one picture in these; elsewhere (VP8's hidden frames, packed MPEG-4 in AVI) pictures are counted.
 PACKET_CODECS = {"h264", "hevc", "av1", "vp9", "ffv1", "mjpeg", "png"}
 PACKET_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+# x264's macroblock tree reads memory nobody wrote, so with it equal pictures give unequal bytes even on one thread.
+REPRODUCIBLE = {"threads": "1", "x264-params": "mbtree=0"}
 Frames = Sequence[int] | slice | None
 
 
@@ -169,7 +171,7 @@ def write_rgb(
 
 def rgb_bytes(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, *, crf: int = 18, gop: int = 16) -> bytes:
     """An H.264 mp4 in memory; see `write_rgb`."""
-    options = {"crf": str(crf), "preset": "medium", "g": str(gop), "threads": "1"}
+    options = {"crf": str(crf), "preset": "medium", "g": str(gop), **REPRODUCIBLE}
     buffer = io.BytesIO()
     _encode(buffer, frames, fps, "libx264", "yuv420p", "rgb24", "mp4", options, {})
     return buffer.getvalue()
@@ -190,7 +192,7 @@ def gray16_bytes(frames: Iterable[UInt16[ndarray, "h w"]], fps: float) -> bytes:
 
 def write_preview(path: Path, frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float) -> None:
     """Write an .mp4 every browser plays (H.264 yuv420p, index in front); an odd edge is repeated to make it even."""
-    options = {"crf": "23", "preset": "medium", "threads": "1"}
+    options = {"crf": "23", "preset": "medium", **REPRODUCIBLE}
     even = (np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge") for frame in frames)
     with atomic_path(path) as temporary:
         _encode(str(temporary), even, fps, "libx264", "yuv420p", "rgb24", "mp4", options, {"movflags": "+faststart"})
