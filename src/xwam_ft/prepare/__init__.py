@@ -1,0 +1,1 @@
+"""Raw recordings -> shards: readers, checks, embodiment, depth, statistics, pipeline, report."""

@@ -1,0 +1,139 @@
+"""From finished episodes to the shard set: the split, the contract, the tars, the records, the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xwam_ft.contract import Contract
+from xwam_ft.files import write_bytes_atomic, write_json_atomic
+from xwam_ft.prepare import statistics
+from xwam_ft.prepare.embodiment_slots import contract_camera
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, load_motion
+from xwam_ft.prepare.fingerprint import RECORD
+from xwam_ft.shard_writer import ShardSetWriter, episode_entry
+from xwam_ft.shards import META, SegmentMeta, Split
+
+if TYPE_CHECKING:
+    from xwam_ft.prepare.depth import DepthPlan
+    from xwam_ft.prepare.embodiment import Embodiment
+    from xwam_ft.prepare.sources import Source
+
+REJECTED = "rejected.jsonl"
+REPORT = "report.html"
+
+
+def held_out(numbers: Sequence[int], share: float) -> set[int]:
+    """The held-out episodes: `share` of them, at least one and never all where there are two, chosen by hash."""
+    if share <= 0 or len(numbers) < 2:
+        return set()
+    count = min(len(numbers) - 1, max(1, round(share * len(numbers))))
+    ranked = sorted(numbers, key=lambda number: hashlib.sha256(f"episode {number}".encode()).digest())
+    return set(ranked[:count])
+
+
+def contract_of(
+    accepted: list[EpisodeJob],
+    results: list[EpisodeResult],
+    spec: Embodiment,
+    plan: DepthPlan,
+    sources: list[Source],
+) -> tuple[Contract, set[int]]:
+    """The contract with its quantiles over the training episodes, and the numbers of the held-out ones.
+
+    Camera sizes are those of the first accepted episode; others that differ are warned about.
+    """
+    chosen = held_out([job.number for job in accepted], spec.held_out)
+    first = results[accepted[0].number]
+    info = next(source.info for source in sources if source.info.path == accepted[0].episode.dataset)
+    for job in accepted:
+        for camera, size in results[job.number].sizes.items():
+            if size != first.sizes[camera]:
+                text = f"camera {camera!r} is {size[0]}x{size[1]}, in the first episode {'x'.join(map(str, first.sizes[camera]))}"
+                results[job.number].warnings.append(text)
+    cameras = tuple(
+        contract_camera(spec, camera, info, (first.sizes[camera.name][0], first.sizes[camera.name][1]))
+        for camera in accepted[0].cameras
+    )
+    prompts = sorted({results[job.number].instruction for job in accepted} - {""})
+    draft = statistics.placeholder(
+        {
+            "embodiment": spec.name,
+            "cameras": cameras,
+            "image": spec.image_rule,
+            "timing": accepted[0].timing,
+            "slots": tuple(plan_.slot for plan_ in accepted[0].slots),
+            "depth": plan.code,
+            "prompts": tuple(prompts),
+        }
+    )
+    train = [load_motion(job) for job in accepted if job.number not in chosen]
+    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, train)}), chosen
+
+
+def write_set(
+    folder: Path, contract: Contract, accepted: list[EpisodeJob], results: list[EpisodeResult], chosen: set[int]
+) -> None:
+    """Tars, contract.json and index.json, in the order of episodes and frames."""
+    with ShardSetWriter(folder) as writer:
+        entries = []
+        for job in accepted:
+            result = results[job.number]
+            split: Split = "held_out" if job.number in chosen else "train"
+            for key in result.segments:
+                members = {
+                    path.name.removeprefix(f"{key}."): path.read_bytes() for path in sorted(job.folder.glob(f"{key}.*"))
+                }
+                meta = SegmentMeta.model_validate_json(members[META]).model_copy(update={"split": split})
+                writer.add({**members, META: meta.model_dump_json().encode()})
+            entries.append(
+                episode_entry(
+                    job.number,
+                    result.segments,
+                    frames=result.frames,
+                    split=split,
+                    instruction=result.instruction,
+                    source=f"{result.dataset} episode {result.index}",
+                    success=result.success,
+                )
+            )
+        writer.finish(contract, entries)
+
+
+def write_records(
+    folder: Path,
+    rejected: list[EpisodeResult],
+    spec: Embodiment,
+    plan: DepthPlan,
+    fingerprint: str,
+    sources: list[Source],
+) -> None:
+    """rejected.jsonl (empty where none is), and what the set was made from."""
+    lines = [
+        {"episode": r.number, "dataset": r.dataset, "dataset_episode": r.index, "reason": r.reason} for r in rejected
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_bytes_atomic(folder / REJECTED, text.encode())
+    record = {
+        "fingerprint": fingerprint,
+        "depth": plan.spec,
+        "recordings": [{"name": source.info.path.name, "format": source.info.format} for source in sources],
+        "embodiment": spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+    }
+    write_json_atomic(folder / RECORD, record)
+
+
+def write_report(
+    folder: Path,
+    contract: Contract,
+    accepted: list[EpisodeJob],
+    results: list[EpisodeResult],
+    chosen: set[int],
+    plan: DepthPlan,
+) -> None:
+    from xwam_ft.prepare.report import render
+
+    write_bytes_atomic(folder / REPORT, render(contract, accepted, results, chosen, plan).encode())

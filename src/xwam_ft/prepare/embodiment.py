@@ -1,0 +1,209 @@
+"""The embodiment file: what of the recordings the model sees, in a strict YAML schema; see recipes/embodiments/.
+
+Units are stated, never guessed: `rad`, `deg`, `m`, `mm`, or `1` (no unit, as recorded). Degrees and millimetres become
+radians and metres here. `embodiment_slots.py` turns a slot into the contract's and finds its columns in a recording.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
+from xwam_ft.errors import UserError, listed
+from xwam_ft.recipe import Fraction, Section, parse, read_yaml
+
+UNITS = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "1": 1.0}
+SI = {"rad": "rad", "deg": "rad", "m": "m", "mm": "m", "1": "1"}
+JOINT_FIELDS = ("urdf", "base", "tip", "joints")
+Columns = str | list[str]
+
+
+class DepthVideo(Section):
+    """A recorded depth video. `unit`: of one count; a number is metres; `lerobot_log12` is LeRobot's 12-bit code."""
+
+    source: str
+    unit: Literal["mm", "m", "lerobot_log12"] | PositiveFloat
+
+
+class CameraSpec(Section):
+    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there."""
+
+    source: str
+    kind: Literal["static", "wrist"] | None = None
+    intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy at source resolution
+    pose: Matrix4 | None = None
+    mount: str | None = None
+    depth: DepthVideo | None = None
+
+
+class ImageSpec(Section):
+    height: PositiveInt = 256
+    width: PositiveInt = 320
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+    @model_validator(mode="after")
+    def _even(self) -> ImageSpec:
+        if self.height % 2 or self.width % 2:
+            raise ValueError(f"{self.height}x{self.width} is odd; H.264 stores even sizes")
+        return self
+
+
+class TimingSpec(Section):
+    frame_skip: PositiveInt
+    action_skip: PositiveInt
+    clip_frames: PositiveInt = 9
+
+    @model_validator(mode="after")
+    def _fits(self) -> TimingSpec:
+        self.timing(1.0)
+        return self
+
+    def timing(self, fps: float) -> Timing:
+        return Timing(
+            fps=fps, frame_skip=self.frame_skip, action_skip=self.action_skip, clip_frames=self.clip_frames
+        )
+
+
+class LimitsSpec(Section):
+    low: float | list[float]
+    high: float | list[float]
+
+
+class DepthRange(Section):
+    """Metric depth is coded between these, in metres; what is outside is held at the border."""
+
+    near: PositiveFloat = 0.1
+    far: PositiveFloat = 10.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DepthRange:
+        if self.far <= self.near:
+            raise ValueError(f"far {self.far} is not beyond near {self.near}")
+        return self
+
+
+class SlotSpec(Section):
+    """One quantity of the robot; what the fields mean is shown in recipes/embodiments/unitree_g1_inspire_poses.yaml."""
+
+    kind: Literal["pose", "joints", "gripper", "vector"]
+    columns: Columns = []
+    units: str | list[str] | None = None
+    from_: Literal["recorded", "joints"] = Field(default="recorded", alias="from")
+    urdf: str | None = None
+    base: str | None = None
+    tip: str | None = None
+    joints: list[str] | None = None
+    rotation: Literal["wxyz", "xyzw", "rotvec", "rpy"] = "wxyz"
+    rotation_units: Literal["rad", "deg"] = "rad"
+    frame: str | None = None
+    reduce: Literal["mean"] | None = None
+    command: Literal["recorded", "next_state", "none"] = "recorded"
+    command_columns: Columns | None = None
+    command_units: str | list[str] | None = None
+    expand: Literal["equal"] | None = None
+    convention: Convention | None = None
+    limits: LimitsSpec | None = None
+    gripper_open: float | None = None
+    gripper_closed: float | None = None
+    present: bool = True
+
+    @field_validator("units", "command_units", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        """YAML reads `1` as a number."""
+        return [str(v) for v in value] if isinstance(value, list) else None if value is None else str(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SlotSpec:
+        for name in ("units", "command_units"):
+            self._known(name, getattr(self, name))
+        if not self.present:
+            return self
+        if not self.columns:
+            raise ValueError("`columns` is missing: name the recorded numbers it is made of")
+        if self.units is None and (self.kind in ("pose", "joints")):
+            raise ValueError("`units` is not stated; recordings do not say it, so write rad, deg, m, mm or 1")
+        if self.from_ == "joints":
+            self._from_joints()
+        elif given := [name for name in JOINT_FIELDS if getattr(self, name) is not None]:
+            raise ValueError(f"{listed(given)}: only for `from: joints`")
+        if self.reduce and self.kind not in ("gripper", "vector"):
+            raise ValueError("`reduce: mean` is for a gripper or a vector")
+        if self.reduce and self.command != "none" and self.expand is None:
+            raise ValueError(
+                "a mean of columns cannot be inverted into commands for each; write `command: none`, or "
+                "`expand: equal` to send every one of them the same value"
+            )
+        if self.expand and not self.reduce:
+            raise ValueError("`expand` is only for `reduce: mean`")
+        if self.convention and self.command == "none":
+            raise ValueError("`convention` is given and `command: none`: one of them is meant")
+        if self.kind == "pose" and self.convention == "absolute":
+            raise ValueError("a pose is commanded relative to something; `absolute` is for joints, grippers and bases")
+        return self
+
+    def _known(self, name: str, units: str | list[str] | None) -> None:
+        for unit in [units] if isinstance(units, str) else units or []:
+            if unit == "TODO":
+                raise ValueError(f"`{name}` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1")
+            if unit not in UNITS:
+                raise ValueError(f"`{name}` is {unit!r}, not one of {listed(UNITS)}")
+
+    def _from_joints(self) -> None:
+        if self.kind != "pose":
+            raise ValueError("`from: joints` makes a pose; write `kind: pose`")
+        if absent := [name for name in ("urdf", "base", "tip") if getattr(self, name) is None]:
+            raise ValueError(f"`from: joints` needs {listed(absent)}")
+        if "1" in ([self.units] if isinstance(self.units, str) else self.units or []):
+            raise ValueError("joints without a unit have no pose; calibrate them to rad or deg, or use `kind: joints`")
+
+    @property
+    def resolved_convention(self) -> Convention | None:
+        if self.command == "none":
+            return None
+        return self.convention or ("relative_to_chunk_start" if self.kind in ("pose", "joints") else "absolute")
+
+
+class Embodiment(Section):
+    """One robot with its cameras, and the timing of what is learned from it."""
+
+    name: str
+    cameras: Annotated[dict[Name, CameraSpec], Field(min_length=1)]
+    image: ImageSpec = ImageSpec()
+    timing: TimingSpec
+    slots: Annotated[dict[Name, SlotSpec], Field(min_length=1)]
+    depth: DepthRange = DepthRange()
+    held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
+    instruction: str | None = None  # for episodes recorded without one
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Embodiment:
+        if not any(slot.present for slot in self.slots.values()):
+            raise ValueError("no slot is present")
+        poses = [name for name, slot in self.slots.items() if slot.kind == "pose"]
+        for name, camera in self.cameras.items():
+            if camera.mount is not None and camera.mount not in poses:
+                raise ValueError(f"cameras.{name}: mount {camera.mount!r} is not a pose slot ({listed(poses)})")
+        if not any(slot.resolved_convention for slot in self.slots.values()):
+            raise ValueError("no slot is commanded, so there is nothing to learn to do")
+        return self
+
+    @property
+    def image_rule(self) -> Image:
+        return Image(height=self.image.height, width=self.image.width, crop=self.image.crop)
+
+
+def load_embodiment(path: Path) -> Embodiment:
+    """Read and check an embodiment file.
+
+    Raises:
+        UserError: every mistake of the file in one message.
+    """
+    tree = read_yaml(path)
+    if "slots" not in tree and "trainer" in tree:
+        raise UserError("is a training recipe", path, "give an embodiment file (recipes/embodiments/)")
+    return parse(Embodiment, tree, path)

@@ -1,0 +1,244 @@
+"""The work on one episode, the same in any process: check, decode, resize, depth, encode; leaves a folder behind.
+
+`<staging>/episode-NNNNNN/` holds the files of its segments, `motion.npz`, contact sheets and `result.json`, and is
+put there under its name only when it is complete. Frames pass through in blocks of `BLOCK`, so that the length of an
+episode costs disk, not memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft import depth_code
+from xwam_ft.contract import Image, Timing
+from xwam_ft.errors import UserError
+from xwam_ft.files import atomic_folder, read_json, write_json_atomic
+from xwam_ft.pictures import resize_nearest, resize_pictures
+from xwam_ft.prepare import checks
+from xwam_ft.prepare.contact_sheet import contact_sheet
+from xwam_ft.prepare.depth import DepthPlan, DepthStage
+from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, motion
+from xwam_ft.prepare.episode import Episode, EpisodeError
+from xwam_ft.prepare.statistics import Motion
+from xwam_ft.shard_writer import encode_segment, episode_key, segment_bounds, segment_key
+from xwam_ft.shards import Segment
+
+if TYPE_CHECKING:
+    from xwam_ft.prepare.episode import View
+
+BLOCK = 64  # a multiple of the estimators' batch, so that batches fall alike in every run
+SEGMENT_FRAMES = 400
+SAMPLES = 6  # pictures of a contact sheet
+RESULT = "result.json"
+MOTION_FILE = "motion.npz"
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """All that one episode needs; sent to a worker process."""
+
+    number: int  # in the shard set, over all datasets; rejected episodes keep theirs
+    episode: Episode
+    fps: float
+    cameras: list[CameraPlan]
+    slots: list[SlotPlan]
+    depth: DepthPlan
+    image: Image
+    timing: Timing
+    instruction: str | None
+    staging: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.staging / episode_key(self.number)
+
+
+@dataclass
+class EpisodeResult:
+    number: int
+    index: int  # the dataset's own number
+    dataset: str
+    reason: str | None = None  # why it was rejected
+    warnings: list[str] = field(default_factory=list[str])
+    frames: int = 0
+    instruction: str = ""
+    success: bool | None = None
+    segments: list[str] = field(default_factory=list[str])
+    padded_starts: int = 0
+    sizes: dict[str, list[int]] = field(default_factory=dict[str, Any])  # camera -> height, width of the recording
+    codecs: dict[str, str] = field(default_factory=dict[str, str])
+    depth_valid: dict[str, float] = field(default_factory=dict[str, float])  # camera -> share of valid pixels
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def finished(job: EpisodeJob) -> EpisodeResult | None:
+    """The result an earlier run left; a rejected episode is tried again."""
+    if not (job.folder / RESULT).is_file():
+        return None
+    result = EpisodeResult(**read_json(job.folder / RESULT))
+    return result if result.reason is None else None
+
+
+_open_stages: dict[str, DepthStage | None] = {}
+
+
+def run(job: EpisodeJob) -> EpisodeResult | tuple[str, str, str]:
+    """Do the work; a `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes."""
+    result = EpisodeResult(job.number, job.episode.index, job.episode.dataset.name)
+    try:
+        if job.depth.spec not in _open_stages:
+            _open_stages[job.depth.spec] = job.depth.open()
+    except UserError as error:
+        return error.what, error.where, error.fix
+    shutil.rmtree(job.folder, ignore_errors=True)
+    try:
+        with atomic_folder(job.folder) as folder:
+            _work(job, result, folder, _open_stages[job.depth.spec])
+            write_json_atomic(folder / RESULT, asdict(result))
+    except EpisodeError as error:
+        result.reason = str(error)
+    except UserError as error:  # a video that stops decoding half-way, say
+        result.reason = f"{error.where}: {error.what}"
+    return result
+
+
+def load_motion(job: EpisodeJob) -> Motion:
+    with np.load(job.folder / MOTION_FILE) as archive:
+        return Motion(archive["state"], archive["command"], archive["command_mask"])
+
+
+def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStage | None) -> None:
+    started = time.perf_counter()
+    episode = job.episode
+    recorded_depth = job.depth.spec == "sensor"
+    checks.check_files(episode, job.cameras, job.timing, depth=recorded_depth)
+    table = episode.table.read()
+    checks.check_table(episode, table, job.slots)
+    state, state_mask, command, command_mask = motion(job.slots, table, job.timing.action_skip)
+    result.frames = len(state)
+    result.warnings += checks.table_warnings(episode, table, job.fps, job.slots, state)
+    result.instruction, notes = checks.instruction_of(episode, table, job.instruction)
+    result.warnings += notes
+    result.success = episode.success if table.success is None else table.success
+    result.padded_starts = padded_starts(len(state), job.timing)
+    np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask)
+    result.seconds["read"] = time.perf_counter() - started
+
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    shape = (len(job.cameras), len(state), job.image.height, job.image.width)
+    rgb = np.memmap(scratch / "rgb", np.uint8, "w+", shape=(*shape, 3))
+    codes = None if stage is None else np.memmap(scratch / "codes", np.uint16, "w+", shape=shape)
+    for view, camera in enumerate(job.cameras):
+        _decode_view(job, result, camera, stage, rgb[view], None if codes is None else codes[view], scratch)
+    rows = np.unique(np.linspace(0, len(state) - 1, SAMPLES).round().astype(int))
+    for view, camera in enumerate(job.cameras):
+        pictures = np.asarray(rgb[view, rows])
+        brightness = [float(picture.mean()) for picture in pictures]
+        result.warnings += checks.picture_warnings(camera.name, brightness)
+        sheet = contact_sheet(pictures, None if codes is None else np.asarray(codes[view, rows]))
+        (folder / f"sheet-{camera.name}.jpg").write_bytes(sheet)
+
+    started = time.perf_counter()
+    names = [camera.name for camera in job.cameras]
+    length = max(SEGMENT_FRAMES, 4 * job.timing.span)
+    for first, count, first_start, num_starts in segment_bounds(len(state), job.timing, length):
+        part = slice(first, first + count)
+        segment = Segment(
+            key=segment_key(job.number, first),
+            episode=job.number,
+            split="train",  # the split is known when all episodes are; `assemble` writes it
+            first_frame=first,
+            first_start=first_start,
+            num_starts=num_starts,
+            instruction=result.instruction,
+            rgb=rgb[:, part],
+            depth=None if codes is None else codes[:, part],
+            proprio=state[part],
+            proprio_mask=state_mask[part],
+            action=command[part],
+            action_mask=command_mask[part],
+        )
+        for name, data in encode_segment(segment, names, job.fps).items():
+            (folder / f"{segment.key}.{name}").write_bytes(data)
+        result.segments.append(segment.key)
+    del rgb, codes
+    shutil.rmtree(scratch)
+    result.seconds["encode"] = time.perf_counter() - started
+
+
+def _decode_view(
+    job: EpisodeJob,
+    result: EpisodeResult,
+    camera: CameraPlan,
+    stage: DepthStage | None,
+    rgb: np.ndarray,
+    codes: np.ndarray | None,
+    scratch: Path,
+) -> None:
+    """Fill the pictures [F, H, W, 3] and depth codes [F, H, W] of one camera."""
+    view: View = job.episode.views[camera.source]
+    height, width = job.image.height, job.image.width
+    result.codecs[camera.name] = view.codec()
+    seconds = {"decode": 0.0, "depth": 0.0}
+    # The range of relative depth is known only at the end, so its numbers wait on disk.
+    relative: np.ndarray | None = None
+    if codes is not None and job.depth.code.kind == "relative":
+        relative = np.memmap(scratch / "relative", np.float32, "w+", shape=codes.shape)
+        relative[:] = np.nan
+    for first in range(0, len(rgb), BLOCK):
+        rows = range(first, min(first + BLOCK, len(rgb)))
+        block = slice(rows.start, rows.stop)
+        clock = time.perf_counter()
+        pictures = view.read_rgb(rows)
+        result.sizes.setdefault(camera.name, [int(size) for size in pictures.shape[1:3]])
+        rgb[block] = resize_pictures(pictures, height, width)
+        seconds["decode"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        depth = None if stage is None else stage.read(job.episode, camera, rows, pictures)
+        if depth is not None and codes is not None:
+            resized = resize_nearest(depth, height, width)  # pyright: ignore[reportArgumentType]  # indexes any dtype
+            if relative is not None:
+                relative[block] = resized
+            else:
+                near, far = depth_code.require_metric(job.depth.code)
+                codes[block] = depth_code.metres_to_code(resized, near, far)
+        seconds["depth"] += time.perf_counter() - clock
+    if codes is not None:
+        if relative is not None:
+            _code_relative(relative, codes)
+            del relative
+        valid = float(np.mean([np.count_nonzero(frame) / frame.size for frame in codes]))
+        result.depth_valid[camera.name] = round(valid, 4)
+        if valid < 0.2:
+            result.warnings.append(f"camera {camera.name!r} has depth in {valid:.0%} of its pixels")
+    for name, value in seconds.items():
+        result.seconds[name] = result.seconds.get(name, 0.0) + value
+
+
+def _code_relative(inverse: np.ndarray, codes: np.ndarray) -> None:
+    """Inverse depth of one episode and view -> codes, stretched to its own smallest and largest value."""
+    low, high = np.inf, -np.inf
+    for frame in inverse:
+        finite = frame[np.isfinite(frame)]
+        if len(finite):
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if not np.isfinite(low):
+        return  # nothing valid: all stay 0
+    for at, frame in enumerate(inverse):
+        codes[at] = depth_code.relative_to_code(frame, low, high if high > low else low + 1.0)
+
+
+def padded_starts(frames: int, timing: Timing) -> int:
+    """Clip starts with two real pictures whose clip reaches past the end, where the last picture is held and masked."""
+    usable = max(0, frames - timing.frame_skip)
+    whole = max(0, frames - timing.span + 1)
+    return usable - min(usable, whole)
+
+

@@ -1,0 +1,57 @@
+"""What a preparation depends on, in one hash: it tells a finished or stopped one from another's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.files import sha256
+
+if TYPE_CHECKING:
+    from xwam_ft.prepare.depth import DepthPlan
+    from xwam_ft.prepare.embodiment import Embodiment
+    from xwam_ft.prepare.episode_job import EpisodeJob
+
+RECORD = "prepared.json"
+FORMAT = 1  # raise it when the bytes of a shard set change for equal inputs
+LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow")
+
+
+def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embodiment, plan: DepthPlan) -> str:
+    """Embodiment, depth, URDF chains, metadata by content, data and video files by name and size.
+
+    Absolute paths and dates are left out, so that a copied dataset is the same one.
+    """
+    parts: list[Any] = [FORMAT, spec.model_dump(mode="json"), plan.spec, plan.code.model_dump(mode="json")]
+    if jobs:
+        parts.append([slot.slot.model_dump(mode="json") for slot in jobs[0].slots])
+    for raw in raws:
+        files = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
+        parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])
+        parts.append([sha256(path) for path in files if path.is_relative_to(raw / "meta")])
+    if plan.spec.startswith("files:"):
+        parts.append(_depth_files(plan.spec))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """What the bytes of a video may depend on besides the inputs."""
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _depth_files(spec: str) -> list[list[Any]]:
+    """Names and sizes of the files a pattern can match: its placeholders become wildcards."""
+    pattern = Path(re.sub(r"\{[^}]*\}", "*", spec.removeprefix("files:").partition("?")[0]))
+    start = Path(pattern.anchor or ".")
+    found = start.glob(str(pattern.relative_to(pattern.anchor)))
+    return [[path.name, path.stat().st_size] for path in sorted(found) if path.is_file()]

@@ -1,0 +1,285 @@
+"""`xwam-ft prepare`: all episodes of all datasets -> one shard set.
+
+Episodes are done one a task, in any number of processes, into a staging folder beside OUT; then statistics, contract,
+shards and report are made from it in order, and OUT appears complete. The staging folder of a killed run is taken up
+by the next one with the same inputs (same fingerprint) and thrown away by any other; either way OUT's bytes are those
+of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from xwam_ft.errors import UserError, listed
+from xwam_ft.files import atomic_folder, read_json, write_json_atomic
+from xwam_ft.prepare import assemble
+from xwam_ft.prepare.depth import DepthPlan, parse_depth
+from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
+from xwam_ft.prepare.embodiment_slots import plan_cameras, plan_slots
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, finished, run
+from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Task
+
+    from xwam_ft.shards import ShardSet
+
+
+@dataclass
+class PrepareReport:
+    """What became of the recordings."""
+
+    out: Path
+    episodes: int
+    frames: int
+    rejected: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
+    warnings: int = 0
+    seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
+    already_prepared: bool = False
+
+
+def prepare(
+    raws: list[Path],
+    out: Path,
+    *,
+    embodiment: Path,
+    depth: str | None,
+    workers: int,
+    strict: bool,
+    urdf_dirs: list[Path],
+    console: Console,
+) -> PrepareReport:
+    """Turn recordings into a shard set at `out`.
+
+    Args:
+        depth: `sensor`, `transformers:ID`, `files:PATTERN`, `none`; None is `sensor` where recorded.
+        workers: processes; 0 does everything in this one. The bytes do not depend on it.
+        strict: a rejected episode ends it.
+
+    Raises:
+        UserError: everything wrong with the inputs; with `strict` the first rejected episode; no episode left;
+            `out` holds something else.
+    """
+    started = time.perf_counter()
+    spec = load_embodiment(embodiment)
+    sources = [open_source(raw) for raw in raws]
+    jobs, plan = _jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out))
+    fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
+    if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
+        from xwam_ft.shards import ShardSet
+
+        return _already(out, ShardSet.open(out), console)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"
+        raise UserError(what, out, "choose another folder, or remove it")
+    if plan.note:
+        console.print(f"depth: {plan.spec} ({plan.note})", markup=False)
+    _take_up(_staging(out), fingerprint, console)
+    results = _run_all(jobs, workers, strict, console)
+    report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
+    report.seconds["all"] = time.perf_counter() - started
+    _say(report, console)
+    return report
+
+
+def _staging(out: Path) -> Path:
+    return out.absolute().parent / f".{out.name}.preparing"
+
+
+def _jobs(
+    sources: list[Source],
+    spec: Embodiment,
+    where: Path,
+    depth: str | None,
+    urdf_dirs: list[Path],
+    staging: Path,
+) -> tuple[list[EpisodeJob], DepthPlan]:
+    fps = sources[0].info.fps
+    for source in sources[1:]:
+        if source.info.fps != fps:
+            raise UserError(
+                f"was recorded at {source.info.fps:g} fps, {sources[0].info.path} at {fps:g}",
+                source.info.path,
+                "prepare recordings of different rates apart",
+            )
+    jobs: list[EpisodeJob] = []
+    plan: DepthPlan | None = None
+    for source in sources:
+        cameras = plan_cameras(spec, source.info, where)
+        slots = plan_slots(spec, source.info, where, urdf_dirs)
+        recorded = [camera.feature for camera in source.info.cameras.values() if camera.depth]
+        plan = plan or parse_depth(depth, cameras, recorded, spec.depth)
+        for episode in source.episodes():
+            jobs.append(
+                EpisodeJob(
+                    number=len(jobs),
+                    episode=episode,
+                    fps=fps,
+                    cameras=cameras,
+                    slots=slots,
+                    depth=plan,
+                    image=spec.image_rule,
+                    timing=spec.timing.timing(fps),
+                    instruction=spec.instruction,
+                    staging=staging,
+                )
+            )
+    assert plan is not None
+    return jobs, plan
+
+
+def _take_up(staging: Path, fingerprint: str, console: Console) -> None:
+    """Keep what a stopped run with the same inputs and library versions left; else start clean."""
+    record = {"fingerprint": fingerprint, "versions": library_versions()}
+    if (staging / RECORD).is_file() and read_json(staging / RECORD) == record:
+        done = len(list(staging.glob("episode-*")))
+        console.print(f"going on with a stopped run: {done} episodes are done")
+        for remains in staging.glob(".episode-*.tmp"):
+            shutil.rmtree(remains, ignore_errors=True)
+        return
+    if staging.exists():
+        console.print("a stopped run with other inputs was found; starting anew")
+        shutil.rmtree(staging)
+    write_json_atomic(staging / RECORD, record)
+
+
+def _run_all(jobs: list[EpisodeJob], workers: int, strict: bool, console: Console) -> list[EpisodeResult]:
+    results: dict[int, EpisodeResult] = {}
+    waiting: list[EpisodeJob] = []
+    for job in jobs:
+        before = finished(job)
+        if before is None:
+            waiting.append(job)
+        else:
+            results[job.number] = before
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        total = sum(max(job.episode.length, 0) for job in jobs)
+        bar = progress.add_task("prepare", total=total)
+        progress.advance(bar, sum(max(jobs[number].episode.length, 0) for number in results))
+        for number, outcome in _outcomes(waiting, workers):
+            progress.advance(bar, max(jobs[number].episode.length, 0))
+            if isinstance(outcome, tuple):
+                raise UserError(*outcome)
+            results[number] = outcome
+            if outcome.reason is not None:
+                name = f"{outcome.dataset} episode {outcome.index}"
+                if strict:
+                    raise UserError(outcome.reason, name, "mend or remove it, or leave --strict out")
+                progress.console.print(f"rejected {name}: {outcome.reason}", markup=False)
+    return [results[job.number] for job in jobs]
+
+
+def _outcomes(jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, EpisodeResult | tuple[str, str, str]]]:
+    """Results as they come; processes are spawned, so that they inherit no threads or locks."""
+    if workers == 0 or not jobs:
+        for job in jobs:
+            yield job.number, run(job)
+        return
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        running: dict[Future[EpisodeResult | tuple[str, str, str]], int] = {
+            pool.submit(run, job): job.number for job in jobs
+        }
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number = running.pop(future)
+                yield number, future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, most likely for lack of memory",
+            "xwam-ft prepare",
+            "run it again with fewer --workers; finished episodes are kept",
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finish(
+    jobs: list[EpisodeJob],
+    results: list[EpisodeResult],
+    spec: Embodiment,
+    plan: DepthPlan,
+    sources: list[Source],
+    out: Path,
+    fingerprint: str,
+    console: Console,
+) -> PrepareReport:
+    """Statistics, contract, shards and report out of the staging folder, then OUT in one piece."""
+    accepted = [job for job, result in zip(jobs, results, strict=True) if result.reason is None]
+    rejected = [result for result in results if result.reason is not None]
+    if not accepted:
+        reasons = list(dict.fromkeys(result.reason or "" for result in rejected))
+        raise UserError(
+            f"all {len(rejected)} episodes are rejected ({listed(reasons, 3)})",
+            listed([str(source.info.path) for source in sources]),
+            "mend the recordings or the embodiment file",
+        )
+    with console.status("statistics, shards, report"):
+        clock = time.perf_counter()
+        contract, chosen = assemble.contract_of(accepted, results, spec, plan, sources)
+        staged_set = _staging(out) / "set"
+        shutil.rmtree(staged_set, ignore_errors=True)
+        assemble.write_set(staged_set, contract, accepted, results, chosen)
+        assemble.write_records(staged_set, rejected, spec, plan, fingerprint, sources)
+        assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
+        with atomic_folder(out) as folder:
+            for path in sorted(staged_set.iterdir()):
+                path.rename(folder / path.name)
+        shutil.rmtree(_staging(out))
+    seconds: dict[str, float] = {}
+    for result in results:
+        for stage, value in result.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+    seconds["assemble"] = time.perf_counter() - clock
+    kept = [results[job.number] for job in accepted]
+    return PrepareReport(
+        out=out,
+        episodes=len(kept),
+        frames=sum(result.frames for result in kept),
+        rejected=rejected,
+        warnings=sum(len(result.warnings) for result in kept),
+        seconds=seconds,
+    )
+
+
+def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
+    console.print(f"{out}: already prepared from these inputs; nothing to do")
+    frames = sum(episode.frames for episode in shards.index.episodes)
+    return PrepareReport(out, len(shards.index.episodes), frames, already_prepared=True)
+
+
+def _say(report: PrepareReport, console: Console) -> None:
+    took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
+    rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
+    console.print(
+        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, {report.warnings} warnings; "
+        f"see {report.out / 'report.html'}",
+        soft_wrap=True,
+    )
+    console.print(took)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} frames/s" if task.speed else "- frames/s")

@@ -1,0 +1,158 @@
+"""The contract's quantiles: 1 % and 99 % of what is learned from, over the training episodes.
+
+Rules (X-WAM's, where it has them):
+    proprio     per number; quaternions are not normalised (-1, 1); single-number grippers in one unit share a range
+    action      `absolute`: per number, single-number grippers pooled as above
+                relative: symmetric, [-M, M] with M = max(|q01|, |q99|) per number; for grippers only steps that move
+                (|change| >= 1 % of half the gripper's range) are counted
+    floor       ranges narrower than 1e-3 m, 1e-3 rad or 1e-2 of anything else are widened to that around their
+                middle, so that what never moves does not explode
+    absent      slots the robot lacks: (-1, 1)
+Actions are encoded chunks from every start of a clip with two real pictures, valid steps only; beyond `MAX_STARTS` starts an even subset is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xwam_ft import conventions
+from xwam_ft.contract import Contract, Quantiles
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
+
+    from xwam_ft.contract import Slot, Timing
+
+FLOOR = {"m": 1e-3, "rad": 1e-3}
+FLOOR_ELSE = 1e-2
+MOVES = 0.01
+MAX_STARTS = 20_000
+
+
+@dataclass(frozen=True)
+class Motion:
+    """One episode's numbers: state [F, P], absolute command [F, Q] and its mask."""
+
+    state: Float[ndarray, "f p"]
+    command: Float[ndarray, "f q"]
+    command_mask: Float[ndarray, "f q"]
+
+
+def placeholder(contract_without: dict[str, object]) -> Contract:
+    """A contract whose quantiles are all (-1, 1), to encode actions with before the quantiles are known."""
+    draft = {**contract_without}
+    slots: tuple[Slot, ...] = draft["slots"]  # pyright: ignore[reportAssignmentType]
+    proprio = sum(slot.state_width for slot in slots)
+    action = sum(slot.action_width for slot in slots)
+    draft["quantiles"] = Quantiles(
+        proprio_low=(-1.0,) * proprio,
+        proprio_high=(1.0,) * proprio,
+        action_low=(-1.0,) * action,
+        action_high=(1.0,) * action,
+    )
+    return Contract.model_validate(draft)
+
+
+def chunk_actions(contract: Contract, episodes: list[Motion]) -> tuple[np.ndarray, np.ndarray]:
+    """Encoded actions [N, Da] of all clip starts, chunk after chunk, and their mask."""
+    total = sum(len(episode.state) for episode in episodes)
+    stride = max(1, -(-total // MAX_STARTS))
+    values: list[np.ndarray] = [np.zeros((0, contract.action_dim))]
+    masks: list[np.ndarray] = [np.zeros((0, contract.action_dim))]
+    for episode in episodes:
+        for start in range(0, max(1, len(episode.state) - contract.timing.frame_skip), stride):
+            rows = _action_rows(start, len(episode.state), contract.timing)
+            encoded = conventions.encode_actions(
+                contract, episode.command[rows], episode.state[start], episode.state[rows]
+            )
+            values.append(encoded)
+            masks.append(conventions.command_to_action_mask(contract, episode.command_mask[rows]))
+    return np.concatenate(values), np.concatenate(masks)
+
+
+def quantiles(contract: Contract, episodes: list[Motion]) -> Quantiles:
+    """The quantiles of `episodes` (the training split), by the rules at the head of this file."""
+    states = np.concatenate([episode.state for episode in episodes])
+    actions, masks = chunk_actions(contract, episodes)
+    proprio_low, proprio_high = np.full(contract.state_dim, -1.0), np.full(contract.state_dim, 1.0)
+    action_low, action_high = np.full(contract.action_dim, -1.0), np.full(contract.action_dim, 1.0)
+    state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)
+    pools = _gripper_pools(contract)
+    for slot in contract.slots:
+        if not slot.present:
+            continue
+        place = state_at[slot.name]
+        for i, unit in enumerate(slot.units):
+            if slot.kind == "pose" and i >= 3:
+                continue
+            column = states[:, place.start + i]
+            if slot.name in pools:
+                column = np.concatenate([states[:, state_at[name].start] for name in pools[slot.name]])
+            proprio_low[place.start + i], proprio_high[place.start + i] = widen(*_q(column), unit)
+    for slot in contract.slots:
+        if not slot.present or not slot.commanded:
+            continue
+        place = action_at[slot.name]
+        units = ("m",) * 3 + ("rad",) * 3 if slot.kind == "pose" else slot.command_units or slot.units
+        for i, unit in enumerate(units):
+            at = place.start + i
+            used = pools.get(slot.name, [slot.name])
+            used = [name for name in used if contract.slot(name).convention == slot.convention]
+            columns = [
+                actions[masks[:, action_at[name].start + i] > 0, action_at[name].start + i]
+                for name in (used if slot.name in pools else [slot.name])
+            ]
+            values = np.concatenate(columns)
+            if slot.convention == "absolute":
+                low, high = _q(values)
+            else:
+                if slot.kind == "gripper":
+                    half = (proprio_high - proprio_low)[state_at[slot.name].start + i] / 2.0
+                    values = values[np.abs(values) / half >= MOVES]
+                bound = max(abs(value) for value in _q(values))
+                low, high = -bound, bound
+            action_low[at], action_high[at] = widen(low, high, unit)
+    return Quantiles(
+        proprio_low=tuple(proprio_low.tolist()),
+        proprio_high=tuple(proprio_high.tolist()),
+        action_low=tuple(action_low.tolist()),
+        action_high=tuple(action_high.tolist()),
+    )
+
+
+def widen(low: float, high: float, unit: str) -> tuple[float, float]:
+    """At least the unit's floor wide, around the same middle."""
+    floor = FLOOR.get(unit, FLOOR_ELSE)
+    if high - low >= floor:
+        return low, high
+    middle = (low + high) / 2.0
+    return middle - floor / 2.0, middle + floor / 2.0
+
+
+def _gripper_pools(contract: Contract) -> dict[str, list[str]]:
+    """Single-number grippers by name -> all those in the same units, in order; they share their ranges."""
+    grippers = [slot for slot in contract.slots if slot.kind == "gripper" and slot.present and slot.state_width == 1]
+    return {
+        slot.name: [
+            other.name
+            for other in grippers
+            if (other.units, other.command_units, other.convention) == (slot.units, slot.command_units, slot.convention)
+        ]
+        for slot in grippers
+    }
+
+
+def _action_rows(start: int, frames: int, timing: Timing) -> np.ndarray:
+    rows = start + np.arange(timing.action_steps) * timing.action_skip
+    return rows[rows < frames]
+
+
+def _q(values: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return 0.0, 0.0
+    low, high = np.quantile(values, [0.01, 0.99])
+    return float(low), float(high)
