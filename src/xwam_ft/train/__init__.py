@@ -1,0 +1,15 @@
+"""Shards and a recipe -> a run folder. Validation is `evaluate` on a `Policy` around the live network.
+
+run.py         `train`, `resume` and `encode_shards`: what the command line calls
+encode.py      shards -> the latent cache
+cache.py       the latent cache: its place, its index, reading one clip
+clips.py       which clip comes when, and which random numbers belong to it
+data.py        cached clips -> batches, in the order of clips.py
+draws.py       a sample's noise level, noise and text dropout: functions of (seed, position)
+counts.py      what the masked losses divide by: valid numbers of a whole optimizer step
+module.py      one training step
+optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
+checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
+callbacks.py   progress, metrics, checkpoints, validation and signals, hung on the training loop
+validation.py  held-out losses at fixed noise, and open-loop errors of the live policy
+"""

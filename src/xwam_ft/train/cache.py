@@ -1,0 +1,199 @@
+"""The latent cache: everything training reads, so that neither the VAE nor the text encoder is loaded for it.
+
+It lies in the shard set, `SHARDS/latents-<fingerprint>/`:
+
+    segments/<key>.safetensors   the clips of one segment that start on the stride, stacked along N
+    prompts.safetensors          embeddings [N, S, Dt] of every instruction and of the empty one
+    index.json                   written last: sizes and SHA-256 of these files, the clips and instructions in order
+
+The fingerprint covers all that the numbers depend on: backbone, contract, shards, stride, depth or not. The causal
+VAE treats a clip's first frame apart, so latents are encoded per clip; slicing a segment's would be wrong.
+
+Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp.
+    rgb, depth [C, Tl, V, h, w]; depth_mask [Tl, V, h, w]; video_mask [Tl]; action, action_mask [Ta, Da];
+    proprio, proprio_mask [Tp, Dp]; all normalised, masks 0 or 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.errors import UserError
+from xwam_ft.files import json_bytes, read_json, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from xwam_ft.contract import Contract
+    from xwam_ft.shards import Split
+
+SCHEMA_VERSION = 1
+EMPTY_PROMPT = ""
+"""Its embedding stands for "no text" in text dropout and guidance."""
+
+CLIP_TENSORS = ("rgb", "video_mask", "action", "action_mask", "proprio", "proprio_mask")
+DEPTH_TENSORS = ("depth", "depth_mask")
+PROMPTS_FILE = "prompts.safetensors"
+INDEX_FILE = "index.json"
+
+
+@dataclass(frozen=True)
+class CacheIdentity:
+    """What the cached numbers are a function of."""
+
+    backbone: str  # fingerprint of transformer family, VAE and text encoder
+    contract: str  # SHA-256 of contract.json; covers crop and resolution
+    shards: str  # SHA-256 of the shard set's index.json
+    clip_stride: int
+    dtype: str
+    with_depth: bool
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json_bytes(asdict(self))).hexdigest()[:16]
+
+    def folder(self, shards: Path) -> Path:
+        return shards / f"latents-{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    path: str  # relative to the cache folder
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> CachedFile:
+        return cls(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """One clip's place: row `row` of a segment's file, and which instruction it follows."""
+
+    key: str
+    file: str
+    row: int
+    split: Split
+    instruction: str
+
+
+@dataclass(frozen=True)
+class ClipTensors:
+    """One clip as cached; shapes in the module's legend."""
+
+    rgb: Float[Tensor, "c tl v h w"]
+    depth: Float[Tensor, "c tl v h w"] | None
+    depth_mask: Float[Tensor, "tl v h w"] | None
+    video_mask: Float[Tensor, " tl"]
+    action: Float[Tensor, "ta da"]
+    action_mask: Float[Tensor, "ta da"]
+    proprio: Float[Tensor, "tp dp"]
+    proprio_mask: Float[Tensor, "tp dp"]
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """A complete cache on disk. Reading is by row, so a training process holds no more than its batch."""
+
+    folder: Path
+    identity: CacheIdentity
+    clips: tuple[CachedClip, ...]
+    prompts: tuple[str, ...]
+    files: tuple[CachedFile, ...]
+    _open: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
+
+    @classmethod
+    def open(cls, folder: Path, advance: Callable[[int], None] | None = None) -> LatentCache:
+        """Read the index and check every file against its size and SHA-256.
+
+        Args:
+            advance: told the bytes of each file once it is checked.
+
+        Raises:
+            UserError: the cache is absent or incomplete, or a file is missing, cut off or changed.
+        """
+        if not (folder / INDEX_FILE).is_file():
+            raise UserError("the latent cache is not complete", folder, "run `xwam-ft encode` again; it goes on there")
+        tree = read_json(folder / INDEX_FILE)
+        cache = cls(
+            folder=folder,
+            identity=CacheIdentity(**tree["identity"]),
+            clips=tuple(CachedClip(**clip) for clip in tree["clips"]),
+            prompts=tuple(tree["prompts"]),
+            files=tuple(CachedFile(**entry) for entry in tree["files"]),
+        )
+        for entry in cache.files:
+            require_intact(folder, entry)
+            if advance is not None:
+                advance(entry.size)
+        return cache
+
+    def of_split(self, split: Split) -> list[CachedClip]:
+        return [clip for clip in self.clips if clip.split == split]
+
+    @cached_property
+    def prompt_embeddings(self) -> Float[Tensor, "n s dt"]:
+        """Embeddings in the order of `prompts`."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / PROMPTS_FILE)["embeddings"]
+
+    @cached_property
+    def prompt_index(self) -> dict[str, int]:
+        return {prompt: index for index, prompt in enumerate(self.prompts)}
+
+    def read(self, clip: CachedClip) -> ClipTensors:
+        """The tensors of one clip, in the dtype they are stored in."""
+        handle = self._handle(clip.file)
+        rows = {name: handle.get_slice(name)[clip.row] for name in CLIP_TENSORS}
+        depth = {name: handle.get_slice(name)[clip.row] if self.identity.with_depth else None for name in DEPTH_TENSORS}
+        return ClipTensors(**rows, **depth)
+
+    def read_masks(self, split: Split) -> dict[str, Tensor]:
+        """The masks of every clip of a split, stacked [N, ...]; they say beforehand what the losses count."""
+        import torch
+
+        clips = self.of_split(split)
+        names = [name for name in (*CLIP_TENSORS, *DEPTH_TENSORS) if name.endswith("_mask")]
+        names = [name for name in names if self.identity.with_depth or name not in DEPTH_TENSORS]
+        rows = {name: [self._handle(clip.file).get_slice(name)[clip.row] for clip in clips] for name in names}
+        return {name: torch.stack(parts) for name, parts in rows.items()}
+
+    def _handle(self, file: str) -> Any:
+        # Opened per process and kept: safetensors maps the file, so this costs no memory.
+        if file not in self._open:
+            from safetensors import safe_open
+
+            self._open[file] = safe_open(self.folder / file, framework="pt")
+        return self._open[file]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A DataLoader worker opens its own handles.
+        return {**self.__dict__, "_open": {}}
+
+
+def cache_identity(
+    backbone: str, contract: Contract, shards: Path, clip_stride: int, dtype: str, with_depth: bool
+) -> CacheIdentity:
+    return CacheIdentity(backbone, contract.sha256, sha256(shards / INDEX_FILE), clip_stride, dtype, with_depth)
+
+
+def require_intact(folder: Path, entry: CachedFile) -> None:
+    """Raise a `UserError` unless the file is there with the size and hash it was written with."""
+    path = folder / entry.path
+    fix = "delete it and run `xwam-ft encode` again; only this file is made anew"
+    if not path.is_file():
+        raise UserError("the cached file is missing", path, "run `xwam-ft encode` again; only this file is made anew")
+    if path.stat().st_size != entry.size:
+        raise UserError(f"has {path.stat().st_size} bytes, not the {entry.size} that were written", path, fix)
+    if sha256(path) != entry.sha256:
+        raise UserError("has changed since it was written (its SHA-256 is another)", path, fix)

@@ -1,0 +1,178 @@
+"""Checkpoints of a run: what trained, and all that a bit-exact continuation needs. safetensors and JSON only.
+
+    checkpoints/step-NNNNNN/
+        trainable.safetensors   every trained parameter under its name in the network
+        ema.safetensors         their running average, float32; only where the recipe asks for one
+        optimizer.safetensors   AdamW's state: `<quantity>.<parameter name>`
+        state.json              step, data cursor, learning rates, hashes, versions; sizes and SHA-256 of the files
+
+No generator state needs storing: every random number of the run is a function of (seed, position), so the seed and
+the next position are its generators. The frozen base is not in a checkpoint; its fingerprint is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.errors import UserError
+from xwam_ft.files import atomic_folder, json_bytes, read_json, sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+CHECKPOINTS = "checkpoints"
+STATE_FILE = "state.json"
+TRAINABLE_FILE = "trainable.safetensors"
+EMA_FILE = "ema.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+_NAME = re.compile(r"step-(\d{6,})$")
+_PACKAGES = ("xwam-ft", "torch", "lightning", "diffusers", "transformers", "peft", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What `state.json` says besides its file list.
+
+    Args:
+        step: optimizer steps done.
+        position: the next position of the data order (see clips.py), `step * samples_per_step`.
+        epoch: the epoch that position is in.
+        seed: with the position, the state of every generator.
+        samples_per_step: clips an optimizer step, over ranks and micro-batches.
+        learning_rates: of the step to come, by parameter group.
+        recipe, contract: SHA-256 of the run's recipe.yaml and contract.json.
+        backbone: fingerprint of the frozen base.
+        network: the network's configuration.
+        versions: of the libraries that wrote it.
+    """
+
+    step: int
+    position: int
+    epoch: int
+    seed: int
+    samples_per_step: int
+    learning_rates: dict[str, float]
+    recipe: str
+    contract: str
+    backbone: str
+    network: dict[str, Any]
+    versions: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint folder, its state read and its files checked."""
+
+    folder: Path
+    state: RunState
+
+    def trainable(self) -> dict[str, Tensor]:
+        return self._tensors(TRAINABLE_FILE)
+
+    def ema(self) -> dict[str, Tensor] | None:
+        """The averaged weights, or None where the run keeps none."""
+        return self._tensors(EMA_FILE) if (self.folder / EMA_FILE).exists() else None
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return self._tensors(OPTIMIZER_FILE)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / name)
+
+
+def write_checkpoint(
+    run: Path,
+    state: RunState,
+    trainable: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    keep: int,
+) -> Path:
+    """Write one checkpoint, whole or not at all, then remove all but the `keep` newest."""
+    folder = checkpoint_folder(run, state.step)
+    if folder.exists():  # resumed and stopped again within one step
+        return folder
+    _remove_leftovers(run)
+    parts = {TRAINABLE_FILE: trainable, OPTIMIZER_FILE: optimizer, EMA_FILE: ema}
+    with atomic_folder(folder) as temporary:
+        files: dict[str, dict[str, Any]] = {}
+        for name, tensors in parts.items():
+            if tensors is not None:
+                _save(tensors, temporary / name)
+                files[name] = {"size": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)}
+        (temporary / STATE_FILE).write_bytes(json_bytes({**asdict(state), "files": files}))
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's state and check its files.
+
+    Raises:
+        UserError: a file is missing, cut off or changed, or another version of this package wrote it.
+    """
+    fix = "remove this checkpoint folder; resuming then starts from the one before"
+    tree = read_json(folder / STATE_FILE)
+    if tree.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"has schema version {tree.get('schema_version')}, not {SCHEMA_VERSION}",
+            folder / STATE_FILE,
+            "read it with the version of xwam-ft that wrote it",
+        )
+    for name, entry in tree.pop("files").items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError("the checkpoint's file is missing", path, fix)
+        if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+            raise UserError("is damaged: its size or SHA-256 is not what was written", path, fix)
+    return Checkpoint(folder, RunState(**tree))
+
+
+def latest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run, or None before the first."""
+    folders = list_checkpoints(run)
+    return read_checkpoint(folders[-1]) if folders else None
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    folders = [path for path in (run / CHECKPOINTS).glob("step-*") if _NAME.search(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / CHECKPOINTS / f"step-{step:06d}"
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that a result depends on ("absent" where not installed as a package)."""
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Half-written folders of a killed process."""
+    for path in (run / CHECKPOINTS).glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)

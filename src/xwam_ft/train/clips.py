@@ -1,0 +1,92 @@
+"""Which clip comes when, and which random numbers belong to it: functions of (seed, position), of nothing else.
+
+A *position* counts the samples of a run, 0, 1, 2, ... in the order they are consumed. With n training clips,
+position p is in epoch p // n, and that epoch's permutation says which clip it is. Optimizer step s consumes the
+G = batch * accumulate * ranks positions s*G .. s*G + G-1; micro-batch m of rank r takes a run of `batch` of them.
+So neither the worker count nor the history of the process matters, and micro-batch times accumulation times ranks
+can be traded for one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Int
+    from numpy import ndarray
+
+
+class Stream(IntEnum):
+    """What a random number is for; each purpose has its own stream, so that adding one moves no other."""
+
+    ORDER = 0
+    NOISE = 1
+    LAYERS = 2  # dropout inside the network
+    VALIDATION = 3
+
+
+@dataclass(frozen=True)
+class StepGeometry:
+    """How the positions of an optimizer step are dealt out.
+
+    Args:
+        batch_size: clips a micro-batch and rank.
+        accumulate: micro-batches an optimizer step.
+        ranks: processes that train together.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    ranks: int = 1
+
+    @property
+    def samples(self) -> int:
+        """G, the clips one optimizer step consumes."""
+        return self.batch_size * self.accumulate * self.ranks
+
+    def positions(self, step: int) -> range:
+        """All positions of optimizer step `step` (counted from 0)."""
+        return range(step * self.samples, (step + 1) * self.samples)
+
+    def micro_batch(self, step: int, index: int, rank: int = 0) -> list[int]:
+        """The positions of micro-batch `index` of `step` on `rank`."""
+        first = step * self.samples + (index * self.ranks + rank) * self.batch_size
+        return list(range(first, first + self.batch_size))
+
+    def micro_batches(self, first_step: int, last_step: int, rank: int = 0) -> Iterator[list[int]]:
+        """Every micro-batch of `rank` in steps `first_step` .. `last_step` - 1, in order."""
+        for step in range(first_step, last_step):
+            for index in range(self.accumulate):
+                yield self.micro_batch(step, index, rank)
+
+
+def clip_at(seed: int, position: int, num_clips: int) -> int:
+    """The index of the training clip at `position`."""
+    epoch, place = divmod(position, num_clips)
+    return int(_permutation(seed, epoch, num_clips)[place])
+
+
+def random_bits(seed: int, stream: Stream, *numbers: int) -> int:
+    """63 bits, a hash of the arguments alone: a seed for any other generator."""
+    word = np.random.SeedSequence((seed, int(stream), *numbers)).generate_state(1, np.uint64)[0]
+    return int(word) >> 1
+
+
+def generator_at(seed: int, stream: Stream, *numbers: int) -> torch.Generator:
+    """A CPU generator that depends on the arguments alone."""
+    import torch
+
+    return torch.Generator().manual_seed(random_bits(seed, stream, *numbers))
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_clips: int) -> Int[ndarray, " n"]:
+    sequence = np.random.SeedSequence((seed, int(Stream.ORDER), epoch))
+    return np.random.Generator(np.random.Philox(sequence)).permutation(num_clips)

@@ -1,0 +1,51 @@
+"""What the masked losses divide by: the valid numbers of a whole optimizer step, over micro-batches and ranks.
+
+Dividing each micro-batch by its own count would weigh samples by their company: with half the samples' actions
+given clean, micro-batches of one would halve the action loss. The counts need no forward pass: masks are in the
+cache, and which actions are clean follows from (seed, position).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xwam_ft.model.losses import LossMasks, loss_counts
+from xwam_ft.train.clips import StepGeometry, Stream, clip_at
+from xwam_ft.train.draws import action_is_clean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from xwam_ft.recipe import NoiseSpec
+    from xwam_ft.train.cache import LatentCache
+
+
+class StepCounts:
+    """Valid numbers of each loss term in any optimizer step."""
+
+    def __init__(self, cache: LatentCache, noise: NoiseSpec, seed: int, geometry: StepGeometry) -> None:
+        self._masks = cache.read_masks("train")
+        self._latent_shape = (1, *cache.read(cache.of_split("train")[0]).rgb.shape)
+        self._noise, self._seed, self._geometry = noise, seed, geometry
+        self._known: tuple[int, dict[str, float]] = (-1, {})
+
+    def of_step(self, step: int) -> dict[str, float]:
+        """Counts by loss term; at least 1, so that a term without valid numbers is 0."""
+        if self._known[0] != step:
+            self._known = (step, self._count(self._geometry.positions(step)))
+        return self._known[1]
+
+    def _count(self, positions: Sequence[int]) -> dict[str, float]:
+        total = len(self._masks["action_mask"])
+        chosen = [clip_at(self._seed, position, total) for position in positions]
+        rows: dict[str, Tensor] = {name: mask[chosen] for name, mask in self._masks.items()}
+        masks = LossMasks(
+            video=rows["video_mask"],
+            action=rows["action_mask"],
+            proprio=rows["proprio_mask"],
+            action_is_clean=action_is_clean(positions, self._noise, self._seed, Stream.NOISE),
+            depth=rows.get("depth_mask"),
+        )
+        return {name: max(float(count), 1.0) for name, count in loss_counts(masks, self._latent_shape).items()}

@@ -1,0 +1,71 @@
+"""The random numbers of a sample: noise level, noise and text dropout, functions of (seed, position) alone.
+
+Each sample has its own CPU generator and draws from it in one order: three uniforms for the noise level, one for
+text dropout, then the noise of video, action and proprio. So a sample's numbers do not depend on what else is in
+its micro-batch, and its noise level is known without drawing its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from xwam_ft.model.noise import Sigmas, sample_sigmas
+from xwam_ft.train.clips import Stream, generator_at
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from xwam_ft.recipe import NoiseSpec
+    from xwam_ft.train.data import Batch
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch, on its device."""
+
+    sigmas: Sigmas
+    drop_text: Bool[Tensor, " b"]
+    video: Float[Tensor, "b c tl v h w"]
+    action: Float[Tensor, "b ta da"]
+    proprio: Float[Tensor, "b tp dp"]
+
+
+def draw(batch: Batch, noise: NoiseSpec, text_dropout: float, seed: int, stream: Stream = Stream.NOISE) -> Draws:
+    """Draw for every sample of `batch` by its position."""
+    shapes = [tensor.shape[1:] for tensor in (batch.latents, batch.action, batch.proprio)]
+    sigmas: list[Sigmas] = []
+    uniforms: list[Tensor] = []
+    noises: list[list[Tensor]] = []
+    for position in batch.positions:
+        generator = generator_at(seed, stream, position)
+        sigmas.append(sample_sigmas(1, noise, generator))
+        uniforms.append(torch.rand(1, generator=generator))
+        noises.append([torch.randn(shape, generator=generator) for shape in shapes])
+    device = batch.latents.device
+    video, action, proprio = (torch.stack(parts).to(device) for parts in zip(*noises, strict=True))
+    return Draws(_on(_joined(sigmas), device), (torch.cat(uniforms) < text_dropout).to(device), video, action, proprio)
+
+
+def action_is_clean(
+    positions: Sequence[int], noise: NoiseSpec, seed: int, stream: Stream = Stream.NOISE
+) -> Bool[Tensor, " b"]:
+    """Which samples are given clean actions, known without drawing any noise."""
+    drawn = [sample_sigmas(1, noise, generator_at(seed, stream, position)) for position in positions]
+    return _joined(drawn).action_is_clean
+
+
+def _joined(sigmas: Sequence[Sigmas]) -> Sigmas:
+    return Sigmas(
+        torch.cat([one.video for one in sigmas]),
+        torch.cat([one.action for one in sigmas]),
+        torch.cat([one.action_is_clean for one in sigmas]),
+    )
+
+
+def _on(sigmas: Sigmas, device: torch.device) -> Sigmas:
+    return Sigmas(sigmas.video.to(device), sigmas.action.to(device), sigmas.action_is_clean.to(device))
