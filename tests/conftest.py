@@ -204,6 +204,12 @@ def shard_set(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> S
 
 
 @pytest.fixture(scope="session")
+def make_shard_set() -> Callable[[Path, Contract], ShardSet]:
+    """`write_shard_set`, for tests that change or compare shard sets."""
+    return write_shard_set
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real recordings and URDFs, or a skip."""
     place = os.environ.get("XWAM_FT_TEST_DATA")

@@ -34,7 +34,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Camera(Part):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract, Slot
 
 WHERE = "observation"
+QUATERNION_SLACK = 0.05  # what a driver's rounding may do to a unit quaternion
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,12 @@ def decode(
         state: the absolute state the chunk starts from.
         observation: as reported; its joints seed the inverse kinematics of `forward_kinematics` slots.
         states: measured states along the chunk, needed by `delta_to_state`.
+
+    Raises:
+        UserError: the action is not finite; nothing that could reach a robot comes out of it.
     """
+    if not np.all(np.isfinite(action)):
+        raise UserError("holds numbers that are not finite", "action", "do not run this model; evaluate it first")
     raw = conventions.denormalise_action(contract, np.asarray(action, dtype=np.float64))
     table = conventions.decode_actions(contract, raw, state, states)
     clamped = _clamp(contract, table)
@@ -177,4 +183,8 @@ def _state(slot: Slot, value: Any) -> np.ndarray:
         raise UserError(f"has shape {list(numbers.shape)}", where, expected)
     if not np.all(np.isfinite(numbers)):
         raise UserError(f"holds {numbers[~np.isfinite(numbers)][0]}", where, "send finite numbers only")
+    if slot.kind == "pose" and slot.transform == "identity":
+        length = float(np.linalg.norm(numbers[3:]))
+        if abs(length - 1.0) > QUATERNION_SLACK:
+            raise UserError(f"has a quaternion of length {length:.3g}", where, "send a unit quaternion, w x y z")
     return slot_state(slot, numbers[None])[0]

@@ -1,0 +1,105 @@
+"""What is written whole is there whole; what fails leaves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import pytest
+
+from xwam_ft.errors import UserError
+from xwam_ft.files import (
+    atomic_folder,
+    atomic_path,
+    json_bytes,
+    read_json,
+    sha256,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_text_atomic(target, "old")
+
+    def fail() -> None:
+        with atomic_path(target) as temporary:
+            assert temporary.suffix == ".json"
+            temporary.write_text("half of the ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert target.read_text() == "old"
+
+
+def test_a_write_replaces_and_makes_parents(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "a.bin"
+    write_bytes_atomic(target, b"1")
+    write_bytes_atomic(target, b"22")
+    assert target.read_bytes() == b"22"
+    assert [p.name for p in target.parent.iterdir()] == ["a.bin"]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with atomic_folder(tmp_path / "bundle") as temporary:
+            (temporary / "model.bin").write_bytes(b"x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_and_may_fill_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with atomic_folder(tmp_path / "bundle") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "model.bin").write_bytes(b"x")
+        assert list((tmp_path / "bundle").iterdir()) == []
+    assert (tmp_path / "bundle" / "sub" / "model.bin").read_bytes() == b"x"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_nothing_is_overwritten(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "bundle"
+    if kind == "folder":
+        target.mkdir()
+        (target / "precious").touch()
+    else:
+        target.touch()
+    message = "bundle: exists already and is not an empty folder"
+    with pytest.raises(UserError, match=message), atomic_folder(target):
+        pytest.fail("the body must not run")
+
+
+def test_json_keeps_order_and_floats(tmp_path: Path) -> None:
+    value = {"b": 0.1 + 0.2, "a": [1e-300, -0.0], "ü": None}
+    write_json_atomic(tmp_path / "v.json", value)
+    back = read_json(tmp_path / "v.json")
+    assert back == value
+    assert list(back) == list(value)
+    assert json_bytes(back) == (tmp_path / "v.json").read_bytes()
+    with pytest.raises(ValueError):
+        json_bytes(math.nan)
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json: the file is missing"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"bad\.json: is not valid JSON .*line 1"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_sha256_streams_the_same_hash(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40_000  # larger than one block
+    (tmp_path / "x").write_bytes(data)
+    assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()

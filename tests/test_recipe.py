@@ -1,0 +1,120 @@
+"""The strict recipe: every mistake named, at once, with the nearest known key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xwam_ft.errors import UserError
+from xwam_ft.recipe import load_recipe
+
+GOOD = """
+backbone: {path: tiny, dtype: float32}
+data: {shards: out/shards}
+trainer: {max_steps: 100}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, list(overrides))
+    return str(caught.value)
+
+
+def test_defaults_fill_what_is_not_said(recipe: Path) -> None:
+    loaded = load_recipe(recipe)
+    assert loaded.trainer.max_steps == 100
+    assert loaded.model.lora.rank == 16
+    assert loaded.optim.ema_decay is None
+
+
+def test_the_written_recipe_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe, ["optim.lr_lora=1e-5", "model.lora.targets=[attention]"])
+    assert loaded.optim.lr_lora == 1e-5  # YAML 1.1 reads 1e-5 as text; it is meant as a number
+    (tmp_path / "resolved.yaml").write_text(loaded.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml") == loaded
+
+
+def test_all_mistakes_are_told_at_once(recipe: Path) -> None:
+    recipe.write_text(
+        "backbone: {pth: tiny}\n"
+        "data: {shards: s, clip_stride: 0}\n"
+        "model: {lora: {rnk: 4}, depth: {branch: coppy}}\n"
+        "trainer: {}\n"
+        "sed: 1\n"
+    )
+    message = refused(recipe)
+    assert "recipe.yaml: 7 mistakes: " in message
+    assert "'backbone.path' is missing" in message
+    assert "unknown key 'backbone.pth' (did you mean 'path'?)" in message
+    assert "unknown key 'model.lora.rnk' (did you mean 'rank'?)" in message
+    assert "unknown key 'sed' (did you mean 'seed'?)" in message
+    assert "'data.clip_stride': input should be greater than 0, not 0" in message
+    assert "'model.depth.branch': input should be 'copy' or 'none', not 'coppy'" in message
+    assert "'trainer.max_steps' is missing" in message
+
+
+def test_an_unlike_key_lists_the_known_ones(recipe: Path) -> None:
+    message = refused(recipe, "checkpoint.zzz=1")
+    assert "unknown key 'checkpoint.zzz' (known: every_steps, keep)" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("trainer.max_steps=7", "trainer", "max_steps", 7),
+        ("validation.every_steps=0", "validation", "every_steps", 0),
+        ("trainer.devices=auto", "trainer", "devices", "auto"),
+        ("optim.betas=[0.8, 0.9]", "optim", "betas", (0.8, 0.9)),
+        ("optim.ema_decay=null", "optim", "ema_decay", None),
+        ("data.shards='a=b'", "data", "shards", "a=b"),
+    ],
+)
+def test_set_overrides_one_value(recipe: Path, override: str, section: str, key: str, value: object) -> None:
+    assert getattr(getattr(load_recipe(recipe, [override]), section), key) == value
+
+
+def test_later_overrides_win(recipe: Path) -> None:
+    assert load_recipe(recipe, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.max_steps", "'trainer.max_steps' is not of the form a.b=c"),
+        ("=3", "'=3' is not of the form a.b=c"),
+        ("seed.x=3", "'seed' is a value, not a section"),
+        ("seed=[1", "--set seed: the value '[1' is not valid YAML"),
+        ("seed=-1", "'seed': input should be greater than or equal to 0, not -1"),
+        ("loss.video=.nan", "'loss.video': input should be a finite number"),
+        ("optim.lr_lora=.inf", "'optim.lr_lora': input should be a finite number"),
+        ("trainer.max_step=3", "unknown key 'trainer.max_step' (did you mean 'max_steps'?)"),
+    ],
+)
+def test_wrong_overrides(recipe: Path, override: str, sentence: str) -> None:
+    recipe.write_text(GOOD + "seed: 1\n")
+    assert sentence in refused(recipe, override)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    assert "the file does not exist" in refused(tmp_path / "none.yaml")
+    assert "is a folder, not a YAML file" in refused(tmp_path)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: 1\nb: [1\n")
+    assert "is not valid YAML at line 3" in refused(bad)
+    bad.write_text("- 1\n")
+    assert "holds a list, not a mapping of keys" in refused(bad)
+    bad.write_bytes(b"\xff\xfe\x00")
+    assert "is not valid YAML" in refused(bad)
+
+
+def test_a_relative_path_stays_as_typed(recipe: Path) -> None:
+    assert load_recipe(recipe).data.shards == "out/shards"
