@@ -20,7 +20,7 @@ from xwam_ft.shard_writer import (
 )
 from xwam_ft.shards import Segment, ShardSet
 
-HEIGHT, WIDTH = 32, 48
+HEIGHT, WIDTH = 32, 64
 NEAR, FAR = 0.2, 3.0
 INSTRUCTIONS = ("pick up the cube", "put the cube in the bowl")
 EPISODES = (29, 22, 17)  # frames of each; the last is held out

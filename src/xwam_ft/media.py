@@ -1,16 +1,18 @@
 """Video files and pictures; the one place that knows decord and PyAV.
 
-The decoder is chosen by probing codec and pixel format, never by trial: decord for 8-bit H.264, HEVC, MPEG-4 and VP9
-where it is installed, PyAV for everything else (decord cannot open AV1 and returns wrong bytes above 8 bits). Frames
-are addressed by their index in presentation order and come exactly, also from files that several episodes share.
+The decoder is chosen by what file and packets say, never by trial: decord for 8-bit H.264, HEVC, MPEG-4 and VP9 where
+it is installed and every group of pictures is closed, PyAV for everything else (decord cannot open AV1, returns wrong
+bytes above 8 bits and other pictures than asked for from open groups, which x265 makes by default). Frames are
+addressed by their index in presentation order and come exactly, also from files that several episodes share.
 
 Pictures are uint8 RGB, depth codes uint16. What is written is byte-reproducible for equal library versions: one
-encoder thread, no dates, no random identifiers. Resizing and cropping stand in pictures.py and are offered here too.
+encoder thread, no dates, no random identifiers. Resizing and cropping: pictures.py.
 """
 
 from __future__ import annotations
 
 import bisect
+import functools
 import importlib.util
 import io
 import itertools
@@ -18,51 +20,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, write_bytes_atomic
-from xwam_ft.pictures import (
-    centre_crop,
-    centre_crop_nearest,
-    crop_intrinsics,
-    crop_size,
-    resize_intrinsics,
-    resize_nearest,
-    resize_pictures,
-)
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
     from numpy import ndarray
 
-__all__ = [
-    "VideoInfo",
-    "centre_crop",
-    "centre_crop_nearest",
-    "count_frames",
-    "crop_intrinsics",
-    "crop_size",
-    "gray16_bytes",
-    "iterate_rgb",
-    "probe",
-    "read_gray16",
-    "read_rgb",
-    "resize_intrinsics",
-    "resize_nearest",
-    "resize_pictures",
-    "rgb_bytes",
-    "write_gray16",
-    "write_preview",
-    "write_rgb",
-]
-
 Source = Path | bytes
 DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp9"}
 # One packet is one picture in these; elsewhere (VP8's hidden frames, packed MPEG-4 in AVI) pictures are counted.
-PACKET_CODECS = {"h264", "hevc", "av1", "vp9", "ffv1", "mjpeg", "png"}
+PACKET_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1", "mjpeg", "png"}
 PACKET_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 # x264's macroblock tree reads memory nobody wrote, so with it equal pictures give unequal bytes even on one thread.
 REPRODUCIBLE = {"threads": "1", "x264-params": "mbtree=0"}
@@ -79,12 +51,14 @@ class VideoInfo:
     fps: float
     frames: int | None  # as the container declares; trust `count_frames` alone
 
-    @property
-    def decoder(self) -> str:
-        """`decord` or `av`."""
-        # decord takes the padding of a row for pixels at some widths (48, 72); whole 32s have none.
-        fits = self.codec in DECORD_CODECS and self.bits == 8 and self.width % 32 == 0
-        return "decord" if fits and importlib.util.find_spec("decord") is not None else "av"
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """Where the pictures of a file are, from its packets alone: one packet, one picture."""
+
+    times: list[int]  # presentation times in order: picture i is the one shown at times[i]
+    keys: list[int]  # indices of the key frames
+    closed: bool  # no picture is coded after a key frame and shown before it
 
 
 def probe(source: Source) -> VideoInfo:
@@ -107,11 +81,20 @@ def probe(source: Source) -> VideoInfo:
         )
 
 
+def decoder(source: Source) -> Literal["decord", "av"]:
+    """Which library reads this file; see the module's head."""
+    info, packets = probe(source), _packets(source)
+    # decord loses count where a group of pictures is open, and takes the padding of a row for pixels at some widths
+    # (48, 72), which whole 32s do not have.
+    fits = info.codec in DECORD_CODECS and info.bits == 8 and info.width % 32 == 0
+    fits = fits and packets is not None and packets.closed
+    return "decord" if fits and importlib.util.find_spec("decord") is not None else "av"
+
+
 def count_frames(source: Source) -> int:
     """Exact number of pictures: by counting packets where one packet is one picture, else by decoding."""
-    with _open(source) as container:
-        if (known := _timestamps(container, source)) is not None:
-            return len(known[0])
+    if (packets := _packets(source)) is not None:
+        return len(packets.times)
     with _open(source) as container:
         return sum(1 for _ in _decode(container, source))
 
@@ -125,16 +108,16 @@ def read_rgb(source: Source, frames: Frames = None) -> UInt8[ndarray, "n h w 3"]
     Raises:
         UserError: unreadable, or an index past the end.
     """
-    if probe(source).decoder == "av":
+    if decoder(source) == "av":
         return _read_av(source, frames, "rgb24")
     import decord
 
+    wanted = _indices(frames, count_frames(source), source)
+    unique, inverse = np.unique(wanted, return_inverse=True)
     try:
         reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1)
-        wanted = _indices(frames, len(reader), source)
-        unique, inverse = np.unique(wanted, return_inverse=True)
-        if not len(unique):
-            return np.zeros((0, *reader[0].shape), dtype=np.uint8)
+        if not len(unique) or len(reader) != count_frames(source):
+            return _read_av(source, frames, "rgb24")
         pictures: np.ndarray = reader.get_batch(unique).asnumpy()
     except decord.DECORDError as error:
         raise _unreadable(source, str(error).splitlines()[0]) from None
@@ -225,38 +208,56 @@ def _decode(container: Any, source: Source) -> Iterator[Any]:
         raise _unreadable(source, str(error)) from None
 
 
-def _timestamps(container: Any, source: Source) -> tuple[list[int], list[int]] | None:
-    """Presentation times of all pictures in order and the indices of the key frames, from the packets alone.
+def _packets(source: Source) -> PacketIndex | None:
+    """The index of a file, None where its packets do not tell. Kept for files, which are read a part at a time."""
+    if isinstance(source, bytes):
+        return _scan(source)
+    try:
+        stat = source.stat()
+    except OSError:
+        return _scan(source)  # opening it says what is wrong
+    return _scan_file(source, stat.st_mtime_ns, stat.st_size)
 
-    None where packets do not tell: another codec or container, times missing or repeated.
-    """
+
+@functools.lru_cache(maxsize=32)
+def _scan_file(path: Path, modified: int, size: int) -> PacketIndex | None:
+    del modified, size  # part of the key alone: another file under the same name is scanned again
+    return _scan(path)
+
+
+def _scan(source: Source) -> PacketIndex | None:
     import av
 
-    if _codec_name(container.streams.video[0].codec_context) not in PACKET_CODECS:
-        return None
-    if not PACKET_CONTAINERS & set(container.format.name.split(",")):
-        return None
-    shown: list[tuple[int, bool]] = []
-    try:
-        for packet in container.demux(video=0):
-            if packet.size and not packet.is_discard:
-                if packet.pts is None:
-                    return None
-                shown.append((packet.pts, packet.is_keyframe))
-    except av.FFmpegError as error:
-        raise _unreadable(source, str(error)) from None
-    shown.sort()
+    coded: list[tuple[int, bool]] = []
+    with _open(source) as container:
+        stream = container.streams.video[0]
+        if _codec_name(stream.codec_context) not in PACKET_CODECS:
+            return None
+        if not PACKET_CONTAINERS & set(container.format.name.split(",")):
+            return None
+        try:
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    if packet.pts is None:
+                        return None
+                    coded.append((packet.pts, packet.is_keyframe))
+        except av.FFmpegError as error:
+            raise _unreadable(source, str(error)) from None
+    key_time, closed = None, True
+    for time, key in coded:
+        key_time = time if key else key_time
+        closed = closed and (key_time is None or time >= key_time)
+    shown = sorted(coded)
     times = [time for time, _ in shown]
     keys = [index for index, (_, key) in enumerate(shown) if key]
-    return (times, keys) if keys and len(set(times)) == len(times) else None
+    return PacketIndex(times, keys, closed) if keys and len(set(times)) == len(times) else None
 
 
 def _read_av(source: Source, frames: Frames, layout: str) -> np.ndarray:
-    with _open(source) as container:
-        known = _timestamps(container, source)
-    if known is None:
+    packets = _packets(source)
+    if packets is None:
         return _read_by_counting(source, frames, layout)
-    times, keys = known
+    times, keys = packets.times, packets.keys
     index_at = {time: index for index, time in enumerate(times)}
     wanted = _indices(frames, len(times), source)
     unique, inverse = np.unique(wanted, return_inverse=True)

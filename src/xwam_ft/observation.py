@@ -16,7 +16,7 @@ import numpy as np
 
 from xwam_ft import conventions
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.media import resize_pictures
+from xwam_ft.pictures import resize_pictures
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8

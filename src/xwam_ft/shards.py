@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -290,7 +291,7 @@ class ShardSet:
                 depth = None
                 if meta.depth:
                     depth = np.stack([read_gray16(member(depth_member(camera)), frames) for camera in cameras])
-            except (UserError, KeyError, ValueError, OSError) as error:
+            except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
                 reason = error.what if isinstance(error, UserError) else str(error)
                 raise UserError(
                     f"segment {entry.key} cannot be read ({reason})", path, f"copy the shard again, or {AGAIN}"

@@ -1,0 +1,222 @@
+"""The robot's side: every wrong field is named, limits hold and are counted, kinematic slots return as joints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xwam_ft import conventions, observation
+from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Contract, Limits, Quantiles, Slot
+from xwam_ft.errors import UserError
+from xwam_ft.kinematics import load_chain
+from xwam_ft.pictures import resize_pictures
+
+Make = Callable[..., Contract]
+POSE = (0.1, -0.2, 0.3, 1.0, 0.0, 0.0, 0.0)
+ARM = """<robot name="arm"><link name="l0"/>{}</robot>"""
+JOINT = """<link name="l{n}"/><joint name="j{m}" type="revolute"><parent link="l{m}"/><child link="l{n}"/>
+<origin xyz="{xyz}"/><axis xyz="{axis}"/><limit lower="-2.8" upper="2.8"/></joint>"""
+LAYOUT = [("0 0 .3", "0 0 1"), (".05 0 .1", "0 1 0"), ("0 0 .4", "0 1 0"), (".35 0 0", "1 0 0"), ("0 0 0", "0 1 0"),
+          (".1 0 0", "1 0 0")]  # fmt: skip
+
+
+def observed(**changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    plain = {
+        "images": {"front": picture, "wrist": picture[::-1]},
+        "state": {"tool": POSE, "gripper": [0.04]},
+        "prompt": " lift ",
+    }
+    return plain | changes
+
+
+def refused(contract: Contract, value: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        observation.encode(contract, value)
+    return str(caught.value)
+
+
+def test_a_good_observation(contract: Contract) -> None:
+    value = observed()
+    encoded = observation.encode(contract, value)
+    assert encoded.prompt == "lift"
+    np.testing.assert_array_equal(encoded.state, [*POSE, 0.04])
+    np.testing.assert_array_equal(encoded.proprio, conventions.normalise_proprio(contract, encoded.state))
+    np.testing.assert_array_equal(encoded.pictures[1], resize_pictures(value["images"]["wrist"][None], 32, 64)[0])
+
+
+def test_cameras_stand_in_the_contracts_order(contract: Contract) -> None:
+    value = observed()
+    turned = dict(reversed(list(value["images"].items())))
+    encoded = [observation.encode(contract, value | {"images": images}) for images in (value["images"], turned)]
+    np.testing.assert_array_equal(encoded[0].pictures, encoded[1].pictures)
+
+
+@pytest.mark.parametrize("key", ["images", "state", "prompt"])
+def test_a_missing_part(contract: Contract, key: str) -> None:
+    value = observed()
+    del value[key]
+    assert f"observation: has no '{key}'" in refused(contract, value)
+
+
+@pytest.mark.parametrize(
+    ("camera", "sentence"),
+    [
+        (np.zeros((4, 4), np.uint8), "observation.images.front: has shape [4, 4] and type uint8"),
+        (np.zeros((3, 4, 4), np.uint8), "has shape [3, 4, 4]"),
+        (np.zeros((4, 4, 3), np.float32), "has shape [4, 4, 3] and type float32"),
+        (np.zeros((0, 4, 3), np.uint8), "has shape [0, 4, 3]"),
+    ],
+)
+def test_a_wrong_picture(contract: Contract, camera: np.ndarray, sentence: str) -> None:
+    images = observed()["images"] | {"front": camera}
+    message = refused(contract, observed(images=images))
+    assert sentence in message
+    assert "give RGB pixels as uint8 [height, width, 3]" in message
+
+
+def test_missing_and_unknown_names(contract: Contract) -> None:
+    images = observed()["images"]
+    assert "observation.images: camera 'wrist' is missing (given: front)" in refused(
+        contract, observed(images={"front": images["front"]})
+    )
+    assert "unknown camera 'wrst' (did you mean 'wrist'?)" in refused(
+        contract, observed(images=images | {"wrst": images["front"]})
+    )
+    state = observed()["state"]
+    assert "observation.state: slot 'gripper' is missing (given: tool)" in refused(
+        contract, observed(state={"tool": POSE})
+    )
+    assert "unknown slot 'gripperr' (did you mean 'gripper'?)" in refused(
+        contract, observed(state=state | {"gripperr": [0]})
+    )
+    assert "observation.images: images is a list" in refused(contract, observed(images=[images["front"]]))
+
+
+@pytest.mark.parametrize(
+    ("tool", "sentence"),
+    [
+        (POSE[:6], "observation.state.tool: has shape [6]. Fix: give 7 numbers: tool.x, tool.y"),
+        ([POSE], "has shape [1, 7]"),
+        ("far left", "is not numbers ('far left')"),
+        ((0.1, float("nan"), *POSE[2:]), "holds nan. Fix: send finite numbers only"),
+        ((0.1, float("-inf"), *POSE[2:]), "holds -inf"),
+        ((0.1, 0.2, 0.3, 0, 0, 0, 0), "has a quaternion of length 0"),
+        ((0.1, 0.2, 0.3, 2, 0, 0, 0), "has a quaternion of length 2"),
+    ],
+)
+def test_a_wrong_state(contract: Contract, tool: Any, sentence: str) -> None:
+    assert sentence in refused(contract, observed(state={"tool": tool, "gripper": [0.04]}))
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", None, 3])
+def test_a_wrong_prompt(contract: Contract, prompt: Any) -> None:
+    assert f"observation.prompt: prompt is {prompt!r}, not an instruction" in refused(contract, observed(prompt=prompt))
+
+
+def test_a_negative_quaternion_is_the_same_pose(contract: Contract) -> None:
+    turned = np.array([0, 0, 0, 0.8, 0.0, 0.6, 0.0])
+    states = [
+        observation.encode(
+            contract, observed(state={"tool": np.concatenate([turned[:3], s * turned[3:]]), "gripper": [0]})
+        )
+        for s in (1, -1)
+    ]
+    np.testing.assert_array_equal(states[0].state, states[1].state)
+
+
+def test_limits_hold_and_every_moved_number_is_counted(contract_with: Make) -> None:
+    plain = contract_with()
+    tool = plain.slot("tool").model_copy(update={"limits": Limits(low=(-1.0, -1.0, 0.25), high=(1.0, 1.0, 1.0))})
+    grip = plain.slot("gripper").model_copy(update={"limits": Limits(low=(0.0,), high=(0.06,))})
+    contract = contract_with(slots=(tool, grip))
+    state = np.array([*POSE, 0.04])
+    raw = np.zeros((3, 7))
+    raw[:, 2] = [-0.1, -0.05, 0.1]  # z 0.2, 0.25, 0.4
+    raw[:, 6] = [0.07, 0.05, -0.01]
+    commands = observation.decode(contract, conventions.normalise_action(contract, raw), state)
+    np.testing.assert_allclose(commands.table[:, 2], [0.25, 0.25, 0.4])
+    np.testing.assert_allclose(commands.table[:, 7], [0.06, 0.05, 0.0])
+    assert commands.clamped["gripper"] == 2
+    assert commands.clamped["tool"] in (1, 2)  # 0.3 - 0.05 may round below 0.25
+    np.testing.assert_array_equal(commands.slots["gripper"], commands.table[:, 7:])
+
+
+def test_nothing_to_clamp_is_nothing_counted(contract: Contract) -> None:
+    commands = observation.decode(contract, np.zeros((2, 7)), np.array([*POSE, 0.04]))
+    assert commands.clamped == {}
+    assert commands.residual == {}
+
+
+def test_decoding_returns_the_recorded_commands(contract: Contract, segment: Any) -> None:
+    state, wanted = segment.proprio[3], segment.action[3:11]
+    action = conventions.normalise_action(contract, conventions.encode_actions(contract, wanted, state))
+    np.testing.assert_allclose(observation.decode(contract, action, state).table, wanted, atol=1e-12)
+
+
+def test_an_action_that_is_not_finite_goes_nowhere(contract: Contract) -> None:
+    action = np.zeros((2, 7))
+    action[1, 3] = np.nan
+    with pytest.raises(UserError, match="action: holds numbers that are not finite"):
+        observation.decode(contract, action, np.array([*POSE, 0.04]))
+
+
+def kinematic_contract(make: Make, folder: Path) -> Contract:
+    """Six joints in, a pose inside; a gripper whose two fingers are averaged and driven alike."""
+    joints = "".join(JOINT.format(m=i, n=i + 1, xyz=xyz, axis=axis) for i, (xyz, axis) in enumerate(LAYOUT))
+    (folder / "arm.urdf").write_text(ARM.format(joints))
+    chain = load_chain(folder / "arm.urdf", "l0", "l6")
+    tool = Slot(
+        name="tool", kind="pose", columns=tuple(chain.movable), elements=POSE_ELEMENTS, units=POSE_UNITS,
+        transform="forward_kinematics", chain=chain, convention="relative_to_chunk_start",
+    )  # fmt: skip
+    grip = Slot(
+        name="gripper", kind="gripper", columns=("left", "right"), elements=("opening",), units=("m",),
+        transform="mean", expand="equal", convention="absolute",
+    )  # fmt: skip
+    return make(
+        slots=(tool, grip),
+        quantiles=Quantiles(
+            proprio_low=(-1.0,) * 8, proprio_high=(1.0,) * 8, action_low=(-1.0,) * 7, action_high=(1.0,) * 7
+        ),
+    )
+
+
+def test_a_kinematic_slot_takes_joints_and_gives_joints(contract_with: Make, tmp_path: Path) -> None:
+    contract = kinematic_contract(contract_with, tmp_path)
+    start = np.array([0.1, 0.5, 0.6, -0.2, 0.8, 0.3])
+    path = start + np.linspace(0, 1, 5)[:, None] * np.array([0.2, -0.1, 0.15, 0.3, 0.2, -0.4])
+    value = observed(state={"tool": start, "gripper": [0.02, 0.04]})
+    encoded = observation.encode(contract, value)
+    assert encoded.state[7] == pytest.approx(0.03)
+    commands = np.concatenate([observation.slot_state(contract.slot("tool"), path), np.full((5, 1), 0.05)], axis=1)
+    np.testing.assert_allclose(encoded.state[:7], commands[0, :7], atol=1e-12)
+    action = conventions.normalise_action(contract, conventions.encode_actions(contract, commands, encoded.state))
+    decoded = observation.decode(contract, action, encoded.state, value)
+    np.testing.assert_allclose(decoded.slots["tool"], path, atol=1e-6)
+    assert decoded.residual["tool"].shape == (5, 2)
+    assert decoded.residual["tool"].max() < 1e-8
+    np.testing.assert_allclose(decoded.slots["gripper"], np.full((5, 2), 0.05), atol=1e-12)
+
+
+def test_an_unreachable_pose_shows_in_the_residual(contract_with: Make, tmp_path: Path) -> None:
+    contract = kinematic_contract(contract_with, tmp_path)
+    value = observed(state={"tool": [0.1, 0.5, 0.6, -0.2, 0.8, 0.3], "gripper": [0.02, 0.04]})
+    state = observation.encode(contract, value).state
+    action = np.zeros((1, 7))
+    action[0, 0] = 3.0  # three metres away
+    assert observation.decode(contract, action, state, value).residual["tool"][0, 0] > 1.0
+
+
+def test_an_absent_arm_is_not_asked_for(contract_with: Make) -> None:
+    plain = contract_with()
+    absent = plain.slot("tool").model_copy(update={"present": False})
+    contract = contract_with(slots=(absent, plain.slot("gripper")))
+    encoded = observation.encode(contract, observed(state={"gripper": [0.04]}))
+    np.testing.assert_array_equal(encoded.state, [0] * 7 + [0.04])
+    assert list(observation.decode(contract, np.zeros((2, 7)), encoded.state).slots) == ["gripper"]

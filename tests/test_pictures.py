@@ -1,0 +1,115 @@
+"""The resize rule against torch, and intrinsics that follow it to the pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from xwam_ft.pictures import (
+    centre_crop,
+    centre_crop_box,
+    centre_crop_intrinsics,
+    centre_crop_nearest,
+    crop_intrinsics,
+    resize_intrinsics,
+    resize_nearest,
+    resize_pictures,
+)
+
+SIZES = [((48, 64), (24, 32)), ((48, 64), (26, 40)), ((27, 31), (32, 48)), ((40, 40), (40, 20)), ((1, 5), (4, 5))]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_bilinear_equals_torch_without_antialias(source: tuple[int, int], target: tuple[int, int]) -> None:
+    pictures = noise(2, *source, 3)
+    planes = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    theirs = torch.nn.functional.interpolate(planes, target, mode="bilinear", align_corners=False, antialias=False)
+    exact = theirs.permute(0, 2, 3, 1).numpy()
+    ours = resize_pictures(pictures, *target)
+    # Rounded half up; float32 sums in another order may fall to the other side of an exact half.
+    differ = ours != np.floor(exact + 0.5)
+    assert differ.mean() < 1e-3
+    assert np.abs(ours[differ] - exact[differ]).max(initial=0) < 0.501
+
+
+def test_halves_are_rounded_up() -> None:
+    row = np.array([10, 11, 20, 23], dtype=np.uint8)
+    picture = row[None, None, :, None].repeat(3, axis=3)
+    np.testing.assert_array_equal(resize_pictures(picture, 1, 2)[0, 0, :, 0], [11, 22])
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_nearest_equals_torch_nearest_exact(source: tuple[int, int], target: tuple[int, int]) -> None:
+    codes = noise(2, *source).astype(np.uint16) * 257
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(codes.astype(np.float32))[:, None], target, mode="nearest-exact"
+    )
+    np.testing.assert_array_equal(resize_nearest(codes, *target), theirs[:, 0].numpy())
+
+
+def test_nearest_makes_no_new_codes() -> None:
+    codes = np.where(noise(1, 33, 47) > 128, 0, 40_000).astype(np.uint16)
+    assert set(np.unique(resize_nearest(codes, 20, 31))) == {0, 40_000}
+
+
+def test_a_crop_of_all_changes_nothing() -> None:
+    pictures, codes = noise(2, 20, 30, 3), noise(2, 20, 30).astype(np.uint16)
+    np.testing.assert_array_equal(centre_crop(pictures, 1.0), pictures)
+    np.testing.assert_array_equal(centre_crop_nearest(codes, 1.0), codes)
+
+
+def test_the_centre_crop_is_the_centre_resized_back() -> None:
+    assert centre_crop_box(256, 320, 0.95) == (6, 8, 243, 304)
+    pictures, codes = noise(1, 256, 320, 3), noise(1, 256, 320).astype(np.uint16)
+    np.testing.assert_array_equal(centre_crop(pictures, 0.95), resize_pictures(pictures[:, 6:249, 8:312], 256, 320))
+    np.testing.assert_array_equal(centre_crop_nearest(codes, 0.95), resize_nearest(codes[:, 6:249, 8:312], 256, 320))
+
+
+def project(intrinsics: tuple[float, float, float, float], point: tuple[float, float, float]) -> np.ndarray:
+    fx, fy, cx, cy = intrinsics
+    return np.array([fx * point[0] / point[2] + cx, fy * point[1] / point[2] + cy])
+
+
+def spot(size: tuple[int, int], at: np.ndarray) -> np.ndarray:
+    """A soft spot centred at (x, y) in pixels."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    shape = np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (2 * 9.0**2))
+    return (255 * shape).round().astype(np.uint8)[None, ..., None].repeat(3, axis=3)
+
+
+def centre_of(picture: np.ndarray) -> np.ndarray:
+    weight = picture[0, ..., 0].astype(np.float64)
+    y, x = np.mgrid[: weight.shape[0], : weight.shape[1]]
+    return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()
+
+
+SOURCE, TARGET = (240, 320), (128, 200)
+INTRINSICS = (300.0, 310.0, 158.3, 121.9)
+POINT = (0.05, -0.03, 0.8)
+
+
+def test_intrinsics_follow_a_resize() -> None:
+    """A point seen as a spot, resized: projecting it through the resized intrinsics lands on the resized spot."""
+    picture = spot(SOURCE, project(INTRINSICS, POINT))
+    expected = project(resize_intrinsics(INTRINSICS, SOURCE, TARGET), POINT)
+    np.testing.assert_allclose(centre_of(resize_pictures(picture, *TARGET)), expected, atol=0.02)
+
+
+def test_intrinsics_follow_crop_and_resize_back() -> None:
+    picture = spot(SOURCE, project(INTRINSICS, POINT))
+    expected = project(centre_crop_intrinsics(INTRINSICS, *SOURCE, 0.8), POINT)
+    np.testing.assert_allclose(centre_of(centre_crop(picture, 0.8)), expected, atol=0.02)
+    cut = centre_of(picture[:, 20:, 30:])
+    np.testing.assert_allclose(cut, project(crop_intrinsics(INTRINSICS, 20, 30), POINT), atol=0.02)
+
+
+def test_the_picture_edges_stay_the_edges() -> None:
+    """The outer edge of the first pixel is -0.5 before and after."""
+    fx, fy, cx, cy = resize_intrinsics((1.0, 1.0, -0.5, -0.5), SOURCE, TARGET)
+    assert (cx, cy) == (-0.5, -0.5)
+    assert (fx, fy) == (200 / 320, 128 / 240)
