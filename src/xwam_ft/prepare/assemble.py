@@ -52,8 +52,10 @@ def contract_of(
     for job in accepted:
         for camera, size in results[job.number].sizes.items():
             if size != first.sizes[camera]:
-                text = f"camera {camera!r} is {size[0]}x{size[1]}, in the first episode {'x'.join(map(str, first.sizes[camera]))}"
-                results[job.number].warnings.append(text)
+                usual = first.sizes[camera]
+                results[job.number].warnings.append(
+                    f"camera {camera!r} is {size[0]}x{size[1]}, and {usual[0]}x{usual[1]} in the first episode"
+                )
     cameras = tuple(
         contract_camera(spec, camera, info, (first.sizes[camera.name][0], first.sizes[camera.name][1]))
         for camera in accepted[0].cameras

@@ -63,9 +63,7 @@ class TimingSpec(Section):
         return self
 
     def timing(self, fps: float) -> Timing:
-        return Timing(
-            fps=fps, frame_skip=self.frame_skip, action_skip=self.action_skip, clip_frames=self.clip_frames
-        )
+        return Timing(fps=fps, frame_skip=self.frame_skip, action_skip=self.action_skip, clip_frames=self.clip_frames)
 
 
 class LimitsSpec(Section):
@@ -90,7 +88,7 @@ class SlotSpec(Section):
     """One quantity of the robot; what the fields mean is shown in recipes/embodiments/unitree_g1_inspire_poses.yaml."""
 
     kind: Literal["pose", "joints", "gripper", "vector"]
-    columns: Columns = []
+    columns: Columns = Field(default_factory=list)
     units: str | list[str] | None = None
     from_: Literal["recorded", "joints"] = Field(default="recorded", alias="from")
     urdf: str | None = None

@@ -158,9 +158,7 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
     return SlotPlan(_build(name, spec, plain, state_names, chain, place), state, command)
 
 
-def _build(
-    name: str, spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str], chain: Any, place: str
-) -> Slot:
+def _build(name: str, spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str], chain: Any, place: str) -> Slot:
     elements, units = _elements(spec, plain, full)
     columns = plain
     if spec.kind == "pose" and chain is None:
@@ -267,7 +265,9 @@ def _column(name: str, pool: list[str], where: str) -> str:
         raise UserError(f"column {name!r} is in {listed(short)}", where, "write the full name of one")
     known = sorted({_plain(full) for full in pool})
     raise UserError(
-        f"there is no column {name!r}{did_you_mean(name, known)} in the recordings", where, f"name one of: {listed(known, 60)}"
+        f"there is no column {name!r}{did_you_mean(name, known)} in the recordings",
+        where,
+        f"name one of: {listed(known, 60)}",
     )
 
 
@@ -284,10 +284,14 @@ def _feature(name: str, info: SourceInfo, where: str) -> str:
     if len(short) == 1:
         return short[0]
     hint = did_you_mean(name, info.cameras)
-    raise UserError(f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}")
+    raise UserError(
+        f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"
+    )
 
 
-def motion(plans: list[SlotPlan], table: Table, action_skip: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def motion(
+    plans: list[SlotPlan], table: Table, action_skip: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """State [F, P], its mask, absolute command [F, Q], its mask; SI units.
 
     `next_state`: the command at t is the state at t + action_skip, masked where the episode ends before that.
@@ -298,10 +302,7 @@ def motion(plans: list[SlotPlan], table: Table, action_skip: int) -> tuple[np.nd
     valid: list[np.ndarray] = []
     for plan in plans:
         slot = plan.slot
-        if plan.state is None:
-            state = np.zeros((frames, slot.state_width))
-        else:
-            state = slot_state(slot, plan.state.read(table))
+        state = np.zeros((frames, slot.state_width)) if plan.state is None else slot_state(slot, plan.state.read(table))
         states.append(state)
         if not slot.commanded:
             continue

@@ -240,5 +240,3 @@ def padded_starts(frames: int, timing: Timing) -> int:
     usable = max(0, frames - timing.frame_skip)
     whole = max(0, frames - timing.span + 1)
     return usable - min(usable, whole)
-
-

@@ -74,7 +74,11 @@ def _shown(kept: Sequence[EpisodeResult], held_out: set[int]) -> set[int]:
     numbers = [result.number for result in kept]
     first = [result.number for result in kept if result.number in held_out or result.warnings][: SHEETS // 2]
     rest = [number for number in numbers if number not in first]
-    even = np.unique(np.linspace(0, len(rest) - 1, min(len(rest), SHEETS - len(first))).round().astype(int)) if rest else []
+    even = (
+        np.unique(np.linspace(0, len(rest) - 1, min(len(rest), SHEETS - len(first))).round().astype(int))
+        if rest
+        else []
+    )
     return {*first, *(rest[i] for i in even)}
 
 

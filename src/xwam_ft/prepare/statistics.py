@@ -8,7 +8,8 @@ Rules (X-WAM's, where it has them):
     floor       ranges narrower than 1e-3 m, 1e-3 rad or 1e-2 of anything else are widened to that around their
                 middle, so that what never moves does not explode
     absent      slots the robot lacks: (-1, 1)
-Actions are encoded chunks from every start of a clip with two real pictures, valid steps only; beyond `MAX_STARTS` starts an even subset is taken.
+Actions are encoded chunks from every start of a clip with two real pictures, valid steps only; beyond `MAX_STARTS`
+starts an even subset is taken.
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ class DepthPlan:
         return None
 
 
-def parse_depth(spec: str | None, cameras: Sequence[CameraPlan], recorded: Sequence[str], span: DepthRange) -> DepthPlan:
+def parse_depth(
+    spec: str | None, cameras: Sequence[CameraPlan], recorded: Sequence[str], span: DepthRange
+) -> DepthPlan:
     """Check `--depth`; left out, it is `sensor` where the embodiment names recorded depth.
 
     Args:

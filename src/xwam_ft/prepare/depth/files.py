@@ -50,7 +50,11 @@ def parse_pattern(text: str) -> tuple[str, str]:
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
         if not names <= PLACEHOLDERS:
-            raise UserError(f"has the placeholder {listed(sorted(names - PLACEHOLDERS))}", where, f"use {listed(sorted(PLACEHOLDERS))}")
+            raise UserError(
+                f"has the placeholder {listed(sorted(names - PLACEHOLDERS))}",
+                where,
+                f"use {listed(sorted(PLACEHOLDERS))}",
+            )
         pattern.format(episode=0, camera="c", dataset="d", frame=0)
     except ValueError as error:
         raise UserError(f"cannot be filled ({error})", where, "write {episode:06d} and {camera}") from None

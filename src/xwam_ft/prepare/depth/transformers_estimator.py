@@ -70,7 +70,9 @@ class TransformersEstimator(DepthStage):
     def __init__(self, model_id: str) -> None:
         import torch
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # the bar of `prepare` is the one to look at
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(1)  # the bytes must not depend on how many processes share the machine

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,9 @@ class LeRobotV2(Source):
         listed_rows = read_jsonl(self.path / "meta" / "episodes.jsonl")
         rows = {int(row["episode_index"]): row for row in listed_rows} or self._scanned()
         if not rows:
-            raise UserError("lists no episode", self.path / "meta" / "episodes.jsonl", "record some, or restore the file")
+            raise UserError(
+                "lists no episode", self.path / "meta" / "episodes.jsonl", "record some, or restore the file"
+            )
         return [self._episode(index, rows[index], tasks) for index in sorted(rows)]
 
     def _scanned(self) -> dict[int, dict[str, Any]]:
@@ -248,7 +249,9 @@ def read_calibration(path: Path) -> dict[str, dict[str, Any]]:
     tree = read_json(file)
     cameras: Any = tree.get("cameras", tree) if isinstance(tree, dict) else None
     if not isinstance(cameras, dict) or not all(isinstance(value, dict) for value in cameras.values()):
-        raise UserError("holds no table of cameras", file, 'write {"cameras": {NAME: {"intrinsics": [fx, fy, cx, cy]}}}')
+        raise UserError(
+            "holds no table of cameras", file, 'write {"cameras": {NAME: {"intrinsics": [fx, fy, cx, cy]}}}'
+        )
     return {str(name): value for name, value in cameras.items()}
 
 
@@ -274,10 +277,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 raise UserError(f"line {number} is not JSON", path, "mend or remove that line") from None
     return rows
-
-
-def as_integers(values: Iterable[Any]) -> list[int]:
-    return [int(value) for value in values]
 
 
 def _absent(root: Path, file: Path, key: str, index: int) -> str:

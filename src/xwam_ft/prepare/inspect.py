@@ -1,0 +1,273 @@
+"""`xwam-ft inspect`: what recordings hold, a proposal how to time clips, and a starter embodiment file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from xwam_ft import media
+from xwam_ft.contract import Timing
+from xwam_ft.errors import UserError
+from xwam_ft.files import write_text_atomic
+from xwam_ft.prepare.episode import EpisodeError, VideoView
+from xwam_ft.prepare.sources import is_command, open_source
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.prepare.episode import Episode, Table
+    from xwam_ft.prepare.sources import SourceInfo
+
+PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
+PRETRAINED_CLIP = 9
+ACTIONS_PER_FRAME = 4
+TABLES_READ = 20  # episodes whose numbers are looked at
+HAND = re.compile(r"grip|hand|finger|jaw", re.IGNORECASE)
+POSE = re.compile(r"(?:.*[._])?(?:[xyz]|q?[wxyz])")
+
+
+@dataclass(frozen=True)
+class TimingProposal:
+    frame_skip: int
+    action_skip: int
+    clip_frames: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ColumnSummary:
+    name: str
+    low: float
+    high: float
+    missing: int
+    guess: str
+
+
+def inspect(raw: Path, write: Path | None, console: Console) -> None:
+    """Print tables of what `raw` holds; with `write`, make a commented starter embodiment file there.
+
+    Raises:
+        UserError: not a dataset, or `write` exists already.
+    """
+    if write is not None and write.exists():
+        raise UserError("exists already", write, "choose another name for the starter file")
+    source = open_source(raw)
+    info, episodes = source.info, source.episodes()
+    lengths = np.array([max(episode.length, 0) for episode in episodes])
+    proposal = propose_timing(info.fps, lengths)
+    tables, problems = _read_tables(episodes)
+    columns = summarise(info, tables)
+    _print_overview(info, episodes, lengths, console)
+    _print_cameras(info, episodes, console)
+    _print_columns(columns, len(tables), console)
+    for problem in problems[:8]:
+        console.print(f"[yellow]problem[/] {_plain(problem)}", soft_wrap=True)
+    if len(problems) > 8:
+        console.print(f"[yellow]and {len(problems) - 8} further problems[/]")
+    console.print(
+        f"proposed timing: frame_skip {proposal.frame_skip}, action_skip {proposal.action_skip}, "
+        f"clip_frames {proposal.clip_frames} ({proposal.reason})",
+        soft_wrap=True,
+    )
+    if write is not None:
+        write_text_atomic(write, starter(info, columns, proposal, raw))
+        console.print(f"{write}: starter embodiment; replace every TODO, then run `xwam-ft prepare`", soft_wrap=True)
+
+
+def propose_timing(fps: float, lengths: np.ndarray) -> TimingProposal:
+    """Pictures near 3.75 a second, 4 actions a picture where that divides, a clip no longer than the median episode."""
+    frame_skip = max(1, round(fps / PRETRAINED_RATE))
+    if frame_skip > ACTIONS_PER_FRAME:
+        frame_skip = max(ACTIONS_PER_FRAME, ACTIONS_PER_FRAME * round(fps / PRETRAINED_RATE / ACTIONS_PER_FRAME))
+    action_skip = frame_skip // ACTIONS_PER_FRAME if frame_skip % ACTIONS_PER_FRAME == 0 else 1
+    reason = f"{fps / frame_skip:.3g} pictures a second, X-WAM was pretrained at {PRETRAINED_RATE}"
+    clip, median = PRETRAINED_CLIP, float(np.median(lengths)) if len(lengths) else 0.0
+    span = Timing(fps=fps, frame_skip=frame_skip, action_skip=action_skip, clip_frames=clip).span
+    if span > median:
+        clip = 5
+        while frame_skip > 1 and (clip - 1) * frame_skip + 1 > median:
+            frame_skip -= ACTIONS_PER_FRAME if frame_skip > ACTIONS_PER_FRAME else 1
+        action_skip = max(1, frame_skip // ACTIONS_PER_FRAME)
+        reason = (
+            f"{fps / frame_skip:.3g} pictures a second; a clip of {PRETRAINED_CLIP} at X-WAM's {PRETRAINED_RATE} spans "
+            f"{span} frames, the median episode has {median:.0f}"
+        )
+    return TimingProposal(frame_skip, action_skip, clip, reason)
+
+
+def summarise(info: SourceInfo, tables: list[Table]) -> list[ColumnSummary]:
+    """Range and a guess of what each column is, over the tables that were read."""
+    found: list[ColumnSummary] = []
+    for name in info.columns:
+        parts = [table.columns[name] for table in tables if name in table.columns]
+        values = np.concatenate(parts) if parts else np.zeros(0)
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan)
+        found.append(ColumnSummary(name, low, high, len(values) - len(finite), guess_of(name, low, high)))
+    return found
+
+
+def guess_of(name: str, low: float, high: float) -> str:
+    """A guess for people's eyes; nothing is decided by it."""
+    size = max(abs(low), abs(high))
+    element = re.split(r"[/.]", name)[-1].lower()
+    if not np.isfinite(size):
+        return "no numbers"
+    if low == high:
+        return "constant"
+    if re.fullmatch(r"(eef?_|ee_)?(pos_)?[xyz]", element):
+        return "position, m?" if size < 5 else "position, mm?"
+    if re.fullmatch(r"(eef?_|ee_|quat_?)?q?[wxyz]", element):
+        return "quaternion?"
+    if HAND.search(element):
+        return "gripper or hand"
+    if size <= 3.5:
+        return "rad?"
+    return "deg, or -100..100?" if size <= 360 else "servo ticks?"
+
+
+def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProposal, raw: Path) -> str:
+    """A commented embodiment file; it loads once every TODO is replaced."""
+    lines = [
+        f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Units are never guessed: replace",
+        "# every TODO. Examples of finished files are in recipes/embodiments/.",
+        f"name: {_slug(info.robot if info.robot != 'unknown' else raw.name)}",
+        "",
+        "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",
+    ]
+    depth = [name for name, camera in info.cameras.items() if camera.depth]
+    for feature, camera in info.cameras.items():
+        if not camera.depth:
+            of_it = [name for name in depth if name.startswith(feature)]
+            tail = f", depth: {{source: {of_it[0]}, unit: TODO}}" if of_it else ""
+            lines.append(f"  {_slug(feature.rsplit('.', 1)[-1])}: {{source: {feature}, kind: static{tail}}}")
+            if of_it:
+                lines.append("    # depth unit: mm, m, lerobot_log12 (LeRobot's 12-bit code), or metres a count")
+    lines += [
+        "",
+        "image: {height: 256, width: 320, crop: 0.95}",
+        "",
+        f"# {proposal.reason}",
+        f"timing: {{frame_skip: {proposal.frame_skip}, action_skip: {proposal.action_skip}, "
+        f"clip_frames: {proposal.clip_frames}}}",
+        "",
+        "slots:  # split these into arms (kind: joints or pose) and hands (kind: gripper); units: rad, deg, m, mm or 1",
+    ]
+    commands = {column.name.split("/", 1)[-1] for column in columns if is_command(column.name)}
+    states = [column.name for column in columns if not is_command(column.name) and not column.name.startswith("next.")]
+    for (name, kind), members in _groups(states).items():
+        recorded = all(member.split("/", 1)[-1] in commands for member in members)
+        lines += [
+            f"  {name}:",
+            f"    kind: {kind}",
+            f"    columns: [{', '.join(_quoted(_element(member)) for member in members)}]",
+            "    units: TODO",
+            "    command: recorded" if recorded else "    command: next_state  # no command of these names is recorded",
+        ]
+    lines += ["", "held_out: 0.1  # share of the episodes kept for evaluation", ""]
+    return "\n".join(lines)
+
+
+def _groups(states: list[str]) -> dict[tuple[str, str], list[str]]:
+    """Columns by slot name and kind: per feature and side, hands apart from arms, poses apart from joints."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for column in states:
+        feature, _, element = column.partition("/")
+        side = next((side for side in ("left", "right") if side in column.lower()), "")
+        kind = "gripper" if HAND.search(element or feature) else "pose" if POSE.fullmatch(element.lower()) else "joints"
+        stem = (
+            f"{side}_{'hand' if kind == 'gripper' else 'arm'}" if side else _slug(feature.removeprefix("observation."))
+        )
+        name = stem if side else f"{stem}_{kind}"
+        found.setdefault((name, kind), []).append(column)
+    for (name, kind), members in list(found.items()):
+        if kind == "pose" and len(members) != 7:  # not x y z and a quaternion: leave it to the user
+            found[name, "vector"] = found.pop((name, kind))
+    return found
+
+
+def _read_tables(episodes: list[Episode]) -> tuple[list[Table], list[str]]:
+    wanted = np.unique(np.linspace(0, len(episodes) - 1, min(len(episodes), TABLES_READ)).round().astype(int))
+    tables: list[Table] = []
+    problems = [f"episode {episode.index}: {text}" for episode in episodes for text in episode.problems]
+    for i in wanted:
+        try:
+            tables.append(episodes[i].table.read())
+        except EpisodeError as error:
+            text = f"episode {episodes[i].index}: {error}"
+            problems += [] if text in problems else [text]
+    return tables, problems
+
+
+def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
+    seconds = lengths / info.fps
+    low, middle, high = np.quantile(seconds, [0.05, 0.5, 0.95])
+    texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
+    table = RichTable(title=_plain(str(info.path)), show_header=False)
+    table.add_row("format", info.format)
+    table.add_row("robot", _plain(info.robot))
+    table.add_row("episodes", str(len(episodes)))
+    table.add_row("frames", f"{int(lengths.sum())} at {info.fps:g} fps, {seconds.sum() / 60:.1f} min")
+    table.add_row("an episode", f"{middle:.1f} s (5 %: {low:.1f} s, 95 %: {high:.1f} s)")
+    table.add_row(
+        "instructions",
+        _plain("\n".join(texts[:8]) or "none") + (f"\nand {len(texts) - 8} more" if len(texts) > 8 else ""),
+    )
+    table.add_row("calibration", ", ".join(info.calibration) or "none")
+    console.print(table)
+
+
+def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) -> None:
+    table = RichTable("camera", "size", "codec (probed)", "fps", "kind", title="cameras")
+    for feature, camera in info.cameras.items():
+        size, codec, rate = "-", "no readable file", "-"
+        for episode in episodes:
+            view = episode.views.get(feature)
+            try:
+                if view is not None and view.path.is_file():
+                    height, width = view.size()
+                    size, codec = f"{width} x {height}", view.codec()
+                    rate = f"{media.probe(view.path).fps:g}" if isinstance(view, VideoView) else f"{info.fps:g}"
+                    break
+            except (UserError, EpisodeError):
+                continue
+        table.add_row(_plain(feature), size, codec, rate, "depth" if camera.depth else "RGB")
+    console.print(table if info.cameras else "no camera was recorded")
+    if not any(camera.depth for camera in info.cameras.values()):
+        console.print("depth: none recorded; choose --depth transformers:ID, files:PATTERN or none")
+
+
+def _print_columns(columns: list[ColumnSummary], read: int, console: Console) -> None:
+    table = RichTable("column", "min", "max", "looks like", title=f"columns, in {read} episodes")
+    for column in columns:
+        note = f"{column.guess}" + (f", {column.missing} missing" if column.missing else "")
+        table.add_row(_plain(column.name), f"{column.low:.4g}", f"{column.high:.4g}", note)
+    console.print(table)
+
+
+def _plain(text: str) -> str:
+    """Text as it is, where rich would read [..] as markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _element(name: str) -> str:
+    rest = name.split("/", 1)[-1]
+    return name if rest.isdigit() else rest
+
+
+def _quoted(text: str) -> str:
+    """A YAML string, quoted where YAML would read something else."""
+    words = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+    return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in words else f'"{text}"'
+
+
+def _slug(text: str) -> str:
+    """A name the contract takes: [a-z0-9_-]+."""
+    return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_") or "unnamed"

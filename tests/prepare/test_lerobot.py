@@ -1,0 +1,143 @@
+"""LeRobot readers: both versions give the same episodes, found by value and by integers; bad sets say what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xwam_ft.errors import UserError
+from xwam_ft.prepare.episode import EpisodeError
+from xwam_ft.prepare.sources import open_source
+from xwam_ft.prepare.sources.lerobot import flat_names
+
+
+def edit_info(root: Path, **changes: Any) -> None:
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_both_versions_give_the_recorded_numbers_and_equal_pixels(
+    v21: Path, v30: Path, made: Any, lerobot: Any
+) -> None:
+    old, new = open_source(v21).episodes(), open_source(v30).episodes()
+    assert [episode.length for episode in old] == [episode.length for episode in new] == [14, 11, 12]
+    for number, (a, b) in enumerate(zip(old, new, strict=True)):
+        for episode in (a, b):
+            table = episode.table.read()
+            for i, name in enumerate(lerobot.names):
+                np.testing.assert_array_equal(table.columns[f"observation.state/{name}"], made.states[number][:, i])
+                np.testing.assert_array_equal(table.columns[f"action/{name}"], made.actions[number][:, i])
+            assert episode.tasks[int(table.task_index[0])] == made.tasks[number]
+            np.testing.assert_array_equal(episode.views[lerobot.depth].read_gray16(range(11)), made.depths[number][:11])
+            # H.264 is lossy, and a frame too far is 9 grey values away.
+            seen = episode.views[lerobot.camera].read_rgb(range(episode.length)).astype(float)
+            steps = np.abs(seen - made.pictures[number]).mean(axis=(1, 2, 3))
+            assert steps.max() < 20
+            shifted = np.abs(seen[:-1] - made.pictures[number][1:]).mean(axis=(1, 2, 3))
+            assert (shifted > steps[:-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "flat"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ([["a", "b"]], ["a", "b"]),
+        ({"motors": ["a"], "axes": ["b"]}, ["a", "b"]),
+        ({"b": 1, "a": 0}, ["a", "b"]),
+        (None, []),
+    ],
+)
+def test_names_in_all_their_forms(names: Any, flat: list[str]) -> None:
+    assert flat_names(names) == flat
+
+
+def test_unnamed_and_misnamed_columns_are_numbered(tmp_path: Path, made: Any, lerobot: Any) -> None:
+    root = lerobot.v21(tmp_path / "set", made, names=["only", "two"])
+    assert open_source(root).info.columns[:3] == ("observation.state/0", "observation.state/1", "observation.state/2")
+
+
+def test_path_templates_are_followed(tmp_path: Path, made: Any, lerobot: Any) -> None:
+    root = lerobot.v21(
+        tmp_path / "set",
+        made,
+        data="data/task-{episode_chunk:04d}/e{episode_index}.parquet",
+        video="films/{video_key}/{chunk_index}/{episode_index:03d}.mp4",
+    )
+    assert not any(episode.problems for episode in open_source(root).episodes())
+    edit_info(root, data_path="data/{part}.parquet")
+    with pytest.raises(UserError, match=r"data_path is 'data/\{part\}.parquet', which cannot be filled"):
+        open_source(root).episodes()
+
+
+@pytest.mark.parametrize("drop", [("frame_index",), ("episode_index", "frame_index"), ("timestamp", "task_index")])
+def test_missing_columns_fall_back(tmp_path: Path, made: Any, lerobot: Any, drop: tuple[str, ...]) -> None:
+    for write, name in ((lerobot.v21, "a"), (lerobot.v30, "b")):
+        for number, episode in enumerate(open_source(write(tmp_path / name, made, drop=drop)).episodes()):
+            table = episode.table.read()
+            np.testing.assert_array_equal(table.columns["observation.state/j1"], made.states[number][:, 0])
+            assert (table.timestamps is None) == ("timestamp" in drop)
+
+
+def test_episodes_without_their_list_are_found_by_their_files(v21: Path) -> None:
+    (v21 / "meta" / "episodes.jsonl").unlink()
+    assert [(e.index, e.length) for e in open_source(v21).episodes()] == [(0, 14), (1, 11), (2, 12)]
+
+
+def test_a_drifting_timestamp_is_tolerated_and_a_wrong_one_is_not(tmp_path: Path, made: Any, lerobot: Any) -> None:
+    drifted = lerobot.v30(tmp_path / "drifted", made, drift=0.08)
+    assert not any(episode.problems for episode in open_source(drifted).episodes())
+    wrong = open_source(lerobot.v30(tmp_path / "wrong", made, drift=0.5)).episodes()
+    assert not wrong[0].problems
+    assert "puts the episode at frame 19, the lengths of the episodes before it at frame 14" in wrong[1].problems[0]
+
+
+def test_a_short_shared_video_rejects_only_the_episodes_it_lacks(v30: Path, made: Any, lerobot: Any) -> None:
+    from xwam_ft.media import write_rgb
+
+    path = v30 / "videos" / lerobot.camera / "chunk-000" / "file-000.mp4"
+    write_rgb(path, np.concatenate(made.pictures)[:30], lerobot.fps)
+    problems = [episode.problems for episode in open_source(v30).episodes()]
+    assert problems[:2] == [(), ()]
+    assert "holds 30 frames, the episode needs frames 25 to 36" in problems[2][0]
+
+
+def test_absent_files_are_problems_with_their_path(v21: Path, v30: Path, lerobot: Any) -> None:
+    gone = v21 / "videos" / "chunk-000" / lerobot.camera / "episode_000001.mp4"
+    gone.unlink()
+    (v21 / "images" / lerobot.camera / "episode_000001").mkdir(parents=True)
+    (problem,) = open_source(v21).episodes()[1].problems
+    assert str(gone) in problem
+    assert "interrupted before encoding" in problem
+    data = v30 / "data" / "chunk-000" / "file-000.parquet"
+    data.unlink()
+    episode = open_source(v30).episodes()[0]
+    assert episode.problems == (f"{data} is listed in meta and not there",)
+    with pytest.raises(EpisodeError, match="is listed in meta and not there"):
+        episode.table.read()
+
+
+def test_a_table_of_another_length_is_told(v21: Path) -> None:
+    path = v21 / "meta" / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"length": 11', '"length": 13'))
+    with pytest.raises(EpisodeError, match="holds 11 rows of this episode, meta says 13"):
+        open_source(v21).episodes()[1].table.read()
+
+
+def test_what_is_no_dataset_says_so(tmp_path: Path, v21: Path) -> None:
+    with pytest.raises(UserError, match="the folder does not exist"):
+        open_source(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"not a dataset xwam-ft can read .*give .*v21"):
+        open_source(tmp_path)
+    edit_info(v21, codebase_version="v1.6")
+    with pytest.raises(UserError, match=r"codebase_version is '1.6'; v2.0, v2.1 and v3.0 are read"):
+        open_source(v21)
+    edit_info(v21, fps=None)
+    with pytest.raises(UserError, match="fps is None"):
+        open_source(v21)
+    (v21 / "meta" / "info.json").write_text("{}")
+    with pytest.raises(UserError, match="has no `features` table"):
+        open_source(v21)
