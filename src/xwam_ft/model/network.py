@@ -211,21 +211,19 @@ class JointNetwork(nn.Module):
         x = self._embed_tokens(latents, action, proprio)
 
         blocks = self.transformer.blocks
-        branch: Any = self.depth_branch if with_depth else None
-        copied = 0 if branch is None else len(branch.blocks)
+        branch = self.depth_branch if with_depth else None
+        twins = [] if branch is None else list(branch.blocks)
         video = slice(layout.first_video, layout.first_action)
         video_rotary = rotary.part(video.start, video.stop)
         depth: Any = None
         for index, block in enumerate(blocks):
-            twin = index - (len(blocks) - copied)
+            twin = index - (len(blocks) - len(twins))
             if twin == 0:
                 depth = x[:, video]
             x, seen = self._run(block, x, context.of_block(index), time, rotary, layout.spans)
             if twin >= 0:
                 text_of_twin = context.of_depth_block(twin)
-                depth, _ = self._run(
-                    branch.blocks[twin], depth, text_of_twin, time, video_rotary, layout.video_spans, seen
-                )
+                depth, _ = self._run(twins[twin], depth, text_of_twin, time, video_rotary, layout.video_spans, seen)
         if branch is not None and depth is None:
             depth = x[:, video]
 

@@ -1,0 +1,305 @@
+"""Find and load a backbone: a Wan transformer, its VAE and its text encoder, in diffusers' folder layout.
+
+    <folder or hub id>/transformer  vae  text_encoder  tokenizer
+
+Wan2.2-TI2V-5B-Diffusers is the published one; `tiny` is built on the spot from a fixed seed (see tiny.py).
+Pictures are [.., T, H, W, 3] uint8 or [N, 3, T, H, W] floats in [-1, 1]; latents are normalised by the VAE's own
+`latents_mean` and `latents_std`, and the mode of the posterior, so encoding is deterministic.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from xwam_ft.errors import UserError, listed
+from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["transformer", "vae", "text"]
+PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
+PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+MAX_TEXT_LEN = 512
+"""Text positions of the Wan models; a tokenizer may say fewer."""
+
+_FOLDERS: dict[Part, tuple[str, ...]] = {
+    "transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer"),
+}  # fmt: skip
+_FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBLISHED}, its hub id, or 'tiny'"
+
+
+@dataclass
+class Backbone:
+    """Frozen parts of a model; a part that was not asked for is None.
+
+    Args:
+        name: folder, hub id or "tiny".
+        text_len: positions every prompt is padded or cut to.
+        trained: False for weights nobody trained: pictures made with them want a caption saying so.
+    """
+
+    name: str
+    transformer: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    text_len: int
+    trained: bool
+    _fingerprint: Callable[[Part], str]
+    _fingerprints: dict[Part, str] = field(default_factory=lambda: dict[Part, str]())
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash (sha256) of the transformer's configuration and weights."""
+        return self.part_fingerprint("transformer")
+
+    def part_fingerprint(self, part: Part) -> str:
+        """Content hash of one part: `transformer`, `vae`, or `text` (encoder and tokenizer)."""
+        if part not in self._fingerprints:
+            self._fingerprints[part] = self._fingerprint(part)
+        return self._fingerprints[part]
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames a latent frame stands for, after the first."""
+        return int(self.vae.config.scale_factor_temporal)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels a side of a latent cell covers."""
+        return int(self.vae.config.scale_factor_spatial)
+
+    def latent_shape(self, views: int, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+        """[C, Tl, V, h, w] of a clip.
+
+        Raises:
+            UserError: pictures or a clip length that the VAE cannot divide.
+        """
+        factor, stride = self.spatial_factor, self.temporal_factor
+        if height % factor or width % factor:
+            raise UserError(
+                f"pictures of {height}x{width}", f"backbone {self.name}", f"make both sides multiples of {factor}"
+            )
+        if (frames - 1) % stride:
+            raise UserError(
+                f"clips of {frames} frames", f"backbone {self.name}", f"choose 1 + a multiple of {stride} frames"
+            )
+        return int(self.vae.config.z_dim), 1 + (frames - 1) // stride, views, height // factor, width // factor
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """Move every loaded part to `device`, in place."""
+        for module in (self.transformer, self.vae, self.text_encoder):
+            if module is not None:
+                module.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Float[Tensor, "n 3 t height width"]) -> Float[Tensor, "n c tl h w"]:
+        """Pictures in [-1, 1] (RGB, or inverse depth on three channels) -> normalised latents, float32."""
+        _, _, frames, height, width = pictures.shape
+        self.latent_shape(1, frames, height, width)
+        weight = next(self.vae.parameters())
+        mode = self.vae.encode(pictures.to(weight)).latent_dist.mode().float()
+        mean, std = self._latent_statistics(mode)
+        return (mode - mean) / std
+
+    @torch.no_grad()
+    def decode_pictures(self, latents: Float[Tensor, "n c tl h w"]) -> Float[Tensor, "n 3 t height width"]:
+        """Normalised latents -> pictures in [-1, 1], float32."""
+        weight = next(self.vae.parameters())
+        latents = latents.to(weight.device, torch.float32)
+        mean, std = self._latent_statistics(latents)
+        return self.vae.decode((latents * std + mean).to(weight.dtype)).sample.float()
+
+    def encode_video(
+        self, pixels: UInt8[Tensor, "b v t height width 3"], *, batch: int = 8
+    ) -> Float[Tensor, "b c tl v h w"]:
+        """RGB of every view -> normalised latents; at most `batch` videos a VAE call."""
+        videos = pixels.flatten(0, 1).movedim(-1, 1)  # (b v) 3 t height width
+        device = next(self.vae.parameters()).device
+        latents = [self.encode_pictures(part.to(device).float() / 127.5 - 1) for part in videos.split(batch)]
+        return torch.cat(latents).unflatten(0, tuple(pixels.shape[:2])).movedim(1, 3)
+
+    def decode_video(
+        self, latents: Float[Tensor, "b c tl v h w"], *, batch: int = 8
+    ) -> UInt8[Tensor, "b v t height width 3"]:
+        """Normalised latents of every view -> RGB."""
+        videos = latents.movedim(3, 1)
+        shape = tuple(videos.shape[:2])
+        pictures = torch.cat([self.decode_pictures(part) for part in videos.flatten(0, 1).split(batch)])
+        pixels = ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.movedim(1, -1).unflatten(0, shape)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "n s dt"]:
+        """Text encoder outputs at all `text_len` positions, the padded ones included, as X-WAM feeds them.
+
+        A prompt longer than that is cut, with a warning in the log.
+        """
+        clean = [" ".join(prompt.split()) for prompt in prompts]
+        for prompt in clean:
+            length = len(self.tokenizer(prompt).input_ids)
+            if length > self.text_len:
+                logger.warning("prompt of %d tokens cut to %d: %r", length, self.text_len, prompt)
+        tokens = self.tokenizer(
+            clean, padding="max_length", max_length=self.text_len, truncation=True, return_tensors="pt"
+        )
+        device = next(self.text_encoder.parameters()).device
+        return self.text_encoder(tokens.input_ids.to(device), tokens.attention_mask.to(device)).last_hidden_state
+
+    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
+
+
+def load_backbone(
+    path: str,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    parts: Sequence[Part] = PARTS,
+    revision: str | None = None,
+) -> Backbone:
+    """Load the asked-for parts on the CPU, frozen and in evaluation mode.
+
+    Args:
+        path: a folder or hub id in diffusers layout, or "tiny".
+        dtype: of transformer and text encoder ("bfloat16", "float32"); the VAE stays float32, and so do those
+            of the transformer's parts whose arithmetic is float32 (time embedding, norms, modulation).
+        revision: of a hub id.
+
+    Raises:
+        UserError: no such folder or hub id, or a part that is missing or incomplete.
+    """
+    kept: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if path == "tiny":
+        from xwam_ft.model.tiny import build_tiny_parts
+
+        built = build_tiny_parts(parts)
+        backbone = _assembled(path, built, trained=False, fingerprint=_tiny_fingerprint)
+        for module in (backbone.transformer, backbone.text_encoder):
+            if module is not None:
+                _cast(module, kept)
+        return backbone
+    folder = Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    for part in parts:
+        _check_part(folder, part)
+    loaded: dict[str, Any] = {}
+    for part in parts:
+        try:
+            loaded |= _load_part(folder, part, kept)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
+    return _assembled(path, loaded, trained=True, fingerprint=lambda part: _stored_fingerprint(folder, part))
+
+
+def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None = None) -> dict[Part, str]:
+    """Content hashes of parts without loading them (a hub id is fetched); what `Backbone.part_fingerprint` gives.
+
+    Raises:
+        UserError: no such folder or hub id, or a part that is missing or incomplete.
+    """
+    if path == "tiny":
+        return {part: _tiny_fingerprint(part) for part in parts}
+    folder = Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    for part in parts:
+        _check_part(folder, part)
+    return {part: _stored_fingerprint(folder, part) for part in parts}
+
+
+def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint: Callable[[Part], str]) -> Backbone:
+    tokenizer = loaded.get("tokenizer")
+    for module in loaded.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval().requires_grad_(False)
+    return Backbone(
+        name=name,
+        transformer=loaded.get("transformer"),
+        vae=loaded.get("vae"),
+        text_encoder=loaded.get("text_encoder"),
+        tokenizer=tokenizer,
+        text_len=MAX_TEXT_LEN if tokenizer is None else min(int(tokenizer.model_max_length), MAX_TEXT_LEN),
+        trained=trained,
+        _fingerprint=fingerprint,
+    )
+
+
+def _cast(module: Any, dtype: torch.dtype) -> None:
+    """Cast a built module as `from_pretrained` would: what computes in float32 stays float32."""
+    keep = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in module.named_parameters():
+        if not any(part in keep for part in name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+
+
+def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
+    if part == "text":
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
+        return {"text_encoder": encoder, "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer")}
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    kind, kept = (AutoencoderKLWan, torch.float32) if part == "vae" else (WanTransformer3DModel, dtype)
+    return {part: kind.from_pretrained(folder / part, torch_dtype=kept, use_safetensors=True)}
+
+
+def _check_part(folder: Path, part: Part) -> None:
+    for name in _FOLDERS[part]:
+        config = folder / name / ("tokenizer_config.json" if name == "tokenizer" else "config.json")
+        if not config.is_file():
+            raise UserError(f"the part {name!r} is missing (no {config.relative_to(folder)})", folder, _FIX)
+        if name == "tokenizer":
+            continue
+        wanted = {
+            shard
+            for index in (folder / name).glob("*.safetensors.index.json")
+            for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        }
+        absent = sorted(shard for shard in wanted if not (folder / name / shard).is_file())
+        if absent or not any((folder / name).glob("*.safetensors")):
+            files = listed(absent, 3) if absent else "*.safetensors"
+            raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, _FIX)
+
+
+def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
+    """Fetch the asked-for parts of a hub id (from the local cache where they are)."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+        raise UserError("no such folder", path, _FIX)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [f"{name}/*" for part in parts for name in _FOLDERS[part]]
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        kind = type(error).__name__
+        raise UserError(f"neither a folder nor a hub id that can be fetched ({kind})", path, _FIX) from error
+
+
+def _stored_fingerprint(folder: Path, part: Part) -> str:
+    return folder_fingerprint(folder, _FOLDERS[part])
+
+
+def _tiny_fingerprint(part: Part) -> str:
+    from xwam_ft.model.tiny import build_tiny_parts
+
+    # Of a fresh build: the loaded one may be cast or carry adapters by now.
+    built = build_tiny_parts([part])
+    return module_fingerprint({name: built[name] for name in _FOLDERS[part] if name != "tokenizer"})

@@ -1,0 +1,137 @@
+"""The denoising loop: its grid, its exactness on a known flow, what a policy call leaves out, guidance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toy import make_batch
+
+from xwam_ft.errors import UserError
+from xwam_ft.model.network import JointNetwork, Prediction
+from xwam_ft.model.sampler import SampleNoise, Solver, draw_noise, flow_grid, guide, sample
+
+
+def noise_like(batch, seed: int = 0) -> SampleNoise:
+    shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
+    return draw_noise(*shapes, torch.Generator().manual_seed(seed))
+
+
+def run(network, batch, **options):
+    defaults = {"noise": noise_like(batch), "video_steps": 4, "action_steps": 2}
+    return sample(network, batch.latents[:, :, 0], batch.proprio[:, 0], batch.text, **(defaults | options))
+
+
+def test_grid_and_timesteps_are_the_documented_ones() -> None:
+    unshifted = np.linspace(0.999, 0, 11)[:-1]
+    np.testing.assert_allclose(flow_grid(10, 5.0), 5 * unshifted / (1 + 4 * unshifted))
+    solver = Solver(10)
+    assert solver.timesteps.tolist() == [int(1000 * sigma) for sigma in flow_grid(10)]
+    assert solver.sigmas.tolist() == pytest.approx([*flow_grid(10), 0.0])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_the_solver_is_exact_for_a_straight_flow(steps: int) -> None:
+    """velocity = noise - x everywhere on the path: any number of steps ends on the data."""
+    noise, data = torch.randn(2, 5), torch.randn(2, 5)
+    solver = Solver(steps)
+    sigma = solver.sigmas[0]
+    x = (1 - sigma) * data + sigma * noise
+    for k in range(steps):
+        x = solver.step(noise - data, k, x)
+    torch.testing.assert_close(x, data, rtol=0, atol=1e-5)
+
+
+def test_a_policy_call_gives_the_actions_of_the_whole_run(network, batch) -> None:
+    whole, policy = run(network, batch), run(network, batch, actions_only=True)
+    assert torch.equal(whole.action, policy.action)
+    assert torch.equal(whole.proprio, policy.proprio)
+    assert policy.depth is None
+    assert not torch.equal(whole.video, policy.video)
+
+
+def test_conditions_stand_in_the_result(network, batch) -> None:
+    result = run(network, batch)
+    assert torch.equal(result.video[:, :, 0], batch.latents[:, :, 0])
+    assert torch.equal(result.proprio[:, 0], batch.proprio[:, 0])
+
+
+def test_the_branch_runs_once_and_actions_are_clean_after_their_steps(network, batch) -> None:
+    calls = []
+    forward = network.forward
+
+    def recorded(video, action, proprio, text, t_video, t_action, *, with_depth):
+        calls.append((float(t_video[0]), float(t_action[0]), with_depth))
+        return forward(video, action, proprio, text, t_video, t_action, with_depth=with_depth)
+
+    network.forward = recorded
+    done = []
+    run(network, batch, progress=lambda k, n: done.append((k, n)))
+    video, action = Solver(4).timesteps.tolist(), Solver(2).timesteps.tolist()
+    assert calls == [
+        (video[0], action[0], False),
+        (video[1], action[1], False),
+        (video[2], 0, False),
+        (video[3], 0, True),
+    ]
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    calls.clear()
+    run(network, batch, with_depth=False)
+    assert not any(with_depth for *_, with_depth in calls)
+
+
+def test_guidance_extrapolates_from_the_empty_prompt_and_leaves_depth_alone(network, batch) -> None:
+    null = make_batch(seed=1).text
+    plain = run(network, batch)
+    for unguided in (run(network, batch, guidance=0.0), run(network, batch, guidance=1.0, null_text=null)):
+        assert torch.equal(unguided.action, plain.action)
+    assert not torch.equal(run(network, batch, guidance=2.0, null_text=null).action, plain.action)
+    with torch.no_grad():
+        conditional = batch.run(network)
+        batch.text = null
+        empty = batch.run(network)
+    guided = guide(conditional, empty, 2.0)
+    torch.testing.assert_close(guided.action, empty.action + 2 * (conditional.action - empty.action))
+    assert guided.depth is conditional.depth
+
+
+def test_noise_is_a_function_of_the_generator(network, batch) -> None:
+    first, second, other = (noise_like(batch, seed) for seed in (3, 3, 4))
+    assert torch.equal(first.video, second.video)
+    assert torch.equal(first.proprio, second.proprio)
+    assert not torch.equal(first.action, other.action)
+    before = torch.random.get_rng_state()
+    run(network, batch)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("video_steps", "action_steps"), [(4, 5), (4, 0)])
+def test_step_counts_that_do_not_fit_are_refused(network, batch, video_steps: int, action_steps: int) -> None:
+    with pytest.raises(UserError, match=f"{action_steps} action steps and 4 video steps.*1 <= action_steps"):
+        run(network, batch, video_steps=video_steps, action_steps=action_steps)
+
+
+def test_guidance_needs_the_empty_prompt(network, batch) -> None:
+    with pytest.raises(UserError, match=r"guidance 2\.0 without the embedding of the empty prompt"):
+        run(network, batch, guidance=2.0)
+
+
+def test_a_network_that_knows_the_data_is_followed_to_it(batch) -> None:
+    """With the true velocities of one clip the sampler returns that clip, whatever the step counts."""
+
+    noise = noise_like(batch)
+
+    class Oracle:
+        def encode_text(self, text):
+            return text
+
+        def __call__(self, video, action, proprio, text, t_video, t_action, *, with_depth):
+            clip = (batch.latents, batch.action, batch.proprio)
+            drawn = (noise.video, noise.action, noise.proprio)
+            return Prediction(*(n - x for n, x in zip(drawn, clip, strict=True)), None)
+
+    oracle: JointNetwork = Oracle()  # type: ignore[assignment]
+    result = run(oracle, batch, noise=noise, video_steps=6, action_steps=3)
+    for ours, wanted in ((result.video, batch.latents), (result.action, batch.action), (result.proprio, batch.proprio)):
+        # The first grid point is sigma = 0.9998, not 1: what is left of the data there is missing from pure noise.
+        assert float((ours - wanted).abs().max()) < 2e-3
