@@ -1,0 +1,264 @@
+"""Record Meta-World tasks with the benchmark's own scripted experts as a LeRobot v3.0 dataset.
+
+    python data_tools/record_metaworld.py OUT --task button-press-topdown --task drawer-close --episodes 6
+
+Needs `pip install 'xwam-ft[sim]'` and a renderer (MUJOCO_GL=egl works without a screen).
+
+What is recorded, at the simulator's 80 steps a second, one row before every step:
+    observation.state   hand pose (x y z in metres, quaternion w x y z with w >= 0, robot base frame) and the opening
+                        of the gripper (0 closed .. 1 open), as the robot would report them
+    action              commanded hand pose (the motion target after the step, same frame and form) and gripper effort
+                        (-1 opens, 1 closes). The hand follows its target softly: it lags by up to 13 cm, and stays
+                        behind it where something resists, which is how the expert presses.
+    action.raw          the benchmark's own four numbers
+    next.success        the benchmark's criterion after the step
+Cameras are turned by 180 degrees where the benchmark mounts them upside down. meta/calibration.json holds, per camera,
+intrinsics (fx fy cx cy, pixel centres at integers) and pose: camera in the base frame, or in the hand's frame for the
+camera on the gripper; OpenCV axes (x right, y down, z forward). No object or goal entry is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+import typer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _lerobot_writer import Recording, write_dataset
+
+INSTRUCTIONS = {
+    "button-press-topdown": "press the button from above",
+    "drawer-close": "close the drawer",
+    "drawer-open": "open the drawer",
+    "door-open": "open the door",
+    "door-close": "close the door",
+    "push": "push the puck to the green goal",
+    "reach": "move the gripper to the red goal",
+    "pick-place": "pick up the puck and bring it to the goal",
+    "window-open": "slide the window open",
+    "window-close": "slide the window shut",
+}
+STATE = ["x", "y", "z", "qw", "qx", "qy", "qz", "gripper_opening"]
+ACTION = ["x", "y", "z", "qw", "qx", "qy", "qz", "gripper_effort"]
+NAMES = {"observation.state": STATE, "action": ACTION, "action.raw": ["dx", "dy", "dz", "gripper_effort"]}
+NAMES |= {"next.success": ["success"]}
+TURNED = {"corner", "corner2", "corner3", "corner4"}  # mounted upside down
+WRIST = {"gripperPOV": "gripper"}  # the benchmark's name -> ours
+STEPS_AFTER_SUCCESS = 6
+MAX_STEPS = 200
+MAX_ATTEMPTS = 5
+
+
+def fail(what: str, where: str, fix: str) -> typer.Exit:
+    print(f"record_metaworld: {where}: {what}. Fix: {fix}", file=sys.stderr)
+    return typer.Exit(2)
+
+
+class Simulator:
+    """One Meta-World task with its expert, its cameras and a renderer."""
+
+    def __init__(self, task: str, cameras: list[str], height: int, width: int) -> None:
+        try:
+            import mujoco
+            from metaworld import policies
+            from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+        except ImportError as error:
+            package = f"the package {error.name!r} is not installed"
+            raise fail(package, "Meta-World", "pip install 'xwam-ft[sim]'") from None
+        if f"{task}-v3" not in ALL_V3_ENVIRONMENTS:
+            known = ", ".join(sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS))
+            raise fail(f"unknown task {task!r}", "--task", f"choose one of: {known}")
+        self.task = task
+        self.expert: Any = getattr(policies, f"Sawyer{''.join(w.capitalize() for w in task.split('-'))}V3Policy")()
+        self.environment: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        env = self.environment
+        # The expert needs object and goal entries; they are never written.
+        env._partially_observable, env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = (
+            False,
+            False,
+            True,
+            True,
+        )
+        env.__dict__.pop("sawyer_observation_space", None)
+        self.model, self.data = env.model, env.data
+        known_cameras = [self.model.camera(i).name for i in range(self.model.ncam)]
+        for camera in cameras:
+            if camera not in known_cameras:
+                raise fail(f"unknown camera {camera!r}", "--camera", f"choose of: {', '.join(known_cameras)}")
+        self.cameras = cameras
+        self.model.vis.quality.offsamples, self.model.vis.quality.shadowsize = 0, 512
+        self.size = (height, width)
+        try:
+            self.renderer = mujoco.Renderer(self.model, height, width)
+        except Exception as error:  # mujoco raises what its GL backend raises: many types
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise fail(
+                f"no picture can be rendered ({reason})",
+                f"MUJOCO_GL={os.environ['MUJOCO_GL']}",
+                "install libegl1 and libgl1-mesa-dri (apt-get install) and keep MUJOCO_GL=egl",
+            ) from None
+
+    def hand(self) -> np.ndarray:
+        """Pose of the hand in the robot's base frame: x y z, quaternion w x y z with w >= 0."""
+        body = self.data.body("hand")
+        quaternion = body.xquat / np.linalg.norm(body.xquat)
+        return np.concatenate([body.xpos, quaternion if quaternion[0] >= 0 else -quaternion])
+
+    def target(self) -> np.ndarray:
+        """The motion target in the same form."""
+        quaternion = self.data.mocap_quat[0] / np.linalg.norm(self.data.mocap_quat[0])
+        return np.concatenate([self.data.mocap_pos[0], quaternion if quaternion[0] >= 0 else -quaternion])
+
+    def pictures(self, *, depth: bool) -> dict[str, np.ndarray]:
+        """Every camera: RGB uint8 [H, W, 3], or depth along the optical axis in metres [H, W]."""
+        made: dict[str, np.ndarray] = {}
+        if depth:
+            self.renderer.enable_depth_rendering()
+        for camera in self.cameras:
+            self.renderer.update_scene(self.data, camera=camera)
+            picture = self.renderer.render()
+            made[WRIST.get(camera, camera.lower())] = (picture[::-1, ::-1] if camera in TURNED else picture).copy()
+        if depth:
+            self.renderer.disable_depth_rendering()
+        return made
+
+    def calibration(self) -> dict[str, Any]:
+        """Intrinsics and pose of every camera, OpenCV axes."""
+        height, width = self.size
+        cameras: dict[str, Any] = {}
+        for camera in self.cameras:
+            index = self.model.camera(camera).id
+            focal = height / 2 / math.tan(math.radians(self.model.cam_fovy[index]) / 2)
+            axes = np.diag([1.0, -1.0, -1.0]) @ (np.diag([-1.0, -1.0, 1.0]) if camera in TURNED else np.eye(3))
+            pose = np.eye(4)
+            pose[:3, :3], pose[:3, 3] = self.data.cam_xmat[index].reshape(3, 3) @ axes, self.data.cam_xpos[index]
+            if camera in WRIST:
+                body = self.data.body("hand")
+                hand = np.eye(4)
+                hand[:3, :3], hand[:3, 3] = body.xmat.reshape(3, 3), body.xpos
+                pose = np.linalg.inv(hand) @ pose
+            cameras[WRIST.get(camera, camera.lower())] = {
+                "kind": "wrist" if camera in WRIST else "static",
+                "intrinsics": [focal, focal, (width - 1) / 2, (height - 1) / 2],
+                "pose": np.round(pose, 9).tolist(),
+            }
+        return {"frame": "robot base", "axes": "OpenCV: x right, y down, z forward", "cameras": cameras}
+
+    def episode(self, seed: int, *, depth: bool) -> Recording | None:
+        """Let the expert act from the start that `seed` fixes; None if it does not succeed."""
+        self.environment.seed(seed)
+        observation, _ = self.environment.reset()
+        rows: dict[str, list[Any]] = {name: [] for name in NAMES}
+        videos: dict[str, list[np.ndarray]] = {}
+        depths: dict[str, list[np.ndarray]] = {}
+        left = MAX_STEPS
+        while left > 0:
+            action = np.clip(self.expert.get_action(observation), -1.0, 1.0).astype(np.float32)
+            rows["observation.state"].append(np.append(self.hand(), observation[3]))
+            for kind, store in ((False, videos), (True, depths)):
+                if kind and not depth:
+                    continue
+                for camera, picture in self.pictures(depth=kind).items():
+                    store.setdefault(camera, []).append(picture)
+            observation, _, _, _, info = self.environment.step(action)
+            rows["action"].append(np.append(self.target(), action[3]))
+            rows["action.raw"].append(action)
+            rows["next.success"].append(bool(info["success"]))
+            left = min(left - 1, STEPS_AFTER_SUCCESS) if info["success"] else left - 1
+        if not any(rows["next.success"]):
+            return None
+        tables = {name: np.array(values, dtype=np.float32) for name, values in rows.items() if name != "next.success"}
+        return Recording(
+            INSTRUCTIONS.get(self.task, self.task.replace("-", " ")),
+            tables | {"next.success": np.array(rows["next.success"])},
+            {camera: np.stack(pictures) for camera, pictures in videos.items()},
+            {camera: np.stack(pictures) for camera, pictures in depths.items()},
+        )
+
+
+def record(
+    out: Annotated[Path, typer.Argument(help="Dataset folder to make.")],
+    task: Annotated[list[str], typer.Option(help="Meta-World task, without -v3; repeatable.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes a task.")] = 10,
+    seed: Annotated[int, typer.Option(help="Fixes every start and goal.")] = 0,
+    height: Annotated[int, typer.Option(min=16)] = 96,
+    width: Annotated[int, typer.Option(min=16)] = 128,
+    camera: Annotated[list[str], typer.Option(help="The benchmark's camera name; repeatable.")] = [  # noqa: B006
+        "corner",
+        "corner3",
+        "gripperPOV",
+    ],
+    depth: Annotated[bool, typer.Option(help="Record rendered depth too.")] = True,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of RGB video; lower is better.")] = 20,
+    depth_crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of depth video; lower is better.")] = 8,
+) -> None:
+    """Record successful expert episodes of one or more tasks."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if out.exists():
+        raise fail("exists already", str(out), "choose another folder or remove it")
+    warnings.filterwarnings("ignore", message="Constant")  # the experts ask for more than the environment grants
+    recordings: list[Recording] = []
+    calibration: dict[str, Any] = {}
+    failures = 0
+    bar = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*bar) as progress:
+        for number, name in enumerate(dict.fromkeys(task)):
+            simulator = Simulator(name, camera, height, width)
+            for index in progress.track(range(episodes), description=name):
+                for attempt in range(MAX_ATTEMPTS):
+                    start = int(np.random.SeedSequence([seed, number, index, attempt]).generate_state(1)[0] % 2**31)
+                    if (recording := simulator.episode(start, depth=depth)) is not None:
+                        recordings.append(recording)
+                        break
+                    failures += 1
+                else:
+                    raise fail(
+                        f"the expert failed {MAX_ATTEMPTS} times in a row", f"--task {name}", "take another task"
+                    )
+            calibration = calibration or simulator.calibration()
+    partial = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_dataset(
+        partial,
+        recordings,
+        fps=80,
+        robot="metaworld_sawyer",
+        names=NAMES,
+        calibration=calibration,
+        crf=crf,
+        depth_crf=depth_crf,
+    )
+    partial.rename(out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    frames = [recording.length for recording in recordings]
+    print(
+        f"{out}: {len(recordings)} episodes, {sum(frames)} frames ({min(frames)} to {max(frames)} an episode), ", end=""
+    )
+    print(f"{failures} failed attempts left out, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(record)
