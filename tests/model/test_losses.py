@@ -40,10 +40,8 @@ def test_with_everything_valid_the_means_are_plain_ones_without_the_conditions()
 def test_what_is_masked_or_clean_neither_counts_nor_teaches() -> None:
     prediction, targets, masks = make()
     g = torch.Generator().manual_seed(1)
-    fields = {
-        name: torch.rand(getattr(masks, name).shape, generator=g) < 0.5
-        for name in ("video", "action", "proprio", "depth")
-    }
+    names = ("video", "action", "proprio", "depth")
+    fields = {name: torch.rand(getattr(masks, name).shape, generator=g) < 0.5 for name in names}
     masks = LossMasks(**fields, action_is_clean=torch.tensor([True, False]))
     spoilt = Targets(
         video=torch.where(masks.video[:, None, :, None, None, None], targets.video, torch.nan),

@@ -141,6 +141,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(batch, with_depth: bool
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_training_works_after_a_first_forward_in_inference_mode(network, batch) -> None:
+    with torch.inference_mode():
+        wanted = batch.run(network).action.clone()
+    network.requires_grad_(True)
+    ours = batch.run(network).action
+    ours.sum().backward()
+    assert torch.equal(ours.detach(), wanted)
+
+
 def test_bfloat16_weights_stay_close_to_float32_and_answer_in_float32(batch) -> None:
     network, low = make_network(), make_network()
     low.transformer.to(torch.bfloat16)

@@ -33,7 +33,12 @@ def module_fingerprint(modules: Mapping[str, Any]) -> str:
     for name, module in sorted(modules.items()):
         digest.update(name.encode())
         config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-        shown = {key: value for key, value in config.items() if "version" not in key and key != "dtype"}
+        # Keys with an underscore are bookkeeping: diffusers lists defaults in an order that differs by process.
+        shown = {
+            key: value
+            for key, value in config.items()
+            if "version" not in key and key != "dtype" and not key.startswith("_")
+        }
         digest.update(json.dumps(shown, sort_keys=True, default=str).encode())
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{key}{tuple(tensor.shape)}".encode())

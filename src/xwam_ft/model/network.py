@@ -126,12 +126,13 @@ class JointNetwork(nn.Module):
         width = transformer.proj_out.in_features
         self.config = config
         self.transformer: Module = transformer
-        self.view_embedding = nn.Embedding(config.num_views, width)
-        self.action_encoder = mlp(config.action_dim, width, width)
-        self.action_decoder = mlp(width, width, config.action_dim)
-        self.proprio_encoder = mlp(config.proprio_dim, width, width)
-        self.proprio_decoder = mlp(width, width, config.proprio_dim)
-        self.depth_branch = DepthBranch(transformer, config.depth_blocks) if config.has_depth else None
+        with torch.random.fork_rng(devices=[]):  # torch draws initial values that ours replace
+            self.view_embedding = nn.Embedding(config.num_views, width)
+            self.action_encoder = mlp(config.action_dim, width, width)
+            self.action_decoder = mlp(width, width, config.action_dim)
+            self.proprio_encoder = mlp(config.proprio_dim, width, width)
+            self.proprio_decoder = mlp(width, width, config.proprio_dim)
+            self.depth_branch = DepthBranch(transformer, config.depth_blocks) if config.has_depth else None
         self.gradient_checkpointing = False
         self._rotary_cache: dict[tuple[SequenceLayout, torch.device], Rotary] = {}
         self._init_new_parts(generator or torch.Generator().manual_seed(0))
@@ -283,8 +284,10 @@ class JointNetwork(nn.Module):
     def _rotary(self, layout: SequenceLayout) -> Rotary:
         key = (layout, self.device)
         if key not in self._rotary_cache:
-            cos, sin = rotary_tables(layout.positions(), self.transformer.config.attention_head_dim)
-            self._rotary_cache[key] = Rotary(cos.to(self.device), sin.to(self.device))
+            # A table made in inference mode (a validation before the first step) could not be trained through.
+            with torch.inference_mode(False):
+                cos, sin = rotary_tables(layout.positions(), self.transformer.config.attention_head_dim)
+                self._rotary_cache[key] = Rotary(cos.to(self.device), sin.to(self.device))
         return self._rotary_cache[key]
 
     def _run(self, block: Module, x: Tensor, *rest: Any) -> tuple[Tensor, KeysValues]:

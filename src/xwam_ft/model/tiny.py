@@ -58,7 +58,7 @@ def _init_to_train(transformer: Any) -> None:
     """Let an untrained, frozen stack carry what adapters then learn to use.
 
     torch's default shrinks every Linear by 1/sqrt(3), and Wan's starts all gates near 0, so that blocks hardly
-    add anything: adapters then learn several times more slowly. Here Linears keep the scale of their input, gates
+    add anything: adapters then need about three times the steps. Here Linears keep the scale of their input, gates
     start near 0.5, and the output head inverts the patch embedding (a patch has as many numbers as a token).
     """
     width = transformer.proj_out.in_features
