@@ -69,7 +69,8 @@ def _init_to_train(transformer: Any) -> None:
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
         block.scale_shift_table[:, [2, 5]] += 0.5  # the gates of self-attention and feed-forward
-    basis = nn.init.orthogonal_(torch.empty(width, LATENT_CHANNELS * cells))
+    # In float64: rounded to float32, the factorisation is the same whatever the thread count.
+    basis = nn.init.orthogonal_(torch.empty(width, LATENT_CHANNELS * cells, dtype=torch.float64)).float()
     transformer.patch_embedding.weight.copy_(basis.view(width, LATENT_CHANNELS, *PATCH))
     nn.init.zeros_(transformer.patch_embedding.bias)
     # The head writes a patch cell by cell, channels last.
