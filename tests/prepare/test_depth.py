@@ -157,3 +157,26 @@ def test_batches_do_not_change_an_estimate(estimator: Path, tmp_path: Path) -> N
     assert alone is not None
     np.testing.assert_allclose(together[9], alone[0], atol=1e-5)
     assert together.std() > 0
+
+
+def test_an_estimate_is_prepared_as_relative_depth(estimator: Path, v21: Path, toy: Path, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from xwam_ft.prepare.pipeline import prepare
+    from xwam_ft.shards import ShardSet
+
+    prepare(
+        [v21],
+        tmp_path / "out",
+        embodiment=toy,
+        depth=f"transformers:{estimator}",
+        workers=0,
+        strict=True,
+        urdf_dirs=[],
+        console=Console(quiet=True),
+    )
+    shards = ShardSet.open(tmp_path / "out")
+    assert (shards.contract.depth.kind, shards.contract.depth.near) == ("relative", None)
+    codes = shards.read(shards.segments()[0]).depth
+    assert codes is not None
+    assert (codes.min(), codes.max()) == (1, 65535)

@@ -29,6 +29,19 @@ class DepthVideo(Section):
     unit: Literal["mm", "m", "lerobot_log12"] | PositiveFloat
 
 
+class DepthRange(Section):
+    """Metric depth is coded between these, in metres; what is outside is held at the border."""
+
+    near: PositiveFloat = 0.1
+    far: PositiveFloat = 10.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DepthRange:
+        if self.far <= self.near:
+            raise ValueError(f"far {self.far} is not beyond near {self.near}")
+        return self
+
+
 class CameraSpec(Section):
     """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there."""
 
@@ -38,6 +51,7 @@ class CameraSpec(Section):
     pose: Matrix4 | None = None
     mount: str | None = None
     depth: DepthVideo | None = None
+    depth_range: DepthRange | None = None  # a camera close to what it sees needs another range than one across a room
 
 
 class ImageSpec(Section):
@@ -69,19 +83,6 @@ class TimingSpec(Section):
 class LimitsSpec(Section):
     low: float | list[float]
     high: float | list[float]
-
-
-class DepthRange(Section):
-    """Metric depth is coded between these, in metres; what is outside is held at the border."""
-
-    near: PositiveFloat = 0.1
-    far: PositiveFloat = 10.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> DepthRange:
-        if self.far <= self.near:
-            raise ValueError(f"far {self.far} is not beyond near {self.near}")
-        return self
 
 
 class SlotSpec(Section):

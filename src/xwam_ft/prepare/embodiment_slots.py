@@ -60,6 +60,7 @@ class CameraPlan:
     name: str
     source: str  # feature name
     depth: DepthVideo | None
+    depth_range: tuple[float, float] | None = None  # its own near and far, metres
 
 
 def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
@@ -75,7 +76,8 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
         if depth is not None:
             found = _feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
             depth = DepthVideo(source=found, unit=depth.unit)
-        plans.append(CameraPlan(name, source, depth))
+        span = spec.depth_range
+        plans.append(CameraPlan(name, source, depth, None if span is None else (span.near, span.far)))
     return plans
 
 
@@ -99,6 +101,7 @@ def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, 
             intrinsics=None if intrinsics is None else tuple(intrinsics),  # pyright: ignore[reportArgumentType]
             pose=None if pose is None else tuple(tuple(row) for row in pose),
             mount=mount,
+            depth_range=plan.depth_range,
         )
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)

@@ -207,7 +207,7 @@ def _decode_view(
             if relative is not None:
                 relative[block] = resized
             else:
-                near, far = depth_code.require_metric(job.depth.code)
+                near, far = camera.depth_range or depth_code.require_metric(job.depth.code)
                 codes[block] = depth_code.metres_to_code(resized, near, far)
         seconds["depth"] += time.perf_counter() - clock
     if codes is not None:

@@ -75,9 +75,10 @@ def prepare(
     """
     started = time.perf_counter()
     spec = load_embodiment(embodiment)
-    sources = [open_source(raw) for raw in raws]
-    jobs, plan = _jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out))
-    fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
+    with console.status("looking through the recordings"):
+        sources = [open_source(raw) for raw in raws]
+        jobs, plan = _jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out))
+        fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
     if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
         from xwam_ft.shards import ShardSet
 

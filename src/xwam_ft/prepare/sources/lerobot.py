@@ -53,10 +53,14 @@ class LeRobotTable:
         if not self.path.is_file():
             raise EpisodeError(f"{self.path} is listed in meta and not there")
         try:
-            known = pq.read_schema(self.path).names
+            schema = pq.read_schema(self.path)
+            known = schema.names
             wanted = [feature.name for feature in self.features if feature.columns and feature.name in known]
             extra = [name for name in (*BOOKKEEPING, "next.success") if name in known and name not in wanted]
-            table = pq.read_table(self.path, columns=[*wanted, *extra])
+            # Many episodes may share the file: leave the others out while reading, where the column allows it.
+            plain = "episode_index" in known and pa.types.is_integer(schema.field("episode_index").type)
+            only = [("episode_index", "==", self.episode)] if plain else None
+            table = pq.read_table(self.path, columns=[*wanted, *extra], filters=only)
         except (pa.ArrowInvalid, OSError) as error:
             raise EpisodeError(f"{self.path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
         rows = self._rows(table)
@@ -130,19 +134,15 @@ class LeRobotV2(Source):
 
     def _scanned(self) -> dict[int, dict[str, Any]]:
         """Episodes by the files that are there, for sets without meta/episodes.jsonl."""
-        import pyarrow.parquet as pq
-
-        found: dict[int, dict[str, Any]] = {}
-        for file in sorted((self.path / "data").rglob("*.parquet")):
-            if number := re.search(r"(\d+)$", file.stem):
-                found[int(number[1])] = {"length": pq.read_metadata(file).num_rows}
-        return found
+        files = sorted((self.path / "data").rglob("*.parquet"))
+        numbers = [(re.search(r"(\d+)$", file.stem), file) for file in files]
+        return {int(number[1]): {"length": _rows_of(file)} for number, file in numbers if number}
 
     def _episode(self, index: int, row: dict[str, Any], tasks: dict[int, str]) -> Episode:
         chunk = index // int(self.meta.get("chunks_size") or 1000)
         names = {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": index, "file_index": index}
         data = self.path / fill_template(self.path, "data_path", self.meta.get("data_path") or V2_DATA, names)
-        length = int(row["length"]) if "length" in row else -1
+        length = int(row["length"]) if "length" in row else _rows_of(data)
         problems = [] if data.is_file() else [f"{data} is listed in meta and not there"]
         views: dict[str, View] = {}
         for key, feature in self.features.items():
@@ -277,6 +277,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 raise UserError(f"line {number} is not JSON", path, "mend or remove that line") from None
     return rows
+
+
+def _rows_of(path: Path) -> int:
+    """Rows of a parquet file; 0 where it cannot be read, which its own check will say."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowInvalid, OSError):
+        return 0
 
 
 def _absent(root: Path, file: Path, key: str, index: int) -> str:
