@@ -85,12 +85,15 @@ class Backbone:
         """[C, Tl, V, h, w] of a clip.
 
         Raises:
-            UserError: pictures or a clip length that the VAE cannot divide.
+            UserError: pictures that VAE and (where loaded) transformer cannot divide, or such a clip length.
         """
         factor, stride = self.spatial_factor, self.temporal_factor
-        if height % factor or width % factor:
+        _, rows, columns = (1, 1, 1) if self.transformer is None else self.transformer.config.patch_size
+        if height % (factor * rows) or width % (factor * columns):
             raise UserError(
-                f"pictures of {height}x{width}", f"backbone {self.name}", f"make both sides multiples of {factor}"
+                f"pictures of {height}x{width}",
+                f"backbone {self.name}",
+                f"make their height a multiple of {factor * rows} and their width one of {factor * columns}",
             )
         if (frames - 1) % stride:
             raise UserError(
