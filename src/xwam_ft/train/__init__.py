@@ -8,8 +8,11 @@ data.py        cached clips -> batches, in the order of clips.py
 draws.py       a sample's noise level, noise and text dropout: functions of (seed, position)
 counts.py      what the masked losses divide by: valid numbers of a whole optimizer step
 module.py      one training step
+folder.py      the run folder, and whether a checkpoint still belongs to its surroundings
+session.py     network, optimizer, checkpoint and callbacks put together and run to the last step
 optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
-callbacks.py   progress, metrics, checkpoints, validation and signals, hung on the training loop
+callbacks.py   metrics, checkpoints, validation, signals: hung on the training loop
+progress.py    a progress bar with rate and time left
 validation.py  held-out losses at fixed noise, and open-loop errors of the live policy
 """

@@ -28,7 +28,7 @@ from xwam_ft.files import json_bytes, read_json, sha256
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from xwam_ft.contract import Contract
@@ -91,13 +91,13 @@ class ClipTensors:
     """One clip as cached; shapes in the module's legend."""
 
     rgb: Float[Tensor, "c tl v h w"]
-    depth: Float[Tensor, "c tl v h w"] | None
-    depth_mask: Float[Tensor, "tl v h w"] | None
     video_mask: Float[Tensor, " tl"]
     action: Float[Tensor, "ta da"]
     action_mask: Float[Tensor, "ta da"]
     proprio: Float[Tensor, "tp dp"]
     proprio_mask: Float[Tensor, "tp dp"]
+    depth: Float[Tensor, "c tl v h w"] | None = None
+    depth_mask: Bool[Tensor, "tl v h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ class LatentCache:
     _open: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path, advance: Callable[[int], None] | None = None) -> LatentCache:
+    def open(cls, folder: Path, advance: Callable[[int], None] | None = None, *, verify: bool = True) -> LatentCache:
         """Read the index and check every file against its size and SHA-256.
 
         Args:
+            verify: False leaves the check out (another process does it).
             advance: told the bytes of each file once it is checked.
 
         Raises:
@@ -131,7 +132,7 @@ class LatentCache:
             prompts=tuple(tree["prompts"]),
             files=tuple(CachedFile(**entry) for entry in tree["files"]),
         )
-        for entry in cache.files:
+        for entry in cache.files if verify else ():
             require_intact(folder, entry)
             if advance is not None:
                 advance(entry.size)
@@ -154,9 +155,9 @@ class LatentCache:
     def read(self, clip: CachedClip) -> ClipTensors:
         """The tensors of one clip, in the dtype they are stored in."""
         handle = self._handle(clip.file)
-        rows = {name: handle.get_slice(name)[clip.row] for name in CLIP_TENSORS}
-        depth = {name: handle.get_slice(name)[clip.row] if self.identity.with_depth else None for name in DEPTH_TENSORS}
-        return ClipTensors(**rows, **depth)
+        names = CLIP_TENSORS + (DEPTH_TENSORS if self.identity.with_depth else ())
+        rows: dict[str, Any] = {name: handle.get_slice(name)[clip.row] for name in names}
+        return ClipTensors(**rows)
 
     def read_masks(self, split: Split) -> dict[str, Tensor]:
         """The masks of every clip of a split, stacked [N, ...]; they say beforehand what the losses count."""

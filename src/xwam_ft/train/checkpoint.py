@@ -48,7 +48,9 @@ class RunState:
         samples_per_step: clips an optimizer step, over ranks and micro-batches.
         learning_rates: of the step to come, by parameter group.
         recipe, contract: SHA-256 of the run's recipe.yaml and contract.json.
-        backbone: fingerprint of the frozen base.
+        backbone: fingerprint of the frozen transformer.
+        encoders: fingerprints of VAE and text encoder.
+        shards: SHA-256 of the shard set's index.
         network: the network's configuration.
         versions: of the libraries that wrote it.
     """
@@ -62,6 +64,8 @@ class RunState:
     recipe: str
     contract: str
     backbone: str
+    encoders: str
+    shards: str
     network: dict[str, Any]
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION

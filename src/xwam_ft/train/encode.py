@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import Clip, SegmentEntry, ShardSet
 
+WORTH_A_BAR = 200_000_000
+"""Bytes that take a noticeable time to check."""
+
 
 def wants_depth(recipe: Recipe, contract: Contract) -> bool:
     """Whether this run trains a depth branch.

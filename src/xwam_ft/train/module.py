@@ -65,9 +65,11 @@ class TrainingModule(pl.LightningModule):
         self.network = network
         self.recipe, self.geometry, self.first_step = recipe, geometry, first_step
         self.counts_of_step = counts_of_step
+        self.empty_text: Tensor
         self.register_buffer("empty_text", empty_text.float(), persistent=False)
         self.losses: dict[str, Tensor] = {}  # of the optimizer step at hand, summed over this rank's micro-batches
         self.grad_norm: Tensor | None = None
+        self.learning_rates: dict[str, float] = {}  # of the optimizer step at hand
         self.last_good: Callable[[], str] = lambda: "none"
 
     @property
@@ -75,7 +77,7 @@ class TrainingModule(pl.LightningModule):
         """Optimizer steps done, those before a resume included."""
         return self.first_step + (self.trainer.global_step if self._trainer is not None else 0)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = batch.positions[0] // self.geometry.samples
         # Dropout inside the layers draws from torch's generators: tie them to the position as well.
         torch.manual_seed(random_bits(self.recipe.seed, Stream.LAYERS, batch.positions[0]))
@@ -139,6 +141,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient of the whole step."""
+        self.learning_rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
         parameters = trained_parameters(self.network).values()
         self.grad_norm = torch.nn.utils.clip_grad_norm_(list(parameters), self.recipe.optim.clip_norm)
         if not torch.isfinite(self.grad_norm):

@@ -1,0 +1,112 @@
+"""The run folder: what lies in it, how it is made, and how a checkpoint is held against what it belongs to.
+
+recipe.yaml     the recipe with every default and override, paths absolute
+contract.json   the shard set's, byte for byte
+checkpoints/    see checkpoint.py
+adapter/        the transformer's LoRA in peft's folder form, written at the end
+tensorboard/    events; metrics.jsonl holds the same numbers
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xwam_ft.contract import Contract, load_contract, require_same
+from xwam_ft.errors import UserError
+from xwam_ft.files import atomic_folder
+from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.train.checkpoint import Checkpoint, latest_checkpoint
+
+if TYPE_CHECKING:
+    from xwam_ft.shards import ShardSet
+    from xwam_ft.train.cache import CacheIdentity
+
+RECIPE_FILE = "recipe.yaml"
+CONTRACT_FILE = "contract.json"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as it lies on disk; `checkpoint` is the newest, None before the first."""
+
+    path: Path
+    recipe: Recipe
+    contract: Contract
+    checkpoint: Checkpoint | None
+
+    @property
+    def recipe_sha256(self) -> str:
+        return hashlib.sha256((self.path / RECIPE_FILE).read_bytes()).hexdigest()
+
+
+def make_run(path: Path, recipe: Recipe, shard_set: ShardSet) -> RunFolder:
+    """Make a new run folder, whole or not at all."""
+    require_free(path)
+    with atomic_folder(path) as temporary:
+        (temporary / RECIPE_FILE).write_text(_absolute(recipe).to_yaml(), encoding="utf-8")
+        (temporary / CONTRACT_FILE).write_bytes((shard_set.folder / CONTRACT_FILE).read_bytes())
+    return open_run(path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is not one, or its newest checkpoint is damaged.
+    """
+    if not (path / RECIPE_FILE).is_file():
+        raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
+    recipe = load_recipe(path / RECIPE_FILE)
+    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), latest_checkpoint(path))
+
+
+def require_free(path: Path) -> None:
+    """Raise a `UserError` if there is something at `path` already: no run is ever overwritten."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            "the run folder exists already",
+            path,
+            f"go on with it by `xwam-ft train --resume {path}`, or name another by --run",
+        )
+
+
+def require_continuable(
+    run: RunFolder, shard_set: ShardSet, identity: CacheIdentity, backbone: str, samples_per_step: int
+) -> None:
+    """Check that what a resumed run would train on is what its checkpoint was trained on.
+
+    Raises:
+        UserError: another contract, shard set, backbone, recipe or step size; names what it is in both.
+    """
+    require_same(run.contract, run.path / CONTRACT_FILE, shard_set.contract, shard_set.folder / CONTRACT_FILE)
+    if run.checkpoint is None:
+        return
+    state, where = run.checkpoint.state, run.checkpoint.folder
+    encoders, shards = run.recipe.backbone.path, run.recipe.data.shards
+    for what, now, then, fix in (
+        ("recipe.yaml", run.recipe_sha256, state.recipe, "restore it; a changed recipe is a new run"),
+        ("contract.json", run.contract.sha256, state.contract, "restore it from the shard set"),
+        (f"backbone {encoders}", backbone, state.backbone, "restore the backbone, or start a new run"),
+        (f"encoders of {encoders}", identity.backbone, state.encoders, "restore the backbone, or start a new run"),
+        (f"index of {shards}", identity.shards, state.shards, "restore the shard set, or start a new run"),
+        ("clips an optimizer step", samples_per_step, state.samples_per_step, "use as many devices as before"),
+    ):
+        if now != then:
+            raise UserError(f"was trained with {what} {_short(then)}, and now it is {_short(now)}", where, fix)
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Paths that do not depend on where the command was typed."""
+    backbone, data = recipe.backbone, recipe.data
+    if Path(backbone.path).is_dir() and backbone.path != "tiny":
+        backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
+    data = data.model_copy(update={"shards": str(Path(data.shards).resolve())})
+    return recipe.model_copy(update={"backbone": backbone, "data": data})

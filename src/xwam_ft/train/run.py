@@ -1,0 +1,192 @@
+"""`xwam-ft train`, `train --resume` and `encode`: from a recipe to a finished run folder.
+
+Several devices: Lightning starts one process each, and every one of them comes through here. The first rank makes
+the cache and the run folder and prints; the others wait until these are there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from xwam_ft.errors import UserError
+from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.cache import INDEX_FILE, LatentCache
+from xwam_ft.train.folder import ADAPTER, RunFolder, make_run, open_run, require_free
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from xwam_ft.model.network import JointNetwork
+
+RELEASED = "sharinka0715/X-WAM"
+WAIT_SECONDS = 24 * 3600
+
+
+def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Console) -> Path:
+    """Train by a recipe into a new run folder.
+
+    Args:
+        recipe_path: YAML file.
+        run: folder to make; default `runs/<recipe's name>`.
+        overrides: `a.b=c` strings.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: anything wrong with recipe, shards, backbone or folder; a loss that is not finite.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    run = run or Path("runs") / recipe_path.stem
+    refuse_released_weights(recipe)
+    if not _first_rank():
+        _wait_for(run / "recipe.yaml")
+        return _train(open_run(run), None, console)
+    require_free(run)
+    device = pick_device(recipe)
+    _set_threads(recipe)
+    shard_set = ShardSet.open(Path(recipe.data.shards))
+    cache = _encode(recipe, shard_set, device, console)
+    return _train(make_run(run, recipe, shard_set), cache, console)
+
+
+def resume(run: Path, console: Console) -> Path:
+    """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
+
+    Raises:
+        UserError: not a run folder, a damaged checkpoint, or another contract, backbone, shard set or recipe.
+    """
+    folder = open_run(run)
+    refuse_released_weights(folder.recipe)
+    _set_threads(folder.recipe)
+    if _first_rank():
+        at = folder.checkpoint.state.step if folder.checkpoint else 0
+        console.print(f"resuming {run} at step {at} of {folder.recipe.trainer.max_steps}")
+    return _train(folder, None, console)
+
+
+def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console: Console) -> LatentCache:
+    """Make the latent cache of a shard set by a recipe, whose `data.shards` is not used.
+
+    Raises:
+        UserError: as `train`, for what concerns shards and backbone.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": str(shards)})})
+    refuse_released_weights(recipe)
+    device = pick_device(recipe)
+    _set_threads(recipe)
+    cache = _encode(recipe, ShardSet.open(shards), device, console)
+    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}")
+    console.print(f"next: xwam-ft train {recipe_path} --set data.shards={shards}")
+    return cache
+
+
+def refuse_released_weights(recipe: Recipe) -> None:
+    """Raise a `UserError` where the backbone is a released X-WAM checkpoint, which this version cannot read."""
+    path = recipe.backbone.path
+    files = (
+        "checkpoints/last.ckpt",
+        "last.ckpt",
+        "checkpoint/mp_rank_00_model_states.pt",
+        "mp_rank_00_model_states.pt",
+    )
+    deepspeed = path.endswith("mp_rank_00_model_states.pt") or any((Path(path) / name).exists() for name in files)
+    if path.startswith(RELEASED) or deepspeed:
+        raise UserError(
+            f"reading released X-WAM weights ({path}) is not supported by this version",
+            "backbone.path",
+            "start from the Wan2.2 base with recipes/wan22_5b_lora.yaml",
+        )
+
+
+def pick_device(recipe: Recipe) -> torch.device:
+    """The device of this process' encoding; a `UserError` where the recipe wants a GPU and there is none."""
+    import torch
+
+    wanted = recipe.trainer.accelerator
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise UserError("is 'gpu', and no CUDA device is available", "trainer.accelerator", "set it to cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Path:
+    from rich.console import Console
+
+    from xwam_ft.train.session import Session
+
+    if not _first_rank():
+        console = Console(quiet=True)
+    recipe = folder.recipe
+    shard_set = ShardSet.open(Path(recipe.data.shards))
+    if cache is None:
+        cache = _encode(recipe, shard_set, pick_device(recipe), console)
+    session = Session(folder, shard_set, cache, console)
+    _print_summary(session.network, console)
+    session.fit()
+    if _first_rank():
+        _write_adapter(session.network, folder)
+        session.print_time()
+        console.print(f"run: {folder.path}")
+        console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle")
+    return folder.path
+
+
+def _encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console) -> LatentCache:
+    from xwam_ft.train.encode import encode, identify
+
+    if _first_rank():
+        return encode(recipe, shard_set, device, console)
+    folder = identify(recipe, shard_set).folder(shard_set.folder)
+    _wait_for(folder / INDEX_FILE)
+    return LatentCache.open(folder, verify=False)  # the first rank does
+
+
+def _write_adapter(network: JointNetwork, folder: RunFolder) -> None:
+    """The last weights of the transformer's LoRA, for tools that read peft folders."""
+    from xwam_ft.files import atomic_folder
+    from xwam_ft.model.adapters import write_peft_adapter
+
+    target = folder.path / ADAPTER
+    if not target.exists():
+        with atomic_folder(target) as temporary:
+            write_peft_adapter(network, temporary, folder.recipe.backbone.path)
+
+
+def _print_summary(network: JointNetwork, console: Console) -> None:
+    from xwam_ft.model.adapters import summary_table
+
+    table = Table("part", "parameters", "trained", "dtype", title="network")
+    rows = summary_table(network)
+    for row in rows:
+        table.add_row(row.group, f"{row.parameters:,}", f"{row.trainable:,}", ", ".join(row.dtypes))
+    total, trained = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
+    table.add_row("all", f"{total:,}", f"{trained:,}", "")
+    console.print(table)
+
+
+def _first_rank() -> bool:
+    """Whether this process prints and writes; read from what Lightning, torchrun and SLURM set for each rank."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
+
+
+def _wait_for(path: Path) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise UserError("did not appear", path, "look at what the first rank printed")
+        time.sleep(1.0)
+
+
+def _set_threads(recipe: Recipe) -> None:
+    import torch
+
+    if recipe.trainer.threads:
+        torch.set_num_threads(recipe.trainer.threads)

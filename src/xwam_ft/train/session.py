@@ -1,0 +1,265 @@
+"""One training session: network, optimizer, checkpoint and callbacks put together and run to the last step.
+
+A session starts at step 0 or where a checkpoint left off; nothing else distinguishes the two.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.table import Table
+
+from xwam_ft.errors import UserError
+from xwam_ft.model.adapters import load_trainable, prepare_for_training, trainable_state
+from xwam_ft.model.assemble import build_network
+from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.network import NetworkConfig
+from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
+from xwam_ft.train.callbacks import Averaging, Clock, Every, MetricLog, Metrics, ProgressBar, Signals, signals_restored
+from xwam_ft.train.checkpoint import (
+    OPTIMIZER_FILE,
+    TRAINABLE_FILE,
+    Checkpoint,
+    RunState,
+    library_versions,
+    list_checkpoints,
+    write_checkpoint,
+)
+from xwam_ft.train.clips import StepGeometry
+from xwam_ft.train.counts import StepCounts
+from xwam_ft.train.data import ClipDataModule
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, require_continuable
+from xwam_ft.train.module import TrainingModule
+from xwam_ft.train.optimizer import AveragedWeights, optimizer_tensors, restore_optimizer, trained_parameters
+from xwam_ft.train.validation import evaluation_mode, held_out_losses
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.contract import Contract
+    from xwam_ft.model.backbone import Backbone
+    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.recipe import Recipe
+    from xwam_ft.shards import ShardSet
+
+
+class Session:
+    """Everything of one call of `train` or `resume` that lives in memory."""
+
+    def __init__(self, folder: RunFolder, shard_set: ShardSet, cache: LatentCache, console: Console) -> None:
+        self.clock = Clock()
+        self.folder, self.recipe, self.cache, self.console = folder, folder.recipe, cache, console
+        self.shard_set = shard_set
+        recipe, checkpoint = self.recipe, folder.checkpoint
+        self.first_step = checkpoint.state.step if checkpoint else 0
+        spec = recipe.backbone
+        backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision)
+        self.backbone = backbone
+        self.network = trainable_network(backbone, recipe, shard_set.contract)
+        require_whole_patches(self.network, cache)
+        self.average = None
+        if recipe.optim.ema_decay is not None:
+            self.average = AveragedWeights(trainable_state(self.network), recipe.optim.ema_decay)
+        self.trainer = self._trainer()
+        trainer_spec = recipe.trainer
+        self.geometry = StepGeometry(trainer_spec.batch_size, trainer_spec.accumulate, self.trainer.world_size)
+        require_continuable(folder, shard_set, cache.identity, backbone.fingerprint, self.geometry.samples)
+        if checkpoint is not None:
+            load_trainable(self.network, checkpoint.trainable(), checkpoint.folder / TRAINABLE_FILE)
+            stored = checkpoint.ema()
+            if self.average is not None and stored is not None:
+                self.average.restore(stored)
+        counts = StepCounts(cache, recipe.noise, recipe.seed, self.geometry)
+        empty = cache.prompt_embeddings[cache.prompt_index[EMPTY_PROMPT]]
+        self.module = TrainingModule(self.network, recipe, self.geometry, counts.of_step, empty, self.first_step)
+        self.module.last_good = self._last_good
+        self.data = ClipDataModule(
+            cache, recipe.seed, self.geometry, self.first_step, trainer_spec.max_steps, trainer_spec.workers
+        )
+
+    def fit(self) -> None:
+        """Train to the last step; returns at once where that is done already.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: a signal ended the run; its checkpoint is written.
+            UserError: a loss or gradient that is not finite.
+        """
+        recipe = self.recipe
+        if self.first_step >= recipe.trainer.max_steps:
+            return
+        first = self.trainer.is_global_zero
+        log = MetricLog(self.folder.path, self.first_step) if first else None
+        metrics = Metrics(log, recipe.logging.every_steps)
+        signals = Signals(self.save)
+        callbacks: list[Callback] = []
+        if self.folder.checkpoint is not None:
+            callbacks.append(RestoreOptimizer(self.folder.checkpoint))
+        if self.average is not None:
+            callbacks.append(Averaging(self.average))
+        callbacks += [
+            self.clock,
+            metrics,
+            Every(self.save, recipe.checkpoint.every_steps, self.clock, "checkpoints"),
+            signals,
+            Every(lambda step: self.validate(step, log), recipe.validation.every_steps, self.clock, "validation"),
+        ]
+        if first:
+            callbacks.append(ProgressBar(self.console, recipe.trainer.max_steps, metrics))
+        self.trainer.callbacks.extend(callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+        self.network.train()
+        with _quiet(), _deterministic(self.trainer), signals_restored():
+            self.trainer.fit(self.module, datamodule=self.data)
+        if log is not None:
+            log.close()
+        if signals.stopped_at is not None:
+            self.console.print(f"stopped after step {signals.stopped_at}, which is saved")
+            self.console.print(f"go on with: xwam-ft train --resume {self.folder.path}")
+            if signals.received == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + signals.received)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; the first rank does, and the others go on."""
+        if not self.trainer.is_global_zero:
+            return
+        recipe, names = self.recipe, trained_parameters(self.network)
+        optimizer: Any = self.trainer.optimizers[0]
+        position = step * self.geometry.samples
+        state = RunState(
+            step=step,
+            position=position,
+            epoch=position // len(self.data.dataset),
+            seed=recipe.seed,
+            samples_per_step=self.geometry.samples,
+            learning_rates={group["name"]: group["lr"] for group in optimizer.param_groups},
+            recipe=self.folder.recipe_sha256,
+            contract=self.folder.contract.sha256,
+            backbone=self.backbone.fingerprint,
+            encoders=self.cache.identity.backbone,
+            shards=self.cache.identity.shards,
+            network=self.network.config.to_dict(),
+            versions=library_versions(),
+        )
+        ema = self.average.weights if self.average is not None else None
+        trainable = trainable_state(self.network)
+        stored = optimizer_tensors(optimizer, names)
+        write_checkpoint(self.folder.path, state, trainable, stored, ema, recipe.checkpoint.keep)
+
+    def validate(self, step: int, log: MetricLog | None) -> None:
+        """Held-out losses of the weights that would be exported; on the first rank, the others wait."""
+        if log is not None:
+            weights = self.average.weights if self.average is not None else None
+            with evaluation_mode(self.network, weights):
+                metrics = held_out_losses(self.module, self.cache)
+            log.write(step, metrics)
+            shown = "  ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items())
+            self.console.print(f"step {step}, held out: {shown or 'no held-out clips'}", soft_wrap=True)
+        self.trainer.strategy.barrier()
+
+    def print_time(self) -> None:
+        """Where the time went."""
+        spent = self.clock.spent
+        table = Table("what", "seconds", "share", title="where the time went")
+        total = sum(spent.values()) or 1.0
+        for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+            table.add_row(name, f"{seconds:.1f}", f"{100 * seconds / total:.0f} %")
+        self.console.print(table)
+
+    def _trainer(self) -> pl.Trainer:
+        spec = self.recipe.trainer
+        with _quiet():
+            return pl.Trainer(
+                accelerator=spec.accelerator,
+                devices=spec.devices,
+                strategy=spec.strategy,
+                precision=spec.precision,
+                max_steps=max(spec.max_steps - self.first_step, 0),
+                max_epochs=1,  # the loader runs over every step that is left
+                accumulate_grad_batches=spec.accumulate,
+                use_distributed_sampler=False,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                limit_val_batches=0,
+                default_root_dir=self.folder.path,
+            )
+
+    def _last_good(self) -> str:
+        folders = list_checkpoints(self.folder.path)
+        return str(folders[-1]) if folders else "none: the run had not saved one yet"
+
+
+class RestoreOptimizer(Callback):
+    """Puts AdamW's state back as soon as Lightning has made the optimizer."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
+        names, where = trained_parameters(module.network), self.checkpoint.folder / OPTIMIZER_FILE
+        restore_optimizer(trainer.optimizers[0], names, self.checkpoint.optimizer(), where)
+
+
+def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) -> JointNetwork:
+    """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed."""
+    depth = recipe.model.depth
+    config = NetworkConfig(
+        num_views=len(contract.cameras),
+        action_dim=contract.action_dim,
+        proprio_dim=contract.state_dim,
+        actions_per_frame=contract.timing.actions_per_frame,
+        depth_blocks=0 if depth.branch == "none" else depth.blocks,
+    )
+    network = build_network(backbone, config, recipe.seed)
+    network.gradient_checkpointing = recipe.model.gradient_checkpointing
+    return prepare_for_training(network, recipe.model.lora, depth, seed=recipe.seed)
+
+
+def require_whole_patches(network: JointNetwork, cache: LatentCache) -> None:
+    """Raise a `UserError` unless the latents are a whole number of the transformer's patches."""
+    _, frames, _, height, width = cache.read(cache.clips[0]).rgb.shape
+    patch = network.patch_size
+    if frames % patch[0] or height % patch[1] or width % patch[2]:
+        raise UserError(
+            f"its pictures make latents of {frames}x{height}x{width} cells, and the transformer reads patches of "
+            f"{'x'.join(map(str, patch))}",
+            cache.folder.parent / CONTRACT_FILE,
+            "prepare the recordings again with another image size in the embodiment file",
+        )
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without Lightning's banners and its hints about loaders; our own table and bar say what matters."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _deterministic(trainer: pl.Trainer) -> Generator[None]:
+    """Deterministic algorithms on a CPU, where resuming is exact to the bit; on a GPU they would cost speed."""
+    before = torch.are_deterministic_algorithms_enabled()
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    torch.use_deterministic_algorithms(before or on_cpu)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

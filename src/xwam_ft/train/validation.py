@@ -1,0 +1,71 @@
+"""Held-out losses at fixed noise: the same clips and the same random numbers every time, so curves compare.
+
+Where the run keeps averaged weights, they are what is validated, since they are what is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xwam_ft.train.clips import Stream
+from xwam_ft.train.data import ClipDataset
+from xwam_ft.train.draws import draw
+from xwam_ft.train.optimizer import trained_parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.train.cache import CachedClip, LatentCache
+    from xwam_ft.train.module import TrainingModule
+
+
+def spread(clips: list[CachedClip], count: int) -> list[CachedClip]:
+    """At most `count` clips, evenly over the list."""
+    if len(clips) <= count:
+        return clips
+    return [clips[index] for index in np.linspace(0, len(clips) - 1, count).round().astype(int)]
+
+
+@torch.no_grad()
+def held_out_losses(module: TrainingModule, cache: LatentCache) -> dict[str, float]:
+    """Mean loss of each term over held-out clips, as `val/loss_<term>`; empty where nothing is held out."""
+    recipe = module.recipe
+    dataset = ClipDataset(cache, spread(cache.of_split("held_out"), recipe.validation.clips), seed=None)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    size = recipe.trainer.batch_size
+    for first in range(0, len(dataset), size):
+        batch = dataset[range(first, min(first + size, len(dataset)))].to(module.device)
+        draws = draw(batch, recipe.noise, 0.0, recipe.seed, Stream.VALIDATION)
+        for name, term in module.loss_terms(
+            batch, draws, module.predict(module.add_noise(batch, draws), draws)
+        ).items():
+            sums[name] = sums.get(name, 0.0) + float(term.sum)
+            counts[name] = counts.get(name, 0.0) + float(term.count)
+    return {f"val/loss_{name}": sums[name] / max(counts[name], 1.0) for name in sums}
+
+
+@contextmanager
+def evaluation_mode(network: JointNetwork, weights: Mapping[str, Tensor] | None = None) -> Generator[JointNetwork]:
+    """The network without dropout and, where given, with other trained weights; as it was afterwards."""
+    training, parameters = network.training, trained_parameters(network)
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()} if weights else {}
+    try:
+        network.eval()
+        _copy_into(parameters, weights or {})
+        yield network
+    finally:
+        _copy_into(parameters, kept)
+        network.train(training)
+
+
+@torch.no_grad()
+def _copy_into(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        parameters[name].copy_(value)

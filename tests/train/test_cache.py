@@ -1,0 +1,172 @@
+"""The latent cache: its numbers against the parts they come from, resuming, and what damage is called."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from xwam_ft.conventions import decode_actions, denormalise_action
+from xwam_ft.errors import UserError
+from xwam_ft.model.backbone import load_backbone
+from xwam_ft.pictures import centre_crop
+from xwam_ft.recipe import Recipe
+from xwam_ft.shards import ShardSet
+from xwam_ft.train import encode as encoding
+from xwam_ft.train.cache import INDEX_FILE, LatentCache
+from xwam_ft.train.encode import encode, latent_frame_mask, wants_depth
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copied(shard_set: ShardSet, tmp_path: Path, cache: LatentCache) -> tuple[ShardSet, Path]:
+    """A shard set of one's own, its cache included."""
+    folder = shutil.copytree(shard_set.folder, tmp_path / "set")
+    return ShardSet.open(folder), folder / cache.folder.name
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_it_holds_the_latents_of_the_centre_crop(cache: LatentCache, shard_set: ShardSet) -> None:
+    backbone = load_backbone("tiny", dtype="float32", parts=("vae",))
+    reference = shard_set.clips(None, 3)[4]
+    clip = shard_set.read_clip(reference)
+    pixels = np.stack([centre_crop(view, shard_set.contract.image.crop) for view in clip.rgb])
+    expected = backbone.encode_video(torch.from_numpy(pixels)[None])[0]
+    stored = next(c for c in cache.clips if c.key == reference.key)
+    torch.testing.assert_close(cache.read(stored).rgb, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_its_actions_decode_to_the_recorded_commands(cache: LatentCache, shard_set: ShardSet) -> None:
+    contract = shard_set.contract
+    for reference in shard_set.clips("train", 3)[::3]:
+        clip = shard_set.read_clip(reference)
+        stored = cache.read(next(c for c in cache.clips if c.key == reference.key))
+        actions = denormalise_action(contract, stored.action.double().numpy())
+        commands = decode_actions(contract, actions, clip.proprio[0], clip.action_states)
+        np.testing.assert_allclose(commands, clip.action, atol=1e-6)
+
+
+def test_what_is_past_the_end_is_masked(cache: LatentCache, shard_set: ShardSet) -> None:
+    timing = shard_set.contract.timing
+    last = shard_set.clips("held_out", 3)[-1]
+    left = last.entry.first_frame + last.entry.num_frames - last.start  # source frames from the start to the end
+    stored = cache.read(next(clip for clip in cache.clips if clip.key == last.key))
+    assert left < timing.span
+    assert stored.action_mask.sum() == left * shard_set.contract.action_dim
+    assert stored.proprio_mask[:, 0].sum() == len(range(0, left, timing.frame_skip))
+    assert stored.depth_mask is not None
+    assert not stored.depth_mask[stored.video_mask == 0].any()
+
+
+@pytest.mark.parametrize(("valid", "expected"), [(5, [1, 1]), (3, [1, 1]), (2, [1, 0]), (1, [1, 0])])
+def test_a_latent_frame_counts_from_half_of_its_frames(valid: int, expected: list[int]) -> None:
+    assert latent_frame_mask((np.arange(5) < valid).astype(float)).tolist() == expected
+
+
+def test_a_stopped_encoding_goes_on_to_the_same_bytes(
+    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_set, folder = copied
+    whole = contents(folder)
+    shutil.rmtree(folder)
+    calls = 0
+    honest = encoding.encode_clips
+
+    def stops(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return honest(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(encoding, "encode_clips", stops)
+    with pytest.raises(KeyboardInterrupt):
+        encode(recipe, shard_set, CPU, console)
+    part = contents(folder)
+    assert INDEX_FILE not in part
+    assert 0 < len(part) < len(whole)
+    monkeypatch.undo()
+    encode(recipe, shard_set, CPU, console)
+    assert contents(folder) == whole
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damage_is_named_and_mended_by_encoding_again(
+    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, damage: str
+) -> None:
+    shard_set, folder = copied
+    whole = contents(folder)
+    victim = sorted((folder / "segments").iterdir())[1]
+    data = bytearray(victim.read_bytes())
+    if damage == "truncate":
+        victim.write_bytes(data[:-7])
+    elif damage == "flip":
+        data[-1] ^= 1
+        victim.write_bytes(data)
+    else:
+        victim.unlink()
+    said = {"truncate": "bytes, not the", "flip": "its SHA-256 is another", "remove": "is missing"}[damage]
+    with pytest.raises(UserError, match=said) as error:
+        LatentCache.open(folder)
+    assert str(victim) in str(error.value)
+    assert "xwam-ft encode" in error.value.fix
+    if damage != "remove":
+        with pytest.raises(UserError, match=said):
+            encode(recipe, shard_set, CPU, console)
+        victim.unlink()
+    encode(recipe, shard_set, CPU, console)
+    assert contents(folder) == whole
+
+
+def test_an_unfinished_cache_is_refused(copied: tuple[ShardSet, Path]) -> None:
+    _, folder = copied
+    (folder / INDEX_FILE).unlink()
+    with pytest.raises(UserError, match="is not complete"):
+        LatentCache.open(folder)
+
+
+def test_the_fingerprint_follows_what_changes_the_numbers(
+    cache: LatentCache, shard_set: ShardSet, changed: object
+) -> None:
+    from dataclasses import replace
+
+    same = {cache.identity.fingerprint}
+    for field in ("backbone", "contract", "shards", "dtype"):
+        same.add(replace(cache.identity, **{field: "other"}).fingerprint)
+    same.add(replace(cache.identity, clip_stride=7).fingerprint)
+    same.add(replace(cache.identity, with_depth=False).fingerprint)
+    assert len(same) == 7
+
+
+def test_a_depth_branch_without_depth_is_refused(recipe: Recipe, contract_with: object) -> None:
+    from xwam_ft.contract import DepthCode
+
+    bare = contract_with(depth=DepthCode(kind="none"))  # pyright: ignore
+    with pytest.raises(UserError, match=r"model\.depth\.branch is 'copy', but the shards hold no depth"):
+        wants_depth(recipe, bare)
+
+
+def test_a_full_disk_is_foreseen(
+    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_set, folder = copied
+    shutil.rmtree(folder)
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore
+    with pytest.raises(UserError, match="GB are free"):
+        encode(recipe, shard_set, CPU, console)
+    assert not folder.exists()
+
+
+def test_the_index_lists_clips_and_prompts(cache: LatentCache, shard_set: ShardSet) -> None:
+    index = json.loads((cache.folder / INDEX_FILE).read_text())
+    assert [clip["key"] for clip in index["clips"]] == [reference.key for reference in shard_set.clips(None, 3)]
+    assert index["prompts"] == sorted({"", *shard_set.contract.prompts})

@@ -1,0 +1,105 @@
+"""Checkpoints: whole or absent, the last few kept, damage named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from xwam_ft.errors import UserError
+from xwam_ft.files import read_json
+from xwam_ft.train.checkpoint import (
+    EMA_FILE,
+    RunState,
+    latest_checkpoint,
+    library_versions,
+    list_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+
+def state(step: int) -> RunState:
+    return RunState(
+        step=step,
+        position=4 * step,
+        epoch=0,
+        seed=0,
+        samples_per_step=4,
+        learning_rates={"lora": 0.1},
+        recipe="r",
+        contract="c",
+        backbone="b",
+        encoders="e",
+        shards="s",
+        network={"num_views": 2},
+        versions=library_versions(),
+    )
+
+
+def write(run: Path, step: int, keep: int = 2, ema: bool = True) -> Path:
+    tensors = {"w": torch.full((3,), float(step))}
+    return write_checkpoint(run, state(step), tensors, {"step.w": torch.tensor(1.0)}, tensors if ema else None, keep)
+
+
+def test_it_reads_what_was_written(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(write(tmp_path, 7))
+    assert checkpoint.state == state(7)
+    assert torch.equal(checkpoint.trainable()["w"], torch.full((3,), 7.0))
+    average = checkpoint.ema()
+    assert average is not None
+    assert torch.equal(average["w"], torch.full((3,), 7.0))
+    assert float(checkpoint.optimizer()["step.w"]) == 1.0
+
+
+def test_without_an_average_there_is_none(tmp_path: Path) -> None:
+    assert read_checkpoint(write(tmp_path, 1, ema=False)).ema() is None
+
+
+def test_the_newest_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (9, 10, 999_999, 1_000_000):
+        write(tmp_path, step, keep=3)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000010", "step-999999", "step-1000000"]
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.state.step == 1_000_000
+
+
+def test_leftovers_of_a_kill_are_not_checkpoints_and_go_away(tmp_path: Path) -> None:
+    leftover = tmp_path / "checkpoints" / ".step-000003.abc.tmp"
+    leftover.mkdir(parents=True)
+    assert latest_checkpoint(tmp_path) is None
+    write(tmp_path, 4)
+    assert not leftover.exists()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        write_checkpoint(tmp_path, state(1), {"w": "no tensor"}, {}, None, 1)  # pyright: ignore
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["trainable.safetensors", EMA_FILE, "optimizer.safetensors"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path, 1)
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is damaged") as error:
+        latest_checkpoint(tmp_path)
+    assert error.value.where == str(path)
+    path.unlink()
+    with pytest.raises(UserError, match="the checkpoint's file is missing"):
+        read_checkpoint(folder)
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    import json
+
+    folder = write(tmp_path, 1)
+    tree = read_json(folder / "state.json")
+    (folder / "state.json").write_text(json.dumps(tree | {"schema_version": 99}))
+    with pytest.raises(UserError, match="has schema version 99, not 1"):
+        read_checkpoint(folder)

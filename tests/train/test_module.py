@@ -1,0 +1,126 @@
+"""One training step: counts known beforehand, gradients that do not depend on how a step is cut up, guards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from xwam_ft.errors import UserError
+from xwam_ft.model.backbone import load_backbone
+from xwam_ft.recipe import Recipe
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.cache import LatentCache
+from xwam_ft.train.clips import StepGeometry
+from xwam_ft.train.counts import StepCounts
+from xwam_ft.train.data import ClipDataset
+from xwam_ft.train.draws import action_is_clean, draw
+from xwam_ft.train.module import TrainingModule
+from xwam_ft.train.optimizer import trained_parameters
+from xwam_ft.train.session import trainable_network
+
+STEP = 1
+
+
+def make_module(recipe: Recipe, cache: LatentCache, shard_set: ShardSet, geometry: StepGeometry) -> TrainingModule:
+    backbone = load_backbone("tiny", dtype="float32", parts=("transformer",))
+    network = trainable_network(backbone, recipe, shard_set.contract)
+    counts = StepCounts(cache, recipe.noise, recipe.seed, geometry)
+    return TrainingModule(network, recipe, geometry, counts.of_step, cache.prompt_embeddings[0])
+
+
+def gradients(
+    recipe: Recipe, cache: LatentCache, shard_set: ShardSet, batch: int, accumulate: int, ranks: int = 1
+) -> dict[str, Tensor]:
+    """Gradients of step STEP as Lightning and DDP would combine them: means over micro-batches and ranks."""
+    geometry = StepGeometry(batch, accumulate, ranks)
+    module = make_module(recipe, cache, shard_set, geometry)
+    dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
+    for rank in range(ranks):
+        for index in range(accumulate):
+            loss = module.training_step(dataset[geometry.micro_batch(STEP, index, rank)], index)
+            (loss / accumulate / ranks).backward()
+    return {name: parameter.grad for name, parameter in trained_parameters(module.network).items()}
+
+
+def test_gradients_do_not_depend_on_how_a_step_is_cut(recipe: Recipe, cache: LatentCache, shard_set: ShardSet) -> None:
+    whole = gradients(recipe, cache, shard_set, 8, 1)
+    scale = max(float(gradient.abs().max()) for gradient in whole.values())
+    for cut in ((1, 8, 1), (2, 2, 2)):
+        pieces = gradients(recipe, cache, shard_set, *cut)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(pieces[name], gradient, atol=1e-6 * scale, rtol=1e-5, msg=f"{name} at {cut}")
+
+
+def test_counts_known_beforehand_are_the_losses_own(recipe: Recipe, cache: LatentCache, shard_set: ShardSet) -> None:
+    geometry = StepGeometry(4, 2)
+    module = make_module(recipe, cache, shard_set, geometry)
+    dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
+    sums: dict[str, float] = {}
+    for index in range(2):
+        batch = dataset[geometry.micro_batch(STEP, index)]
+        draws = draw(batch, recipe.noise, 0.0, recipe.seed)
+        with torch.no_grad():
+            terms = module.loss_terms(batch, draws, module.predict(module.add_noise(batch, draws), draws))
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(term.count)
+    assert sums == module.counts_of_step(STEP)
+
+
+def test_some_samples_of_the_step_have_clean_actions_and_some_have_not(recipe: Recipe) -> None:
+    # Otherwise the tests above would not see a wrong division.
+    clean = action_is_clean(StepGeometry(8).positions(STEP), recipe.noise, recipe.seed)
+    assert 0 < int(clean.sum()) < 8
+
+
+def test_draws_belong_to_positions_not_to_batches(recipe: Recipe, cache: LatentCache) -> None:
+    dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
+    together = draw(dataset[[3, 4, 5]], recipe.noise, 0.5, recipe.seed)
+    alone = draw(dataset[[4]], recipe.noise, 0.5, recipe.seed)
+    torch.testing.assert_close(together.video[1:2], alone.video, atol=0, rtol=0)
+    torch.testing.assert_close(together.sigmas.video[1:2], alone.sigmas.video, atol=0, rtol=0)
+    assert torch.equal(together.sigmas.action_is_clean, action_is_clean([3, 4, 5], recipe.noise, recipe.seed))
+
+
+def test_text_is_dropped_at_the_asked_rate(recipe: Recipe, cache: LatentCache) -> None:
+    dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
+    batch = dataset[list(range(400))]
+    dropped = draw(batch, recipe.noise, 0.25, recipe.seed).drop_text.float().mean()
+    assert abs(float(dropped) - 0.25) < 0.07  # three standard deviations
+
+
+def test_conditions_stay_clean(recipe: Recipe, cache: LatentCache, shard_set: ShardSet) -> None:
+    module = make_module(recipe, cache, shard_set, StepGeometry(4))
+    batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[[0, 1, 2, 3]]
+    draws = draw(batch, recipe.noise, 1.0, recipe.seed)
+    noised = module.add_noise(batch, draws)
+    assert torch.equal(noised.video[:, :, 0], batch.latents[:, :, 0])
+    assert torch.equal(noised.proprio[:, 0], batch.proprio[:, 0])
+    assert not torch.equal(noised.video[:, :, 1], batch.latents[:, :, 1])
+    assert torch.equal(noised.text, module.empty_text.expand_as(noised.text))
+    clean = draws.sigmas.action_is_clean
+    assert torch.equal(noised.action[clean], batch.action[clean])
+
+
+def test_a_loss_that_is_not_finite_names_step_clips_and_checkpoint(
+    recipe: Recipe, cache: LatentCache, shard_set: ShardSet
+) -> None:
+    geometry = StepGeometry(2)
+    module = make_module(recipe, cache, shard_set, geometry)
+    module.last_good = lambda: "runs/x/checkpoints/step-000003"
+    batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[geometry.micro_batch(STEP, 0)]
+    batch.latents[0, 0, 1] = float("nan")
+    with pytest.raises(UserError, match="the loss is nan at step 2, in clips ") as error:
+        module.training_step(batch, 0)
+    assert all(key in error.value.what for key in batch.keys)
+    assert "step-000003" in error.value.fix
+
+
+def test_loss_weights_scale_their_terms(
+    recipe: Recipe, changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    module = make_module(changed(loss={"video": 2.0, "action": 0.5}), cache, shard_set, StepGeometry(1))
+    losses = {name: torch.tensor(1.0) for name in ("video", "action", "proprio", "depth")}
+    assert float(module.weigh(losses)) == 4.5

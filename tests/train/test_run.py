@@ -1,0 +1,250 @@
+"""Whole runs at toy size: the exact files, resuming to the same bits, what resuming refuses, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import xwam_ft.train.run as training
+from xwam_ft.errors import UserError
+from xwam_ft.recipe import load_recipe
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.cache import LatentCache
+from xwam_ft.train.session import Session
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+Rerun = Callable[[int], Path]
+
+
+def same_checkpoint(left: Path, right: Path) -> None:
+    for name in ("trainable", "optimizer", "ema"):
+        ours, theirs = load_file(left / f"{name}.safetensors"), load_file(right / f"{name}.safetensors")
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), f"{name}: {key}"
+
+
+def cut_back(finished: Path, target: Path, step: int) -> Path:
+    """The run as it was when its checkpoint of `step` was the newest."""
+    shutil.copytree(finished, target)
+    shutil.rmtree(target / "adapter")
+    for folder in (target / "checkpoints").iterdir():
+        if folder.name > f"step-{step:06d}":
+            shutil.rmtree(folder)
+    return target
+
+
+def test_a_run_folder_holds_exactly_this(finished: Path, shard_set: ShardSet) -> None:
+    checkpoint = {"trainable.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
+    files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events == {
+        "recipe.yaml",
+        "contract.json",
+        "metrics.jsonl",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        *(f"checkpoints/step-{step:06d}/{name}" for step in (3, 6) for name in checkpoint),
+    }
+    assert (finished / "contract.json").read_bytes() == (shard_set.folder / "contract.json").read_bytes()
+    assert load_recipe(finished / "recipe.yaml").data.shards == str(shard_set.folder)
+
+
+def test_frozen_weights_are_not_in_a_checkpoint(finished: Path) -> None:
+    with safe_open(finished / "checkpoints/step-000006/trainable.safetensors", framework="pt") as stored:
+        names = list(stored.keys())
+    backbone = [name for name in names if name.startswith("transformer.") and ".lora_" not in name]
+    copied = [name for name in names if name.startswith("depth_branch.blocks") and ".attn" in name]
+    assert backbone == []
+    assert all(".lora_" in name for name in copied)
+
+
+def test_training_learns(finished: Path) -> None:
+    # Six steps on toy data: the adapters have left zero, and the network fits what it is shown better.
+    trained = load_file(finished / "checkpoints/step-000006/trainable.safetensors")
+    assert all(float(value.abs().max()) > 0 for name, value in trained.items() if "lora_B" in name)
+
+
+def test_resuming_gives_the_same_bits(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    training.resume(run, console)
+    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == (
+        finished / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_metrics_after_the_checkpoint_are_logged_once(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    training.resume(run, console)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train/" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
+    finished: Path, tmp_path: Path, console: Console
+) -> None:
+    run = cut_back(finished, tmp_path / "cut", 0)
+    training.resume(run, console)
+    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = shutil.copytree(finished, tmp_path / "again")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    training.resume(run, console)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_more_workers_give_the_same_bits(finished: Path, recipe_file: Path, tmp_path: Path, console: Console) -> None:
+    run = training.train(recipe_file, tmp_path / "run", ["trainer.workers=2"], console)
+    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+def test_an_existing_run_is_not_overwritten(finished: Path, recipe_file: Path, console: Console) -> None:
+    with pytest.raises(UserError, match="the run folder exists already") as error:
+        training.train(recipe_file, finished, [], console)
+    assert f"--resume {finished}" in error.value.fix
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, console: Console) -> None:
+    with pytest.raises(UserError, match=r"is not a run folder \(no recipe.yaml\)"):
+        training.resume(tmp_path, console)
+
+
+def test_another_contract_is_refused(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    text = (run / "contract.json").read_text()
+    (run / "contract.json").write_text(text.replace('"embodiment": "test-arm"', '"embodiment": "other-arm"'))
+    with pytest.raises(UserError, match="does not hold the contract of") as error:
+        training.resume(run, console)
+    assert "embodiment is 'other-arm' there and 'test-arm' in" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("backbone", "was trained with backbone tiny 0000, and now it is "),
+        ("encoders", "was trained with encoders of tiny 0000, and now it is "),
+        ("shards", "was trained with index of "),
+        ("samples_per_step", "was trained with clips an optimizer step 0000, and now it is 4"),
+    ],
+)
+def test_other_surroundings_are_refused(
+    finished: Path, tmp_path: Path, console: Console, field: str, said: str
+) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    state = run / "checkpoints/step-000003/state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {field: "0000"}))
+    with pytest.raises(UserError) as error:
+        training.resume(run, console)
+    assert said in str(error.value)
+    assert "step-000003" in error.value.where
+
+
+def test_a_changed_recipe_is_refused(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    tree["optim"]["lr_lora"] = 1.0
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"was trained with recipe\.yaml"):
+        training.resume(run, console)
+
+
+def test_a_signal_saves_the_step_at_hand(
+    finished: Path, tmp_path: Path, console: Console, cache: LatentCache, shard_set: ShardSet
+) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    session = Session(training.open_run(run), shard_set, cache, console)
+    honest = session.module.training_step
+    before = signal.getsignal(signal.SIGTERM)
+
+    def killed(batch: object, batch_idx: int) -> object:
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(batch, batch_idx)  # pyright: ignore
+
+    session.module.training_step = killed  # pyright: ignore
+    with pytest.raises(SystemExit) as stop:
+        session.fit()
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+    training.resume(run, console)
+    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: Path, console: Console) -> None:
+    steps = ["trainer.max_steps=40", "checkpoint.every_steps=4"]
+    whole = training.train(recipe_file, tmp_path / "whole", steps, console)
+    run = tmp_path / "killed"
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; import xwam_ft.train.run as t;"
+        f"t.train(Path({str(recipe_file)!r}), Path({str(run)!r}), {steps!r}, Console(quiet=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 120
+    while not (run / "checkpoints/step-000008").exists() and time.monotonic() < until:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (run / "checkpoints/step-000040").exists()
+    training.resume(run, console)
+    same_checkpoint(run / "checkpoints/step-000040", whole / "checkpoints/step-000040")
+
+
+@pytest.mark.parametrize("path", ["sharinka0715/X-WAM", "sharinka0715/X-WAM-RoboCasa"])
+def test_released_weights_are_refused(recipe_file: Path, tmp_path: Path, console: Console, path: str) -> None:
+    with pytest.raises(UserError, match=r"reading released X-WAM weights .* is not supported by this version") as error:
+        training.train(recipe_file, tmp_path / "run", [f"backbone.path={path}"], console)
+    assert "recipes/wan22_5b_lora.yaml" in error.value.fix
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_released_weights_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
+    (tmp_path / "weights/checkpoints/last.ckpt").mkdir(parents=True)
+    with pytest.raises(UserError, match="reading released X-WAM weights"):
+        training.train(recipe_file, tmp_path / "run", [f"backbone.path={tmp_path / 'weights'}"], console)
+
+
+def test_a_gpu_that_is_not_there_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="is 'gpu', and no CUDA device is available"):
+        training.train(recipe_file, tmp_path / "run", ["trainer.accelerator=gpu"], console)
+
+
+def test_pictures_that_are_no_whole_patches_are_refused(
+    finished: Path, shard_set: ShardSet, cache: LatentCache, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xwam_ft.model.network import JointNetwork
+
+    monkeypatch.setattr(JointNetwork, "patch_size", property(lambda self: (1, 4, 3)))
+    with pytest.raises(UserError, match="make latents of 2x4x8 cells, and the transformer reads patches of 1x4x3"):
+        Session(training.open_run(finished), shard_set, cache, console)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_recipe_parses_and_says_what_it_is_for(path: Path) -> None:
+    load_recipe(path)
+    header = path.read_text().split("\n\n")[0]
+    for word in ("# Purpose:", "# Command:", "# Hardware:"):
+        assert word in header
