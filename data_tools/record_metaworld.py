@@ -12,7 +12,8 @@ What is recorded, at the simulator's 80 steps a second, one row before every ste
                         behind it where something resists, which is how the expert presses.
     action.raw          the benchmark's own four numbers
     next.success        the benchmark's criterion after the step
-Cameras are turned by 180 degrees where the benchmark mounts them upside down. meta/calibration.json holds, per camera,
+Cameras are turned by 180 degrees where the benchmark mounts them upside down, and the one on the gripper turns with
+it (the benchmark's follows its position alone). meta/calibration.json holds, per camera,
 intrinsics (fx fy cx cy, pixel centres at integers) and pose: camera in the base frame, or in the hand's frame for the
 camera on the gripper; OpenCV axes (x right, y down, z forward). No object or goal entry is recorded.
 """
@@ -95,6 +96,8 @@ class Simulator:
             if camera not in known_cameras:
                 raise fail(f"unknown camera {camera!r}", "--camera", f"choose of: {', '.join(known_cameras)}")
         self.cameras = cameras
+        for camera in set(cameras) & set(WRIST):
+            self._bolt(self.model.camera(camera).id)
         self.model.vis.quality.offsamples, self.model.vis.quality.shadowsize = 0, 512
         self.size = (height, width)
         try:
@@ -106,6 +109,22 @@ class Simulator:
                 f"MUJOCO_GL={os.environ['MUJOCO_GL']}",
                 "install libegl1 and libgl1-mesa-dri (apt-get install) and keep MUJOCO_GL=egl",
             ) from None
+
+    def _bolt(self, camera: int) -> None:
+        """Fix a camera to the hand as it stands while the hand points straight down.
+
+        The benchmark's camera follows the hand's position alone; one bolted to a gripper turns with it, and only then
+        has it a hand-eye transform.
+        """
+        import mujoco
+
+        down = np.zeros(9)
+        mujoco.mju_quat2Mat(down, np.array([1.0, 0.0, 1.0, 0.0]) / math.sqrt(2))
+        turn = np.zeros(4)
+        mujoco.mju_mat2Quat(turn, (down.reshape(3, 3).T @ self.model.cam_mat0[camera].reshape(3, 3)).flatten())
+        self.model.cam_pos[camera] = down.reshape(3, 3).T @ self.model.cam_pos0[camera]
+        self.model.cam_quat[camera] = turn
+        self.model.cam_mode[camera] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
 
     def hand(self) -> np.ndarray:
         """Pose of the hand in the robot's base frame: x y z, quaternion w x y z with w >= 0."""

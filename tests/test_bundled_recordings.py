@@ -89,12 +89,14 @@ def test_calibration_and_depth_agree_on_where_the_hand_is(
     assert np.median(differences) < 0.03
 
 
-def test_the_wrist_camera_and_a_static_one_see_the_same_table(
-    folder: Path, table: dict[str, np.ndarray], calibration: dict[str, Any]
+@pytest.mark.parametrize("row", [0, 10, 20, 60, 300])
+def test_the_wrist_camera_and_a_static_one_see_the_same_surface(
+    folder: Path, table: dict[str, np.ndarray], calibration: dict[str, Any], row: int
 ) -> None:
-    """Points the wrist camera sees, carried by the recorded hand pose, lie on the surface the static camera sees."""
-    row = 0  # the hand is above the bare table
-    pixels = np.stack(np.meshgrid(np.arange(90, 120, 6), np.arange(20, 80, 6)), -1).reshape(-1, 2)
+    """Points the wrist camera sees, carried by the recorded hand pose, lie on the surface the static camera sees,
+    wherever nothing stands between them and it. The hand tilts by 10 degrees on its way, so a camera that did not
+    turn with it would fail."""
+    pixels = np.stack(np.meshgrid(np.arange(80, 124, 4), np.arange(8, 92, 6)), -1).reshape(-1, 2)
     depth = lerobot_log12(read_gray16(video(folder, "gripper_depth"), [row]))[0][pixels[:, 1], pixels[:, 0]]
     fx, fy, cx, cy = calibration["gripper"]["intrinsics"]
     rays = np.stack([(pixels[:, 0] - cx) / fx, (pixels[:, 1] - cy) / fy, np.ones(len(pixels))], 1)
@@ -105,8 +107,13 @@ def test_the_wrist_camera_and_a_static_one_see_the_same_table(
     seen = world @ np.linalg.inv(np.array(calibration["corner3"]["pose"])).T
     columns = np.rint(fx * seen[:, 0] / seen[:, 2] + cx).astype(int)
     lines = np.rint(fy * seen[:, 1] / seen[:, 2] + cy).astype(int)
-    static = lerobot_log12(read_gray16(video(folder, "corner3_depth"), [row]))[0][lines, columns]
-    assert np.median(np.abs(static - seen[:, 2])) < 0.03
+    inside = (columns >= 0) & (columns < 128) & (lines >= 0) & (lines < 96)
+    assert inside.mean() > 0.5
+    static = lerobot_log12(read_gray16(video(folder, "corner3_depth"), [row]))[0][lines[inside], columns[inside]]
+    difference = static - seen[inside, 2]
+    unoccluded = difference > -0.05
+    assert unoccluded.mean() > 0.5
+    assert np.median(np.abs(difference[unoccluded])) < 0.007
 
 
 def test_pictures_show_something(folder: Path) -> None:

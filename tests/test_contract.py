@@ -178,3 +178,13 @@ def test_two_contracts_that_differ_are_both_named(contract: Contract, contract_w
     other = contract_with(cameras=contract.cameras[:1], prompts=())
     with pytest.raises(UserError, match="they differ in cameras, prompts"):
         require_same(contract, Path("a"), other, Path("b"))
+
+
+def test_a_camera_may_have_its_own_depth_range(contract: Contract) -> None:
+    near = contract.cameras[0].model_copy(update={"depth_range": (0.05, 2.0)})
+    metric = contract.depth.model_copy(update={"kind": "metric", "near": 0.5, "far": 5.0})
+    changed = contract.model_copy(update={"cameras": (near, *contract.cameras[1:]), "depth": metric})
+    assert (changed.depth_of(near).near, changed.depth_of(near).far) == (0.05, 2.0)
+    assert changed.depth_of(contract.cameras[1]) == metric
+    relative = changed.model_copy(update={"depth": metric.model_copy(update={"kind": "relative"})})
+    assert relative.depth_of(near) == relative.depth

@@ -47,6 +47,7 @@ class Camera(Part):
     intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy, pixels at source resolution
     pose: Matrix4 | None = None  # static: camera in the base frame; wrist: camera in the frame of slot `mount`
     mount: str | None = None  # wrist: the pose slot that carries the camera
+    depth_range: tuple[PositiveFloat, PositiveFloat] | None = None  # metres; where it differs from `depth`'s
 
 
 class Image(Part):
@@ -247,6 +248,13 @@ class Contract(Part):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def depth_of(self, camera: Camera) -> DepthCode:
+        """The depth code of one camera: the contract's, with the camera's own range where it has one."""
+        if self.depth.kind != "metric" or camera.depth_range is None:
+            return self.depth
+        near, far = camera.depth_range
+        return self.depth.model_copy(update={"near": near, "far": far})
 
     def slot(self, name: str) -> Slot:
         return next(slot for slot in self.slots if slot.name == name)
