@@ -206,6 +206,20 @@ def test_relative_depth_spans_its_range_per_episode(v21: Path, toy: Path, tmp_pa
     assert "1_front.npy: the depth file is not there" in (outcome.rejected[0].reason or "")
 
 
+def test_a_camera_may_have_its_own_depth_range(v21: Path, toy: Path, tmp_path: Path, made: Any) -> None:
+    near = tmp_path / "near.yaml"
+    near.write_text(toy.read_text().replace("unit: mm}", "unit: mm}, depth_range: {near: 0.4, far: 2.0}"))
+    prepared(v21, tmp_path / "out", near)
+    shards = ShardSet.open(tmp_path / "out")
+    code = shards.contract.depth_of(shards.contract.cameras[0])
+    assert (code.near, code.far, shards.contract.depth.near) == (0.4, 2.0, 0.1)
+    segment = shards.read(shards.segments()[0])
+    assert segment.depth is not None
+    metres = made.depths[segment.episode][:, :, ((np.arange(32) + 0.5) * 1.5).astype(int)] / 1000
+    decoded = code_to_metres(segment.depth[0], 0.4, 2.0)
+    np.testing.assert_allclose(decoded[metres > 0], metres[metres > 0], rtol=1e-4)
+
+
 def test_long_episodes_are_cut_and_put_together_again(
     tmp_path: Path, toy: Path, lerobot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,8 @@ def guess_of(name: str, low: float, high: float) -> str:
         return "no numbers"
     if low == high:
         return "constant"
+    if (low, high) == (0.0, 1.0):
+        return "0..1"
     if re.fullmatch(r"(eef?_|ee_)?(pos_)?[xyz]", element):
         return "position, m?" if size < 5 else "position, mm?"
     if re.fullmatch(r"(eef?_|ee_|quat_?)?q?[wxyz]", element):
@@ -133,6 +135,10 @@ def guess_of(name: str, low: float, high: float) -> str:
 
 def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProposal, raw: Path) -> str:
     """A commented embodiment file; it loads once every TODO is replaced."""
+    commands = {column.name.split("/", 1)[-1] for column in columns if is_command(column.name)}
+    states = [column.name for column in columns if not is_command(column.name) and not column.name.startswith("next.")]
+    groups = _groups(states)
+    mounts = [name for name, kind in groups if kind == "pose"]
     lines = [
         f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Units are never guessed: replace",
         "# every TODO. Examples of finished files are in recipes/embodiments/.",
@@ -141,13 +147,16 @@ def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProp
         "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",
     ]
     depth = [name for name, camera in info.cameras.items() if camera.depth]
+    if depth:
+        lines.append("  # depth unit: mm, m, lerobot_log12 (LeRobot's 12-bit code), or the metres of one count")
     for feature, camera in info.cameras.items():
         if not camera.depth:
             of_it = [name for name in depth if name.startswith(feature)]
-            tail = f", depth: {{source: {of_it[0]}, unit: TODO}}" if of_it else ""
-            lines.append(f"  {_slug(feature.rsplit('.', 1)[-1])}: {{source: {feature}, kind: static{tail}}}")
-            if of_it:
-                lines.append("    # depth unit: mm, m, lerobot_log12 (LeRobot's 12-bit code), or metres a count")
+            short = feature.rsplit(".", 1)[-1]
+            kind = info.calibration.get(feature, info.calibration.get(short, {})).get("kind", "static")
+            tail = f", mount: {mounts[0]}" if kind == "wrist" and mounts else ""
+            tail += f", depth: {{source: {of_it[0]}, unit: TODO}}" if of_it else ""
+            lines.append(f"  {_slug(short)}: {{source: {feature}, kind: {kind}{tail}}}")
     lines += [
         "",
         "image: {height: 256, width: 320, crop: 0.95}",
@@ -158,9 +167,7 @@ def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProp
         "",
         "slots:  # split these into arms (kind: joints or pose) and hands (kind: gripper); units: rad, deg, m, mm or 1",
     ]
-    commands = {column.name.split("/", 1)[-1] for column in columns if is_command(column.name)}
-    states = [column.name for column in columns if not is_command(column.name) and not column.name.startswith("next.")]
-    for (name, kind), members in _groups(states).items():
+    for (name, kind), members in groups.items():
         recorded = all(member.split("/", 1)[-1] in commands for member in members)
         lines += [
             f"  {name}:",

@@ -9,7 +9,9 @@ of an uninterrupted run.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -197,7 +199,12 @@ def _outcomes(jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, Episo
         for job in jobs:
             yield job.number, run(job)
         return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
+    )
     try:
         running: dict[Future[EpisodeResult | tuple[str, str, str]], int] = {
             pool.submit(run, job): job.number for job in jobs
@@ -214,6 +221,17 @@ def _outcomes(jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, Episo
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed ends too, rather than write into the staging folder of the next run."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finish(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
 
 SHEETS = 24  # episodes shown in pictures
+TURNS = ("dx", "dy", "dz", "rx", "ry", "rz")
 BINS = np.linspace(-1.5, 1.5, 61)
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -98,7 +99,9 @@ def _slot_rows(contract: Contract, slot: Slot) -> dict[str, Any]:
             row["state_range"] = _span(quantiles.proprio_low[at], quantiles.proprio_high[at])
         if action_at is not None and i < slot.action_width:
             at = action_at.start + i
-            row["action"] = ("dx", "dy", "dz", "rx", "ry", "rz")[i] if turns else slot.elements[i]
+            # A command in its own units is another quantity than the state, an effort for an opening, say.
+            other = slot.command_units is not None and slot.action_width == 1
+            row["action"] = TURNS[i] if turns else "command" if other else slot.elements[i]
             units = slot.command_units or slot.units
             row["action_unit"] = ("m" if i < 3 else "rad") if turns else units[i]
             row["action_range"] = _span(quantiles.action_low[at], quantiles.action_high[at])
@@ -123,7 +126,8 @@ def histograms(contract: Contract, train: list[statistics.Motion]) -> str:
         for cell, (name, place) in enumerate(places.items()):
             axes = figure.add_subplot(rows, columns, cell + 1)
             slot = contract.slot(name)
-            labels = ("dx", "dy", "dz", "rx", "ry", "rz") if slot.kind == "pose" else slot.elements
+            labels = TURNS if slot.kind == "pose" else slot.elements
+            labels = ("command",) if slot.command_units is not None and len(labels) == 1 else labels
             for i, label in enumerate(labels):
                 column = values[masks[:, place.start + i] > 0, place.start + i]
                 counts, _ = np.histogram(np.clip(column, BINS[0], BINS[-1]), BINS)
