@@ -119,7 +119,7 @@ class ValidationSpec(Section):
     every_steps: Natural = 500  # 0: never during training
     clips: PositiveInt = 16  # held-out clips, spread evenly over the split
     action_steps: PositiveInt = 10
-    video_steps: PositiveInt = 10
+    video_steps: PositiveInt = 50
 
 
 class LoggingSpec(Section):

@@ -55,7 +55,7 @@ def test_recording_again_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> 
 @pytest.mark.sim
 @needs_simulator
 def test_depth_video_and_calibration_agree_with_the_simulator(dataset: Path) -> None:
-    """Replaying the recorded actions gives the recorded poses; depth is right to 1 % (median); and the button's
+    """Replaying the recorded actions gives the recorded poses; depth is right to 1 % or 3 mm (median), and
     top, a known point of the simulator, lies on the depth surface of every static camera that sees it."""
     sys.path.insert(0, str(TOOL.parent))
     try:
@@ -76,8 +76,9 @@ def test_depth_video_and_calibration_agree_with_the_simulator(dataset: Path) -> 
             for camera in ("corner", "corner3", "gripper"):
                 metres = lerobot_log12(read_gray16(frames(dataset, f"{camera}_depth"), [row])[0])
                 seen = truth[camera] < 9.9
-                error = np.abs(metres - truth[camera])[seen] / truth[camera][seen]
-                assert np.median(error) < 0.01, camera
+                # One step of the 12-bit code is 1.2 mm near the camera, so a share alone would be unfair there.
+                allowed = np.maximum(0.01 * truth[camera][seen], 0.003)
+                assert np.median(np.abs(metres - truth[camera])[seen] / allowed) < 1.0, camera
                 live = simulator.calibration()["cameras"][camera]
                 np.testing.assert_allclose(calibration[camera]["pose"], live["pose"], atol=1e-6)
         simulator.environment.step(np.array(action, dtype=np.float32))

@@ -1,0 +1,126 @@
+"""What export proves before it writes: the adapter is there, and merging it did not lose it.
+
+Outputs are compared on a recorded observation at fixed noise, at a noisy and at a half-clean moment of sampling:
+|merged - adapter| must be small against |adapter - base|, on actions and on video. Base is the same network, trained
+heads included, with its adapters switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xwam_ft.errors import UserError, listed
+from xwam_ft.model.network import Prediction
+from xwam_ft.model.sampler import draw_noise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.observation import EncodedObservation
+    from xwam_ft.policy.policy import Policy
+
+MERGE_LIMIT = 0.05
+"""Largest share of the adapter's effect that merging may change."""
+
+MOMENTS = ((990.0, 960.0), (950.0, 500.0))
+"""(video, action) timesteps at which outputs are compared."""
+
+
+@dataclass(frozen=True)
+class MergeProof:
+    """Root-mean-square differences of one output."""
+
+    stream: str
+    adapter: float  # |adapter - base|
+    merge: float  # |merged - adapter|
+
+    @property
+    def share(self) -> float:
+        return self.merge / self.adapter if self.adapter else float("inf")
+
+    @property
+    def holds(self) -> bool:
+        return self.share <= MERGE_LIMIT
+
+
+def require_adapter(trained: dict[str, Tensor], where: Path) -> int:
+    """Raise a `UserError` if an adapter has stayed where it began, at zero; returns how many there are."""
+    ups = {name: tensor for name, tensor in trained.items() if ".lora_B." in name}
+    still = sorted(name for name, tensor in ups.items() if not torch.any(tensor))
+    if still:
+        names = listed((name.removesuffix(".weight") for name in still), 3)
+        raise UserError(
+            f"{len(still)} of {len(ups)} adapters are zero, so they would change nothing: {names}",
+            where,
+            "train on, or find out why they got no gradient",
+        )
+    return len(ups)
+
+
+@torch.no_grad()
+def outputs(network: JointNetwork, policy: Policy, inputs: EncodedObservation) -> list[Prediction]:
+    """Predictions at the fixed moments, from the observation's own condition and fixed noise."""
+    latents = policy.condition(inputs.pictures[None])
+    timing = policy.contract.timing
+    noise = draw_noise(
+        (1, latents.shape[1], timing.latent_frames, *latents.shape[2:]),
+        (1, timing.action_steps, policy.contract.action_dim),
+        (1, timing.clip_frames, policy.contract.state_dim),
+        torch.Generator().manual_seed(0),
+    )
+    video, action, proprio = (x.to(policy.device) for x in (noise.video, noise.action, noise.proprio))
+    video[:, :, 0] = latents
+    proprio[:, 0] = torch.from_numpy(inputs.proprio).to(proprio)
+    text = policy.embedding(inputs.prompt)[None]
+    return [
+        network(video, action, proprio, text, *(torch.full((1,), t, device=policy.device) for t in moment))
+        for moment in MOMENTS
+    ]
+
+
+def merge_proofs(base: list[Prediction], adapter: list[Prediction], merged: list[Prediction]) -> list[MergeProof]:
+    """Compare the three on actions and video (and depth, where it is predicted)."""
+    streams = ["action", "video"] + (["depth"] if adapter[0].depth is not None else [])
+    return [
+        MergeProof(stream, _difference(adapter, base, stream), _difference(merged, adapter, stream))
+        for stream in streams
+    ]
+
+
+def require_merge(proofs: list[MergeProof], dtype: str, where: Path) -> None:
+    """Raise a `UserError` for the first output whose adapter was lost in rounding."""
+    for proof in proofs:
+        if not proof.holds:
+            raise UserError(
+                f"merging in {dtype} changes {proof.stream} by {proof.share:.0%} of what the adapter does "
+                f"({MERGE_LIMIT:.0%} is the limit)",
+                where,
+                "export with --dtype float32" if dtype != "float32" else "train on: the adapter's effect is too small",
+            )
+
+
+@contextmanager
+def adapters_off(network: JointNetwork) -> Generator[None]:
+    """The network without its adapters, for comparison."""
+    layers: list[Any] = [module for module in network.modules() if hasattr(module, "enable_adapters")]
+    scalings = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            for name in layer.scaling:
+                layer.scaling[name] = 0.0
+        yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling.update(scaling)
+
+
+def _difference(left: list[Prediction], right: list[Prediction], stream: str) -> float:
+    parts = [(getattr(a, stream) - getattr(b, stream)).double().flatten() for a, b in zip(left, right, strict=True)]
+    return float(torch.cat(parts).square().mean().sqrt())

@@ -1,0 +1,227 @@
+"""Policy: a network with the contract it was trained under. An observation in, a chunk of robot commands out.
+
+Legend: V views, T clip frames, Ta action steps of Da numbers, Tp = T states of P numbers, S text positions.
+The same object runs on the robot, scores held-out clips, and proves an export.
+
+Random numbers come from a CPU generator a request, seeded by that request alone, so an answer depends neither on the
+device nor on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from xwam_ft import conventions, observation
+from xwam_ft.depth_code import picture_to_code
+from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.model.sampler import SHIFT, Sample, SampleNoise, draw_noise, sample
+from xwam_ft.observation import Commands, EncodedObservation
+from xwam_ft.pictures import centre_crop
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8, UInt16
+    from numpy import ndarray
+    from torch import Tensor
+
+    from xwam_ft.contract import Contract
+    from xwam_ft.model.backbone import Backbone
+    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.shards import Clip
+
+NO_TEXT = ""
+"""The prompt whose embedding stands for "no text" in guidance."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How actions are sampled.
+
+    Args:
+        seed: of the first request; every further one counts up.
+        action_steps, video_steps: denoising steps; the video's matter to its grid even when it is not finished.
+        guidance: classifier-free guidance of text; 0 = none.
+        shift: time shift of the sampling grid.
+    """
+
+    seed: int = 0
+    action_steps: int = 10
+    video_steps: int = 50
+    guidance: float = 0.0
+    shift: float = SHIFT
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """A chunk of commands, `contract.timing.action_period` seconds a step.
+
+    `commands` is what the robot takes; `action` is what the model said, normalised; `seconds` where the time went.
+    """
+
+    commands: Commands
+    action: Float[ndarray, "ta da"]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """The future of one observation, as the model sees it: pictures are centre-cropped."""
+
+    rgb: UInt8[ndarray, "v t height width 3"]
+    depth: UInt16[ndarray, "v t height width"] | None  # inverse-depth codes
+    states: Float[ndarray, "tp p"]  # absolute, SI
+    action: Float[ndarray, "ta da"]  # normalised
+
+
+class Policy:
+    """A network, the VAE it sees through, the instructions it knows, and its contract.
+
+    Args:
+        network: in evaluation mode, on `device`.
+        codec: a backbone of which only the VAE is used.
+        prompts: instruction -> text embedding [S, Dt]; "" is the empty one.
+        trained: False where the backbone was never trained; pictures made with it want a caption saying so.
+    """
+
+    def __init__(
+        self,
+        network: JointNetwork,
+        codec: Backbone,
+        prompts: Mapping[str, Tensor],
+        contract: Contract,
+        settings: Settings | None = None,
+        *,
+        trained: bool = True,
+    ) -> None:
+        self.network, self.codec, self.contract = network, codec, contract
+        self.prompts = dict(prompts)
+        self.settings = settings or Settings()
+        self.trained = trained
+        self.calls = 0
+
+    @classmethod
+    def load(cls, bundle: Path | str, device: str = "auto", *, selfcheck: bool = True) -> Policy:
+        """Read a bundle: every file's hash is checked, then its recorded request is repeated.
+
+        Raises:
+            UserError: not a bundle, a file changed, or an action other than the one recorded.
+        """
+        from xwam_ft.policy.bundle import load_policy
+
+        return load_policy(Path(bundle), device, selfcheck=selfcheck)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def infer(self, request: Mapping[str, Any], *, seed: int | None = None) -> PolicyOutput:
+        """One observation -> a chunk of commands.
+
+        Args:
+            request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units.
+            seed: of this request's noise; default `settings.seed` plus the number of calls before.
+
+        Raises:
+            UserError: an observation that does not fit the contract, or a prompt that is not embedded.
+        """
+        started = time.perf_counter()
+        inputs = observation.encode(self.contract, request)
+        for slot in self.contract.slots:
+            if slot.convention == "delta_to_state":
+                raise UserError(
+                    f"slot {slot.name!r} commands changes of the measured state, so no chunk follows from one",
+                    "contract.json",
+                    "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
+                )
+        encoded = time.perf_counter()
+        action = self.infer_batch([inputs], [self.settings.seed + self.calls if seed is None else seed])[0]
+        self.calls += 1
+        sampled = time.perf_counter()
+        commands = observation.decode(self.contract, action, inputs.state, request)
+        done = time.perf_counter()
+        seconds = {"observe": encoded - started, "sample": sampled - encoded, "decode": done - sampled}
+        return PolicyOutput(commands, action, seconds | {"total": done - started})
+
+    def infer_batch(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int]) -> Float[ndarray, "n ta da"]:
+        """Normalised action chunks of several observations; each equals what it would be alone, to rounding."""
+        return self._sample(inputs, seeds, actions_only=True).action.double().cpu().numpy()
+
+    def imagine(self, inputs: EncodedObservation, seed: int) -> Imagined:
+        """Denoise the whole clip: pictures, depth where the network has a branch, states and actions."""
+        result = self._sample([inputs], [seed], actions_only=False)
+        rgb = self.codec.decode_video(result.video)[0].cpu().numpy()
+        depth = None
+        if result.depth is not None:
+            latents = result.depth[0].permute(2, 0, 1, 3, 4)  # v c tl h w
+            pictures = torch.cat([self.codec.decode_pictures(view[None]) for view in latents])
+            depth = picture_to_code(pictures.mean(dim=1).cpu().numpy())
+        proprio = result.proprio[0].double().cpu().numpy()
+        states = conventions.denormalise_proprio(self.contract, proprio)
+        return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy())
+
+    def _sample(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], *, actions_only: bool) -> Sample:
+        settings = self.settings
+        latents = self.condition(np.stack([item.pictures for item in inputs]))
+        proprio = np.stack([item.proprio for item in inputs])
+        null = self.embedding(NO_TEXT)[None].expand(len(inputs), -1, -1) if settings.guidance else None
+        return sample(
+            self.network,
+            latents,
+            torch.from_numpy(proprio).float().to(self.device),
+            torch.stack([self.embedding(item.prompt) for item in inputs]),
+            noise=self._noise(seeds),
+            video_steps=max(settings.video_steps, settings.action_steps),
+            action_steps=settings.action_steps,
+            null_text=null,
+            guidance=settings.guidance,
+            shift=settings.shift,
+            actions_only=actions_only,
+        )
+
+    def condition(self, pictures: UInt8[ndarray, "b v height width 3"]) -> Float[Tensor, "b c v h w"]:
+        """Pictures at the contract's size -> the latents of clip frame 0.
+
+        One frame a view is encoded: the VAE is causal, so latent frame 0 depends on picture 0 alone.
+        """
+        shape = pictures.shape
+        cropped = centre_crop(pictures.reshape(-1, *shape[2:]), self.contract.image.crop).reshape(shape)
+        return self.codec.encode_video(torch.from_numpy(cropped)[:, :, None])[:, :, 0].to(self.device)
+
+    def embedding(self, prompt: str) -> Float[Tensor, "s dt"]:
+        """The embedding of an instruction.
+
+        Raises:
+            UserError: it is not among those the bundle was exported with.
+        """
+        if prompt not in self.prompts:
+            known = [text for text in self.prompts if text]
+            raise UserError(
+                f"the prompt {prompt!r} is not embedded in this policy{did_you_mean(prompt, known)}",
+                "observation.prompt",
+                f"use one of: {listed(map(repr, known))}; or export again with --prompt {prompt!r}",
+            )
+        return self.prompts[prompt].to(self.device)
+
+    def _noise(self, seeds: Sequence[int]) -> SampleNoise:
+        timing, image = self.contract.timing, self.contract.image
+        video = self.codec.latent_shape(len(self.contract.cameras), timing.clip_frames, image.height, image.width)
+        action = (timing.action_steps, self.contract.action_dim)
+        proprio = (timing.clip_frames, self.contract.state_dim)
+        drawn = [draw_noise(video, action, proprio, torch.Generator().manual_seed(seed)) for seed in seeds]
+        return SampleNoise(
+            torch.stack([noise.video for noise in drawn]).to(self.device),
+            torch.stack([noise.action for noise in drawn]).to(self.device),
+            torch.stack([noise.proprio for noise in drawn]).to(self.device),
+        )
+
+
+def clip_observation(contract: Contract, clip: Clip) -> EncodedObservation:
+    """What a robot would have observed at the start of a recorded clip."""
+    state = clip.proprio[0]
+    return EncodedObservation(clip.rgb[:, 0], state, conventions.normalise_proprio(contract, state), clip.instruction)
