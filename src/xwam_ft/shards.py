@@ -252,6 +252,10 @@ class ShardSet:
         """Decode a whole segment."""
         return self._read(entry, None)
 
+    def read_motion(self, entry: SegmentEntry) -> Segment:
+        """A segment without its pictures (`rgb` is [V, F, 0, 0, 3], no depth): states and commands at little cost."""
+        return self._read(entry, None, pictures=False)
+
     def clips(self, split: Split | None, stride: int) -> list[ClipRef]:
         """The clips that start at multiples of `stride` (episode frames), each with a real picture after its first."""
         skip = self.contract.timing.frame_skip
@@ -271,7 +275,7 @@ class ShardSet:
         segment = self._read(ref.entry, rows)
         return _assemble(segment, ref.start, timing, segment.rgb, segment.depth)
 
-    def _read(self, entry: SegmentEntry, rows: np.ndarray | None) -> Segment:
+    def _read(self, entry: SegmentEntry, rows: np.ndarray | None, *, pictures: bool = True) -> Segment:
         """Decode a segment; with `rows`, only those pictures."""
         path = self.folder / entry.shard
         with path.open("rb") as stream:
@@ -287,9 +291,10 @@ class ShardSet:
                 meta = SegmentMeta.model_validate_json(member(META))
                 with np.load(io.BytesIO(member(MOTION)), allow_pickle=False) as archive:
                     tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
-                rgb = np.stack([read_rgb(member(rgb_member(camera)), frames) for camera in cameras])
-                depth = None
-                if meta.depth:
+                rgb, depth = np.zeros((len(cameras), len(tables["proprio"]), 0, 0, 3), dtype=np.uint8), None
+                if pictures:
+                    rgb = np.stack([read_rgb(member(rgb_member(camera)), frames) for camera in cameras])
+                if pictures and meta.depth:
                     depth = np.stack([read_gray16(member(depth_member(camera)), frames) for camera in cameras])
             except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
                 reason = error.what if isinstance(error, UserError) else str(error)
