@@ -66,7 +66,7 @@ def contact_sheet(
 ) -> UInt8[ndarray, "H W 3"]:
     """One picture: for every view a strip of all rows, with up to `columns` frames evenly spread over the rows' T."""
     count = rows[0].frames.shape[1]
-    chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(columns, count))})
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, min(columns, count)).round().astype(int)).tolist()
     strips: list[np.ndarray] = []
     for view, camera in enumerate(cameras):
         per_view = [Row(row.label, row.frames[view : view + 1], row.caption) for row in rows]

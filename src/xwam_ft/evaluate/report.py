@@ -1,0 +1,113 @@
+"""The open-loop result for people: a table on the console, a plot by horizon, one HTML page that plays from disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.contract import Contract
+
+NAMES = {"policy": "policy", "mean_action": "mean action", "hold_still": "hold still"}
+COLOURS = {"policy": "#1f5fbf", "mean_action": "#c77700", "hold_still": "#8a93a3"}
+DASHES = {"policy": "-", "mean_action": "--", "hold_still": ":"}
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+Rows = list[dict[str, Any]]
+
+
+def table_rows(table: Mapping[str, Any]) -> Rows:
+    """{slot: {quantity: {...}}} -> rows with figures written out; the best of each row is named."""
+    rows: Rows = []
+    for slot, quantities in table.items():
+        for name, entry in quantities.items():
+            known = {method: entry[method] for method in METHODS if entry[method] is not None}
+            rows.append(
+                {
+                    "slot": slot,
+                    "name": name,
+                    "unit": "" if entry["unit"] == "1" else entry["unit"],
+                    "figures": {method: figure(entry[method]) for method in METHODS},
+                    "better": entry["better"],
+                    "best": min(known, key=lambda method: known[method]) if known else None,
+                }
+            )
+    return rows
+
+
+def verdict(better: bool | None) -> str:
+    return "not recorded" if better is None else "better than both" if better else "not better"
+
+
+def print_table(metrics: Mapping[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    title = f"mean error over {metrics['clips']} {metrics['split'].replace('_', ' ')} clips"
+    table = Table(title=title, title_justify="left")
+    for header in ("slot", "error", "unit"):
+        table.add_column(header)
+    for method in METHODS:
+        table.add_column(NAMES[method], justify="right")
+    table.add_column("policy is")
+    for row in table_rows(metrics["slots"]):
+        style = {True: "green", False: "yellow", None: "dim"}[row["better"]]
+        word = f"[{style}]{verdict(row['better'])}[/]"
+        table.add_row(row["slot"], row["name"], row["unit"], *row["figures"].values(), word)
+    console.print(table)
+    if not metrics["trained_backbone"]:
+        console.print("[yellow]untrained backbone[/]: these numbers show that the job runs, not how well X-WAM acts")
+
+
+def horizon_plot(metrics: Mapping[str, Any]) -> bytes:
+    """PNG: error against time in the chunk, one small plot a quantity."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = [(slot, name, e) for slot, table in metrics["by_horizon"].items() for name, e in table.items()]
+    columns = min(3, len(cells))
+    rows = -(-len(cells) // columns)
+    seconds = metrics["horizon_seconds"]
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure_ = Figure(figsize=(4.1 * columns, 2.7 * rows), layout="constrained")
+        FigureCanvasAgg(figure_)
+        for index, (slot, name, entry) in enumerate(cells):
+            axes = figure_.add_subplot(rows, columns, index + 1)
+            for method in METHODS:
+                values = [float("nan") if value is None else value for value in entry[method]]
+                axes.plot(seconds, values, DASHES[method], color=COLOURS[method], label=NAMES[method], linewidth=1.8)
+            unit = "" if entry["unit"] == "1" else f" [{entry['unit']}]"
+            axes.set_title(f"{slot} {name}{unit}", loc="left")
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("time in the chunk [s]")
+            if index == 0:
+                axes.legend(frameon=False)
+        buffer = io.BytesIO()
+        figure_.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:
+    """report.html as text; pictures are inside it."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    slots = [contract.slot(name) for name in metrics["slots"]]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metrics=metrics,
+        contract=contract,
+        slots=slots,
+        methods=[(method, NAMES[method]) for method in METHODS],
+        quantities=table_rows(metrics["slots"]),
+        dimensions=table_rows(metrics["dimensions"]),
+        lines=summary_lines(metrics),
+        verdict=verdict,
+        plot="data:image/png;base64," + base64.b64encode(plot).decode(),
+        unstated=[slot.name for slot in slots if slot.convention == "absolute" and slot.command_units is not None],
+    )
