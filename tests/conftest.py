@@ -216,3 +216,40 @@ def real_data() -> Path:
     if not place:
         pytest.skip("XWAM_FT_TEST_DATA is not set: no real recordings here")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def trained_run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on the synthetic shard set, with averaged weights; read it, do not change it."""
+    import torch
+    import yaml
+    from rich.console import Console
+
+    from xwam_ft.train.run import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    rates = {"lr_lora": 1e-2, "lr_heads": 1e-2, "lr_depth": 1e-2, "warmup_steps": 0, "ema_decay": 0.5}
+    tree = {
+        "backbone": {"path": "tiny", "dtype": "float32"},
+        "data": {"shards": str(shard_set.folder), "clip_stride": 7},
+        "model": {"lora": {"rank": 2, "alpha": 2}, "depth": {"blocks": 1}},
+        "optim": rates,
+        "trainer": {"max_steps": 2, "batch_size": 2, "threads": 1, "accelerator": "cpu"},
+        "validation": {"every_steps": 0, "clips": 1, "action_steps": 2, "video_steps": 3},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    threads = torch.get_num_threads()
+    try:
+        return train(folder / "recipe.yaml", folder / "run", [], Console(quiet=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def bundle(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run, exported; read it, do not change it."""
+    from rich.console import Console
+
+    from xwam_ft.export.export import export_run
+
+    return export_run(trained_run, tmp_path_factory.mktemp("exported") / "bundle", console=Console(quiet=True))

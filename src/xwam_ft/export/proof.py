@@ -109,7 +109,7 @@ def require_merge(proofs: list[MergeProof], dtype: str, where: Path) -> None:
 @contextmanager
 def adapters_off(network: JointNetwork) -> Generator[None]:
     """The network without its adapters, for comparison."""
-    layers: list[Any] = [module for module in network.modules() if hasattr(module, "enable_adapters")]
+    layers: list[Any] = [module for module in network.modules() if hasattr(module, "lora_A")]
     scalings = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:

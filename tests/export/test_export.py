@@ -1,0 +1,167 @@
+"""Export: the bundle is the run, merged; and whatever would make it something else is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from xwam_ft.errors import UserError
+from xwam_ft.export.export import export_run
+from xwam_ft.model.adapters import load_trainable
+from xwam_ft.model.backbone import load_backbone
+from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
+from xwam_ft.train.folder import open_run
+from xwam_ft.train.session import trainable_network
+
+QUIET = Console(quiet=True)
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def changed_run(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the run whose newest checkpoint holds other weights, or another state."""
+
+    def change(weights: Callable[[Tensors], Tensors] = lambda w: w, **state: object) -> Path:
+        run = Path(shutil.copytree(trained_run, tmp_path / "changed"))
+        old = latest_checkpoint(run)
+        assert old is not None
+        trainable, ema, optimizer = old.trainable(), old.ema(), old.optimizer()
+        assert ema is not None
+        shutil.rmtree(old.folder)
+        write_checkpoint(run, replace(old.state, **state), weights(trainable), optimizer, weights(ema), keep=1)
+        return run
+
+    return change
+
+
+def refused(run: Path, out: Path, **options: object) -> str:
+    with pytest.raises(UserError) as error:
+        export_run(run, out, console=QUIET, **options)  # pyright: ignore[reportArgumentType]
+    assert not list(out.parent.glob(".*unproved*")), "a draft was left"
+    assert not out.exists(), "a bundle was left"
+    return str(error.value)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_bundle_acts_as_the_run_s_unmerged_network(
+    trained_run: Path, shard_set: ShardSet, tmp_path: Path, ema: bool
+) -> None:
+    bundle = export_run(trained_run, tmp_path / "bundle", ema=ema, console=QUIET)
+    exported = Policy.load(bundle, "cpu")
+    folder = open_run(trained_run)
+    assert folder.checkpoint is not None
+    backbone = load_backbone("tiny", dtype="float32")
+    network = trainable_network(backbone, folder.recipe, folder.contract)
+    weights = folder.checkpoint.ema() if ema else folder.checkpoint.trainable()
+    assert weights is not None
+    load_trainable(network, weights, "test")
+    live = Policy(network.eval(), backbone, exported.prompts, folder.contract, exported.settings)
+    inputs = [clip_observation(folder.contract, shard_set.read_clip(ref)) for ref in shard_set.clips(None, 20)]
+    seeds = list(range(len(inputs)))
+    np.testing.assert_allclose(exported.infer_batch(inputs, seeds), live.infer_batch(inputs, seeds), atol=2e-4)
+
+
+def test_averaged_and_last_weights_differ(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
+    last = export_run(trained_run, tmp_path / "last", ema=False, console=QUIET)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (bundle, last))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_nothing_of_lora_is_left_in_the_bundle(bundle: Path) -> None:
+    assert not [name for name in load_file(bundle / "model.safetensors") if "lora" in name]
+
+
+def test_without_depth_the_actions_are_the_same(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
+    slim = export_run(trained_run, tmp_path / "slim", depth=False, console=QUIET)
+    assert not [name for name in load_file(slim / "model.safetensors") if "depth_branch" in name]
+    ours, theirs = Policy.load(bundle, "cpu"), Policy.load(slim, "cpu")
+    from xwam_ft.policy import selfcheck
+
+    check = selfcheck.load(bundle / "selfcheck.safetensors", ours)
+    assert check.difference(theirs) < 1e-5
+    assert theirs.imagine(check.inputs, 0).depth is None
+
+
+def test_a_further_prompt_is_embedded(trained_run: Path, tmp_path: Path) -> None:
+    bundle = export_run(trained_run, tmp_path / "bundle", prompts=["wave  at me"], console=QUIET)
+    known = Policy.load(bundle, "cpu").prompts
+    assert set(known) == {"", "wave at me", "pick up the cube", "put the cube in the bowl"}
+    expected = load_backbone("tiny", dtype="float32", parts=("text",)).encode_prompts(["wave at me"])[0]
+    torch.testing.assert_close(known["wave at me"], expected)
+
+
+def test_exporting_again_gives_the_same_bytes(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
+    again = export_run(trained_run, tmp_path / "bundle", console=QUIET)
+    for path in bundle.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("which", ["transformer.", "depth_branch."])
+def test_one_zeroed_adapter_is_refused(changed_run: Callable[..., Path], tmp_path: Path, which: str) -> None:
+    def zero(weights: Tensors) -> Tensors:
+        name = next(name for name in sorted(weights) if name.startswith(which) and ".lora_B." in name)
+        return weights | {name: torch.zeros_like(weights[name])}
+
+    message = refused(changed_run(zero), tmp_path / "bundle")
+    assert "1 of " in message
+    assert "adapters are zero" in message
+    assert which in message
+
+
+def test_an_adapter_lost_in_bfloat16_is_refused_with_the_way_out(
+    changed_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    def shrink(weights: Tensors) -> Tensors:
+        return {name: tensor * 0.02 if ".lora_B." in name else tensor for name, tensor in weights.items()}
+
+    run = changed_run(shrink)
+    message = refused(run, tmp_path / "bundle", dtype="bfloat16")
+    assert "merging in bfloat16 changes" in message
+    assert "export with --dtype float32" in message
+    export_run(run, tmp_path / "bundle", dtype="float32", console=QUIET)
+
+
+def test_another_base_is_refused(changed_run: Callable[..., Path], tmp_path: Path) -> None:
+    message = refused(changed_run(backbone="0" * 64), tmp_path / "bundle")
+    assert "is not the backbone this run was trained on" in message
+    assert "000000000000" in message
+
+
+def test_shards_of_another_contract_are_refused(changed_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = changed_run()
+    tree = json.loads((run / "contract.json").read_text())
+    tree["quantiles"]["action_high"][0] += 1e-3
+    (run / "contract.json").write_text(json.dumps(tree))
+    message = refused(run, tmp_path / "bundle")
+    assert "does not hold the contract of" in message
+    assert "quantiles" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [({"format": "onnx"}, "'onnx' is not written by this version"), ({"dtype": "int4"}, "'int4' is unknown")],
+)
+def test_unknown_choices_are_refused(trained_run: Path, tmp_path: Path, options: dict[str, object], part: str) -> None:
+    assert part in refused(trained_run, tmp_path / "bundle", **options)
+
+
+def test_a_taken_folder_and_a_run_without_checkpoint_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints")
+    assert "has no checkpoint yet" in refused(run, tmp_path / "bundle")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(UserError, match="exists already"):
+        export_run(trained_run, tmp_path / "taken", console=QUIET)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]

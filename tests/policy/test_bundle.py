@@ -1,0 +1,71 @@
+"""The bundle: nothing in it can change unnoticed, and what is read is what was written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from xwam_ft.errors import UserError
+from xwam_ft.policy import selfcheck
+from xwam_ft.policy.bundle import FILES, MANIFEST, verify_bundle
+from xwam_ft.policy.policy import Policy
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def test_it_holds_exactly_these_files(bundle: Path, trained_run: Path) -> None:
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*FILES, MANIFEST])
+    assert (bundle / "contract.json").read_bytes() == (trained_run / "contract.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
+def test_one_byte_changed_is_refused_by_name(copy: Path, name: str, where: float) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[int(where * len(data))] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        verify_bundle(copy)
+    assert str(copy / name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused_by_name(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: the file is missing"):
+        Policy.load(copy)
+
+
+def test_a_foreign_file_and_a_foreign_folder_are_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "weights.pkl").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"not exported: weights\.pkl"):
+        verify_bundle(copy)
+    with pytest.raises(UserError, match="is not a bundle"):
+        verify_bundle(tmp_path)
+
+
+def test_another_network_fails_the_self_check(bundle: Path) -> None:
+    policy = Policy.load(bundle, "cpu")
+    check = selfcheck.load(bundle / "selfcheck.safetensors", policy)
+    assert check.difference(policy) == 0.0
+    with torch.no_grad():
+        policy.network.action_decoder[2].weight.mul_(1.5)
+    with pytest.raises(UserError) as error:
+        check.require(policy, "float32", bundle / "selfcheck.safetensors")
+    assert "gives another action here" in str(error.value)
+    assert "do not run it on a robot" in str(error.value)
+
+
+def test_a_self_check_that_gives_nan_fails(bundle: Path) -> None:
+    policy = Policy.load(bundle, "cpu")
+    check = selfcheck.load(bundle / "selfcheck.safetensors", policy)
+    with torch.no_grad():
+        policy.network.action_decoder[2].bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="gives another action"):
+        check.require(policy, "bfloat16", bundle / "selfcheck.safetensors")

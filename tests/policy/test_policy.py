@@ -1,0 +1,141 @@
+"""Policy: what it answers, what it refuses, and that its answer depends on the request alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xwam_ft import conventions
+from xwam_ft.errors import UserError
+from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.shards import Clip, ShardSet
+
+
+@pytest.fixture(scope="module")
+def policy(bundle: Path) -> Policy:
+    return Policy.load(bundle, "cpu")
+
+
+@pytest.fixture(scope="module")
+def clip(shard_set: ShardSet) -> Clip:
+    return shard_set.read_clip(shard_set.clips("held_out", 1)[0])
+
+
+@pytest.fixture
+def request_(shard_set: ShardSet, clip: Clip) -> dict[str, Any]:
+    contract = shard_set.contract
+    places = conventions.state_slices(contract)
+    return {
+        "images": {name: clip.rgb[view, 0] for view, name in enumerate(contract.camera_names)},
+        "state": {slot.name: clip.proprio[0, places[slot.name]] for slot in contract.slots},
+        "prompt": clip.instruction,
+    }
+
+
+def test_an_answer_is_a_function_of_request_and_seed(policy: Policy, request_: dict[str, Any]) -> None:
+    first, again = policy.infer(request_, seed=3), policy.infer(request_, seed=3)
+    np.testing.assert_array_equal(first.action, again.action)
+    assert np.abs(policy.infer(request_, seed=4).action - first.action).max() > 1e-3
+    timing = policy.contract.timing
+    assert first.commands.table.shape == (timing.action_steps, policy.contract.command_dim)
+    assert first.commands.slots["tool"].shape == (timing.action_steps, 7)
+
+
+def test_commands_are_the_action_decoded_by_the_contract(policy: Policy, request_: dict[str, Any]) -> None:
+    out = policy.infer(request_, seed=0)
+    state = np.concatenate(list(request_["state"].values()))
+    raw = conventions.denormalise_action(policy.contract, out.action)
+    expected = conventions.decode_actions(policy.contract, raw, state)
+    np.testing.assert_allclose(out.commands.table, expected, atol=1e-12)
+
+
+def test_a_batch_gives_what_each_request_gives_alone(policy: Policy, shard_set: ShardSet) -> None:
+    clips = [shard_set.read_clip(ref) for ref in shard_set.clips(None, 11)[:3]]
+    inputs = [clip_observation(shard_set.contract, clip) for clip in clips]
+    together = policy.infer_batch(inputs, [5, 6, 7])
+    for index, (item, seed) in enumerate(zip(inputs, [5, 6, 7], strict=True)):
+        np.testing.assert_allclose(together[index], policy.infer_batch([item], [seed])[0], atol=2e-4)
+
+
+def test_one_frame_is_encoded_as_the_clip_s_first_latent_frame(policy: Policy, clip: Clip) -> None:
+    from xwam_ft.pictures import centre_crop
+
+    crop = policy.contract.image.crop
+    cropped = np.stack([centre_crop(view, crop) for view in clip.rgb])
+    whole = policy.codec.encode_video(torch.from_numpy(cropped)[None])
+    alone = policy.condition(clip.rgb[None, :, 0])
+    torch.testing.assert_close(alone, whole[:, :, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_imagined_starts_where_the_observation_is(policy: Policy, clip: Clip) -> None:
+    inputs = clip_observation(policy.contract, clip)
+    imagined = policy.imagine(inputs, seed=1)
+    views, frames = len(policy.contract.cameras), policy.contract.timing.clip_frames
+    image = policy.contract.image
+    assert imagined.rgb.shape == (views, frames, image.height, image.width, 3)
+    assert imagined.depth is not None
+    assert imagined.depth.shape == (views, frames, image.height, image.width)
+    assert imagined.depth.min() >= 1, "a prediction has no invalid pixels"
+    np.testing.assert_allclose(imagined.states[0], inputs.state, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(imagined.states[:, 3:7], axis=1), 1.0, atol=1e-9)
+
+
+def test_actions_of_a_policy_call_are_those_of_the_whole_clip(policy: Policy, clip: Clip) -> None:
+    """A policy call stops when the actions are clean; going on with the video does not touch them."""
+    inputs = clip_observation(policy.contract, clip)
+    np.testing.assert_allclose(policy.infer_batch([inputs], [2])[0], policy.imagine(inputs, 2).action, atol=1e-5)
+
+
+def test_guidance_of_an_instruction_against_none(policy: Policy, clip: Clip) -> None:
+    inputs = clip_observation(policy.contract, clip)
+    plain = policy.infer_batch([inputs], [2])[0]
+    guided = Policy(
+        policy.network, policy.codec, policy.prompts, policy.contract, replace(policy.settings, guidance=3.0)
+    ).infer_batch([inputs], [2])[0]
+    assert np.abs(guided - plain).max() > 1e-4
+    empty = replace(inputs, prompt="")
+    same = Policy(
+        policy.network, policy.codec, policy.prompts, policy.contract, replace(policy.settings, guidance=3.0)
+    ).infer_batch([empty], [2])[0]
+    np.testing.assert_allclose(same, policy.infer_batch([empty], [2])[0], atol=1e-4)
+
+
+def test_an_unknown_prompt_lists_the_known_ones(policy: Policy, request_: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as error:
+        policy.infer(request_ | {"prompt": "pick up the cubes"})
+    message = str(error.value)
+    assert "'pick up the cubes' is not embedded" in message
+    assert "did you mean 'pick up the cube'" in message
+    assert "'put the cube in the bowl'" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda r: r["images"].pop("wrist"), "camera 'wrist' is missing"),
+        (lambda r: r["images"].update(wrist=r["images"]["wrist"].astype(np.float32)), "observation.images.wrist"),
+        (lambda r: r["images"].update(front=r["images"]["front"][..., :2]), "has shape [32, 64, 2]"),
+        (lambda r: r["state"].update(tool=np.zeros(6)), "observation.state.tool"),
+    ],
+)
+def test_an_observation_that_does_not_fit_is_one_sentence(
+    policy: Policy, request_: dict[str, Any], change: Any, part: str
+) -> None:
+    request_["images"], request_["state"] = dict(request_["images"]), dict(request_["state"])
+    change(request_)
+    with pytest.raises(UserError) as error:
+        policy.infer(request_)
+    assert part in str(error.value)
+
+
+def test_changes_of_the_measured_state_are_not_decoded_as_a_chunk(
+    policy: Policy, request_: dict[str, Any], contract_with: Any
+) -> None:
+    other = Policy(policy.network, policy.codec, policy.prompts, contract_with("delta_to_state"), policy.settings)
+    with pytest.raises(UserError, match="no chunk follows from one"):
+        other.infer(request_)
