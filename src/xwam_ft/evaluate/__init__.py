@@ -3,8 +3,11 @@
 open_loop.py   predicted against recorded commands, by slot and horizon, beside two baselines
 baselines.py   those two: the training split's mean action, and holding still
 errors.py      millimetres, degrees and native units from two commands
+report.py      the open-loop result as a table, a plot and one HTML page
 imagine.py     the future a policy imagines beside the one that was recorded
+fidelity.py    PSNR, SSIM and depth errors of imagined pictures
 pictures.py    labelled rows of video, contact sheets
+scene.py       all views of a frame -> one cloud in the base frame; a preview
 pointcloud.py  depth pictures -> coloured points in the base frame -> .ply
-report.py      one HTML page that plays from disk
+progress.py    a progress bar over clips
 """

@@ -1,0 +1,92 @@
+"""How like the recorded future an imagined one is: PSNR and SSIM of pictures, AbsRel and delta1 of metric depth.
+
+    psnr     dB, of a frame's RGB; counted as at most 100 dB, which equal pictures reach
+    ssim     structural similarity (Wang et al. 2004), 11 x 11 Gaussian window of sigma 1.5
+    abs_rel  mean of |d' - d| / d
+    delta1   share of pixels with max(d'/d, d/d') < 1.25
+Only recorded frames after a clip's first count (the first is given to the model). Beside the model stands the predictor
+that repeats the first frame: a scene that hardly moves makes it strong. Depth is compared where both the future and the
+first recorded frame have a reading, so that both predictors are scored on the same pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+    from numpy import ndarray
+
+BEST_PSNR = 100.0
+PREDICTORS = ("imagined", "repeat_first_frame")
+
+
+def picture_scores(
+    imagined: UInt8[ndarray, "t h w 3"], recorded: UInt8[ndarray, "t h w 3"]
+) -> dict[str, Float[ndarray, " t"]]:
+    """psnr and ssim of each frame, by torchmetrics."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    first, second = (torch.from_numpy(np.ascontiguousarray(x)).movedim(-1, 1) / 255.0 for x in (imagined, recorded))
+    psnr = peak_signal_noise_ratio(first, second, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    ssim = structural_similarity_index_measure(first, second, data_range=1.0, reduction="none")
+    assert isinstance(ssim, torch.Tensor)
+    return {"psnr": psnr.clamp(max=BEST_PSNR).double().numpy(), "ssim": ssim.double().reshape(-1).numpy()}
+
+
+def depth_scores(
+    imagined: Float[ndarray, "t h w"], recorded: Float[ndarray, "t h w"], counted: ndarray
+) -> dict[str, Float[ndarray, " t"]]:
+    """abs_rel and delta1 of each frame, metres, over the pixels that count; NaN where none does."""
+    scores: dict[str, list[float]] = {"abs_rel": [], "delta1": []}
+    for predicted, truth, mask in zip(imagined, recorded, counted, strict=True):
+        p, d = predicted[mask], truth[mask]
+        scores["abs_rel"].append(float(np.mean(np.abs(p - d) / d)) if len(d) else np.nan)
+        scores["delta1"].append(float(np.mean(np.maximum(p / d, d / p) < 1.25)) if len(d) else np.nan)
+    return {name: np.asarray(values) for name, values in scores.items()}
+
+
+@dataclass
+class Fidelity:
+    """Collects scores over clips and cameras; every frame counts alike."""
+
+    cameras: list[str]
+    scores: dict[tuple[str, str, str], list[float]] = field(default_factory=dict[tuple[str, str, str], list[float]])
+
+    def add_pictures(self, camera: str, imagined: ndarray, recorded: ndarray) -> None:
+        """A clip of one view, uint8 [T, h, w, 3] each, its recorded frames only, the given first one included."""
+        still = np.broadcast_to(recorded[:1], recorded[1:].shape)
+        self._add(camera, "imagined", picture_scores(imagined[1:], recorded[1:]))
+        self._add(camera, "repeat_first_frame", picture_scores(still, recorded[1:]))
+
+    def add_depth(self, camera: str, imagined: ndarray, recorded: ndarray) -> None:
+        """A clip of one view in metres [T, h, w], NaN where nothing was measured."""
+        still = np.broadcast_to(recorded[:1], recorded[1:].shape)
+        counted = np.isfinite(recorded[1:]) & np.isfinite(still)
+        self._add(camera, "imagined", depth_scores(imagined[1:], recorded[1:], counted))
+        self._add(camera, "repeat_first_frame", depth_scores(still, recorded[1:], counted))
+
+    def table(self, camera: str | None = None) -> dict[str, dict[str, float | None]]:
+        """{score: {"imagined": mean, "repeat_first_frame": mean}}, of one camera or of all."""
+        table: dict[str, dict[str, float | None]] = {}
+        for score in dict.fromkeys(score for _, _, score in self.scores):
+            table[score] = {predictor: self._mean(camera, predictor, score) for predictor in PREDICTORS}
+        return table
+
+    def metrics(self) -> dict[str, Any]:
+        """The JSON form: all cameras together, and each."""
+        return {"all": self.table(), "cameras": {camera: self.table(camera) for camera in self.cameras}}
+
+    def _add(self, camera: str, predictor: str, scores: dict[str, ndarray]) -> None:
+        for name, values in scores.items():
+            self.scores.setdefault((camera, predictor, name), []).extend(values.tolist())
+
+    def _mean(self, camera: str | None, predictor: str, score: str) -> float | None:
+        chosen = [camera] if camera is not None else self.cameras
+        values = np.concatenate([np.asarray(self.scores.get((name, predictor, score), [])) for name in chosen])
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else None
