@@ -51,12 +51,17 @@ def atomic_folder(target: Path) -> Generator[Path]:
         for path in sorted(temporary.rglob("*")):
             _sync(path)
         temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-        _sync(target.parent)
+        move_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a finished folder to its final name (absent, or an empty folder) and sync the folder that holds it."""
+    if target.exists():
+        target.rmdir()
+    source.rename(target)
+    _sync(target.parent)
 
 
 def write_bytes_atomic(target: Path, data: bytes) -> None:

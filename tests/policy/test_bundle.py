@@ -46,6 +46,9 @@ def test_a_foreign_file_and_a_foreign_folder_are_refused(copy: Path, tmp_path: P
     (copy / "weights.pkl").write_bytes(b"x")
     with pytest.raises(UserError, match=r"not exported: weights\.pkl"):
         verify_bundle(copy)
+    (copy / "weights.pkl").unlink()
+    (copy / ".gitattributes").touch()
+    verify_bundle(copy)
     with pytest.raises(UserError, match="is not a bundle"):
         verify_bundle(tmp_path)
 

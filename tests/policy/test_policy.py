@@ -105,6 +105,12 @@ def test_guidance_of_an_instruction_against_none(policy: Policy, clip: Clip) -> 
     np.testing.assert_allclose(same, policy.infer_batch([empty], [2])[0], atol=1e-4)
 
 
+def test_spaces_in_a_prompt_do_not_matter(policy: Policy, clip: Clip) -> None:
+    inputs = clip_observation(policy.contract, clip)
+    spaced = replace(inputs, prompt=f" {inputs.prompt.replace(' ', '  ')}\n")
+    np.testing.assert_array_equal(policy.infer_batch([spaced], [0]), policy.infer_batch([inputs], [0]))
+
+
 def test_an_unknown_prompt_lists_the_known_ones(policy: Policy, request_: dict[str, Any]) -> None:
     with pytest.raises(UserError) as error:
         policy.infer(request_ | {"prompt": "pick up the cubes"})

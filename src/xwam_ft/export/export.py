@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import proof
+from xwam_ft.files import move_folder
 from xwam_ft.model.adapters import load_trainable, merge_adapters
 from xwam_ft.model.backbone import Backbone, load_backbone
 from xwam_ft.policy import selfcheck
@@ -94,21 +96,20 @@ def export_run(
     }
     step = folder.checkpoint.state.step
     # Proved beside `out` and renamed only then, so that a bundle that exists is one that was proved.
-    draft = out.with_name(f".{out.name}.unproved")
-    _remove(draft)
+    place = out.resolve()
+    draft = place.with_name(f".{place.name}.unproved")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
         write_bundle(policy, check, draft, backbone=origin, dtype=dtype, run=run.name, step=step)
-        reloaded = load_policy(draft, "cpu")
+        reloaded = load_policy(draft, policy.device.type)
         difference = check.difference(reloaded)
         if difference != 0.0 and policy.device.type == "cpu":
             raise UserError(
                 f"reads back as another policy (actions differ by {difference:.3g})", out, "report this bug"
             )
-        if out.exists():
-            out.rmdir()
-        draft.rename(out)
+        move_folder(draft, place)
     finally:
-        _remove(draft)
+        shutil.rmtree(draft, ignore_errors=True)
     table = Table("proof", "result", title=f"{out}: step {step}" + (", averaged weights" if averaged else ""))
     table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
     for item in proofs:
@@ -161,7 +162,7 @@ def _kept(trained: dict[str, Tensor], *, depth: bool) -> dict[str, Tensor]:
 
 def _policy(network: JointNetwork, backbone: Backbone, folder: RunFolder, further: list[str]) -> Policy:
     """A policy around the network in memory, with every prompt embedded once."""
-    texts = sorted({*folder.contract.prompts, *(" ".join(text.split()) for text in further), NO_TEXT})
+    texts = sorted({" ".join(text.split()) for text in (*folder.contract.prompts, *further, NO_TEXT)})
     embeddings = backbone.encode_prompts(texts)
     validation = folder.recipe.validation
     settings = Settings(
@@ -171,9 +172,3 @@ def _policy(network: JointNetwork, backbone: Backbone, folder: RunFolder, furthe
     codec.transformer = codec.text_encoder = codec.tokenizer = None
     prompts = dict(zip(texts, embeddings.cpu(), strict=True))
     return Policy(network, codec.to(network.device), prompts, folder.contract, settings, trained=backbone.trained)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

@@ -130,7 +130,9 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
             raise UserError("the file is missing", path, _AGAIN)
         if path.stat().st_size != entry.get("bytes") or sha256(path) != entry.get("sha256"):
             raise UserError(f"is not the file that was exported (its SHA-256 is not {MANIFEST}'s)", path, _AGAIN)
-    strangers = sorted(path.name for path in bundle.iterdir() if path.name not in {*FILES, MANIFEST})
+    # Hidden entries are those of tools that keep or fetch folders (.git, .cache, .DS_Store); nothing reads them here.
+    entries = {path.name for path in bundle.iterdir() if not path.name.startswith(".")}
+    strangers = sorted(entries - {*FILES, MANIFEST})
     if strangers:
         raise UserError(f"holds files that were not exported: {listed(strangers)}", bundle, "remove them")
     return read_json(bundle / "config.json")

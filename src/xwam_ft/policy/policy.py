@@ -133,7 +133,7 @@ class Policy:
         started = time.perf_counter()
         inputs = observation.encode(self.contract, request)
         for slot in self.contract.slots:
-            if slot.convention == "delta_to_state":
+            if slot.convention == "delta_to_state" and slot.present:
                 raise UserError(
                     f"slot {slot.name!r} commands changes of the measured state, so no chunk follows from one",
                     "contract.json",
@@ -199,6 +199,7 @@ class Policy:
         Raises:
             UserError: it is not among those the bundle was exported with.
         """
+        prompt = " ".join(prompt.split())
         if prompt not in self.prompts:
             known = [text for text in self.prompts if text]
             raise UserError(

@@ -39,6 +39,7 @@ class SelfCheck:
     inputs: EncodedObservation
     seed: int
     action: Float[ndarray, "ta da"]  # normalised
+    device: str  # the kind of device that gave it
 
     def difference(self, policy: Policy) -> float:
         """Largest difference between the action recorded and the one `policy` gives."""
@@ -54,7 +55,7 @@ class SelfCheck:
         if not difference <= allowed:
             raise UserError(
                 f"the recorded request gives another action here: they differ by {difference:.3g}, and {allowed:.3g} "
-                f"is allowed for {dtype} on {policy.device.type}",
+                f"is allowed for {dtype} on {policy.device.type} (recorded on {self.device})",
                 where,
                 "do not run it on a robot: copy the bundle again, or export it again with these library versions",
             )
@@ -63,7 +64,7 @@ class SelfCheck:
 
 def record(policy: Policy, inputs: EncodedObservation, seed: int) -> SelfCheck:
     """Ask a policy once and keep request and answer."""
-    return SelfCheck(inputs, seed, policy.infer_batch([inputs], [seed])[0])
+    return SelfCheck(inputs, seed, policy.infer_batch([inputs], [seed])[0], policy.device.type)
 
 
 def save(check: SelfCheck, path: Path) -> None:
@@ -72,7 +73,8 @@ def save(check: SelfCheck, path: Path) -> None:
     tensors = {"pictures": check.inputs.pictures, "state": check.inputs.state, "action": check.action}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(to_bytes(contiguous, {"prompt": check.inputs.prompt, "seed": json.dumps(check.seed)}))
+        metadata = {"prompt": check.inputs.prompt, "seed": json.dumps(check.seed), "device": check.device}
+        temporary.write_bytes(to_bytes(contiguous, metadata))
 
 
 def load(path: Path, policy: Policy) -> SelfCheck:
@@ -83,4 +85,4 @@ def load(path: Path, policy: Policy) -> SelfCheck:
         pictures, state, action = (stored.get_tensor(name) for name in ("pictures", "state", "action"))
     proprio = conventions.normalise_proprio(policy.contract, state)
     inputs = EncodedObservation(pictures, state, proprio, metadata["prompt"])
-    return SelfCheck(inputs, int(metadata["seed"]), action)
+    return SelfCheck(inputs, int(metadata["seed"]), action, metadata["device"])
