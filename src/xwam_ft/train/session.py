@@ -10,6 +10,7 @@ import signal
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -39,7 +40,7 @@ from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, require_continuable
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import AveragedWeights, optimizer_tensors, restore_optimizer, trained_parameters
-from xwam_ft.train.validation import evaluation_mode, held_out_losses
+from xwam_ft.train.validation import evaluation_mode, held_out_losses, live_policy, open_loop_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,15 +155,27 @@ class Session:
         write_checkpoint(self.folder.path, state, trainable, stored, ema, recipe.checkpoint.keep)
 
     def validate(self, step: int, log: MetricLog | None) -> None:
-        """Held-out losses of the weights that would be exported; on the first rank, the others wait."""
-        if log is not None:
+        """Losses and action errors on held-out clips, of the weights that would be exported; on the first rank."""
+        if log is not None and not self.cache.of_split("held_out"):
+            self.console.print(f"step {step}: nothing is held out, so nothing is validated")
+        elif log is not None:
+            recipe, contract = self.recipe, self.shard_set.contract
             weights = self.average.weights if self.average is not None else None
             with evaluation_mode(self.network, weights):
-                metrics = held_out_losses(self.module, self.cache)
-            log.write(step, metrics)
-            shown = "  ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items())
-            self.console.print(f"step {step}, held out: {shown or 'no held-out clips'}", soft_wrap=True)
+                losses = held_out_losses(self.module, self.cache)
+                policy = live_policy(self.network, self.cache, self._codec, recipe, contract)
+                errors, lines = open_loop_errors(policy, self.shard_set, recipe.validation.clips)
+            log.write(step, {**losses, **errors})
+            shown = "  ".join(f"{name.removeprefix('val/')} {value:.3g}" for name, value in losses.items())
+            self.console.print(f"step {step}, held out: {'; '.join([shown, *lines])}", soft_wrap=True)
         self.trainer.strategy.barrier()
+
+    @cached_property
+    def _codec(self) -> Backbone:
+        """The VAE, loaded for the first validation."""
+        spec = self.recipe.backbone
+        codec = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
+        return codec.to(self.trainer.strategy.root_device)
 
     def print_time(self) -> None:
         """Where the time went."""
