@@ -31,11 +31,13 @@ def picture_scores(
     """psnr and ssim of each frame, by torchmetrics."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    first, second = (torch.from_numpy(np.ascontiguousarray(x)).movedim(-1, 1) / 255.0 for x in (imagined, recorded))
+    first, second = (
+        torch.from_numpy(np.ascontiguousarray(x)).movedim(-1, 1).double() / 255.0 for x in (imagined, recorded)
+    )
     psnr = peak_signal_noise_ratio(first, second, data_range=1.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(first, second, data_range=1.0, reduction="none")
     assert isinstance(ssim, torch.Tensor)
-    return {"psnr": psnr.clamp(max=BEST_PSNR).double().numpy(), "ssim": ssim.double().reshape(-1).numpy()}
+    return {"psnr": psnr.clamp(max=BEST_PSNR).numpy(), "ssim": ssim.reshape(-1).numpy()}
 
 
 def depth_scores(

@@ -114,7 +114,9 @@ def open_loop(
     chosen = spread(shards.clips(split, 1), clips)
     if not chosen:
         raise UserError(
-            f"holds no {split.replace('_', ' ')} clips", shards.folder, "prepare with `held_out` above 0 in its recipe"
+            f"holds no {split.replace('_', '-')} clips",
+            shards.folder,
+            "prepare again with `held_out` above 0 in the embodiment file",
         )
     mean = mean_action(shards)
     tables: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}

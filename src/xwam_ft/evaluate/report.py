@@ -48,7 +48,7 @@ def verdict(better: bool | None) -> str:
 def print_table(metrics: Mapping[str, Any], console: Console) -> None:
     from rich.table import Table
 
-    title = f"mean error over {metrics['clips']} {metrics['split'].replace('_', ' ')} clips"
+    title = f"mean error over {metrics['clips']} {metrics['split'].replace('_', '-')} clips"
     table = Table(title=title, title_justify="left")
     for header in ("slot", "error", "unit"):
         table.add_column(header)
