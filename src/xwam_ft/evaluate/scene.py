@@ -103,7 +103,7 @@ def scene_cloud(
 
 
 def preview(path: Path, clouds: Mapping[str, Cloud], caption: Mapping[str, str | None]) -> None:
-    """A PNG of clouds side by side, from one viewpoint, in one box: the middle 80 % of the last one along each axis.
+    """A PNG of clouds side by side, from one viewpoint, in one box: the middle 90 % of the last one along each axis.
 
     Args:
         clouds: title -> cloud.
@@ -113,7 +113,7 @@ def preview(path: Path, clouds: Mapping[str, Cloud], caption: Mapping[str, str |
     from matplotlib.figure import Figure
 
     reference = list(clouds.values())[-1].points
-    low, high = (np.percentile(reference, q, axis=0) for q in (10, 90)) if len(reference) else (-np.ones(3), np.ones(3))
+    low, high = (np.percentile(reference, q, axis=0) for q in (5, 95)) if len(reference) else (-np.ones(3), np.ones(3))
     figure = Figure(figsize=(6.4 * len(clouds), 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     for index, (title, cloud) in enumerate(clouds.items()):
