@@ -136,12 +136,13 @@ def _write_video(folder: Path, key: str, episodes: list[np.ndarray], fps: int, c
     path.parent.mkdir(parents=True)
     colour = codec == "libx264"
     # No macroblock tree in x264: its output varies from run to run. x265 is told to use one thread of each kind.
+    # In 12 bits x265 goes on below 0, which libavcodec's own crf option does not allow.
     special = (
-        {"x264-params": "mbtree=0", "threads": "1"}
+        {"crf": str(crf), "x264-params": "mbtree=0", "threads": "1"}
         if colour
-        else {"x265-params": "pools=none:frame-threads=1:wpp=0:log-level=none:info=0", "preset": "slow"}
+        else {"x265-params": f"crf={crf}:pools=none:frame-threads=1:wpp=0:log-level=none:info=0", "preset": "slow"}
     )
-    options = {"crf": str(crf), "g": "32", **special}
+    options = {"g": "32", **special}
     with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options=options)
         stream.height, stream.width = episodes[0].shape[1:3]
@@ -196,7 +197,21 @@ def _arrow_type(values: np.ndarray) -> pa.DataType:
 
 
 def _statistics(recordings: list[Recording]) -> dict[str, Any]:
+    """Per column and element; of RGB per channel in 0..1 as [3, 1, 1]. Not of depth: a code's mean means nothing."""
     statistics: dict[str, Any] = {}
+    level = np.arange(256) / 255
+    for camera in recordings[0].videos:
+        # Histograms, not pixels: a long recording's pixels as floats would not fit into memory.
+        counts = sum(
+            np.stack([np.bincount(r.videos[camera][..., channel].ravel(), minlength=256) for channel in range(3)])
+            for r in recordings
+        )
+        share = counts / np.sum(counts, axis=1, keepdims=True)
+        mean = share @ level
+        found = {"min": [level[c > 0].min() for c in counts], "max": [level[c > 0].max() for c in counts]}
+        found |= {"mean": mean, "std": np.sqrt(share @ level**2 - mean**2)}
+        nested = {name: [[[float(value)]] for value in values] for name, values in found.items()}
+        statistics[f"observation.images.{camera}"] = nested | {"count": [sum(r.length for r in recordings)]}
     for name in recordings[0].columns:
         values = np.concatenate([r.columns[name].reshape(r.length, -1) for r in recordings]).astype(np.float64)
         statistics[name] = {

@@ -116,6 +116,32 @@ def test_the_wrist_camera_and_a_static_one_see_the_same_surface(
     assert np.median(np.abs(difference[unoccluded])) < 0.007
 
 
+def test_statistics_are_those_of_the_recordings(folder: Path, table: dict[str, np.ndarray]) -> None:
+    found = json.loads((folder / "meta" / "stats.json").read_text())
+    for name in ("observation.state", "action", "action.raw"):
+        np.testing.assert_allclose(found[name]["mean"], table[name].astype(float).mean(0), atol=1e-6)
+        np.testing.assert_allclose(found[name]["std"], table[name].astype(float).std(0), atol=1e-6)
+    for camera in CAMERAS:
+        pictures = read_rgb(video(folder, camera), list(range(0, len(table["index"]), 10))) / 255.0
+        statistics = found[f"observation.images.{camera}"]
+        assert np.shape(statistics["mean"]) == (3, 1, 1)
+        np.testing.assert_allclose(np.ravel(statistics["mean"]), pictures.mean((0, 1, 2)), atol=0.02)
+        np.testing.assert_allclose(np.ravel(statistics["std"]), pictures.std((0, 1, 2)), atol=0.02)
+
+
+def test_depth_is_that_of_a_table_and_a_gripper(folder: Path) -> None:
+    """Metres: nothing is nearer than the mounting allows, and each camera sees the workspace where it is."""
+    for camera, nearest, workspace in (
+        ("corner", 0.7, (0.8, 2.5)),
+        ("corner3", 0.9, (1.1, 2.0)),
+        ("gripper", 0.01, (0.1, 0.5)),  # its fingers begin at the near plane, 2.3 cm, and lossy video overshoots
+    ):
+        metres = lerobot_log12(read_gray16(video(folder, f"{camera}_depth"), [0, 300, 900]))
+        assert metres.min() > nearest
+        assert metres.max() <= 10.0
+        assert workspace[0] < np.median(metres[:, 40:90, 30:100]) < workspace[1]
+
+
 def test_pictures_show_something(folder: Path) -> None:
     for camera in CAMERAS:
         pictures = read_rgb(video(folder, camera), [0, 500]).astype(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from xwam_ft.conventions import pose_matrix
 from xwam_ft.media import read_gray16, read_rgb
 from xwam_ft.prepare.depth.sensor import lerobot_log12
 
@@ -26,6 +28,24 @@ ARGUMENTS = ["--task", "button-press-topdown", "--episodes", "1", "--height", "6
 def record(out: Path, *extra: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOOL), str(out), *ARGUMENTS, *extra]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+CAMERAS = ("corner", "corner3", "gripperPOV")
+
+
+def recorder() -> Any:
+    """The tool as a module."""
+    sys.path.insert(0, str(TOOL.parent))
+    try:
+        import record_metaworld
+    finally:
+        sys.path.remove(str(TOOL.parent))
+    return record_metaworld
+
+
+def simulate(height: int, width: int, cameras: tuple[str, ...] = CAMERAS) -> Any:
+    """The tool's own simulator of the task that is recorded here."""
+    return recorder().Simulator("button-press-topdown", list(cameras), height, width)
 
 
 def frames(folder: Path, key: str) -> Path:
@@ -55,17 +75,11 @@ def test_recording_again_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> 
 @pytest.mark.sim
 @needs_simulator
 def test_depth_video_and_calibration_agree_with_the_simulator(dataset: Path) -> None:
-    """Replaying the recorded actions gives the recorded poses; depth is right to 1 % or 3 mm (median), and
-    top, a known point of the simulator, lies on the depth surface of every static camera that sees it."""
-    sys.path.insert(0, str(TOOL.parent))
-    try:
-        import record_metaworld as recorder
-    finally:
-        sys.path.remove(str(TOOL.parent))
-    simulator: Any = recorder.Simulator("button-press-topdown", ["corner", "corner3", "gripperPOV"], 64, 96)
+    """Replaying the recorded actions gives the recorded poses, and decoded depth is the simulator's to 1 % or 3 mm
+    in nine pixels of ten of the workspace (the rest are edges, which lossy video blurs)."""
+    simulator = simulate(64, 96)
     start = int(np.random.SeedSequence([5, 0, 0, 0]).generate_state(1)[0] % 2**31)
-    simulator.environment.seed(start)
-    simulator.environment.reset()
+    simulator.reset(start)
     table = pq.read_table(dataset / "data" / "chunk-000" / "file-000.parquet").to_pydict()
     calibration = json.loads((dataset / "meta" / "calibration.json").read_text())["cameras"]
     rows = [0, 20, len(table["action"]) - 1]
@@ -75,13 +89,72 @@ def test_depth_video_and_calibration_agree_with_the_simulator(dataset: Path) -> 
             truth = simulator.pictures(depth=True)
             for camera in ("corner", "corner3", "gripper"):
                 metres = lerobot_log12(read_gray16(frames(dataset, f"{camera}_depth"), [row])[0])
-                seen = truth[camera] < 9.9
+                seen = truth[camera] < 3.0
                 # One step of the 12-bit code is 1.2 mm near the camera, so a share alone would be unfair there.
                 allowed = np.maximum(0.01 * truth[camera][seen], 0.003)
-                assert np.median(np.abs(metres - truth[camera])[seen] / allowed) < 1.0, camera
+                assert (np.abs(metres - truth[camera])[seen] <= allowed).mean() > 0.9, camera
                 live = simulator.calibration()["cameras"][camera]
                 np.testing.assert_allclose(calibration[camera]["pose"], live["pose"], atol=1e-6)
         simulator.environment.step(np.array(action, dtype=np.float32))
+
+
+@pytest.mark.sim
+@needs_simulator
+def test_calibration_agrees_with_rays_cast_by_the_simulator(dataset: Path) -> None:
+    """A ray through a pixel, cast by MuJoCo from where the calibration puts the camera (the one on the gripper by way
+    of the hand's pose, as it tilts), meets a geom within 1 cm of where the rendered depth unprojects to."""
+    import mujoco
+
+    simulator = simulate(96, 128)
+    del dataset  # it only tells that pictures can be rendered
+    observation = simulator.reset(3)
+    cameras = simulator.calibration()["cameras"]
+    near = simulator.model.vis.map.znear * simulator.model.stat.extent
+    visible = np.array([1, 1, 1, 0, 0, 0], dtype=np.uint8)  # the groups of geoms that are rendered
+    tilts: list[float] = []
+    for step in range(47):
+        if step in (0, 23, 46):
+            depth, hand = simulator.pictures(depth=True), pose_matrix(simulator.hand())
+            tilts.append(float(np.degrees(np.arccos(min(1.0, -hand[2, 0])))))
+            for name, camera in cameras.items():
+                pose = (hand if camera["kind"] == "wrist" else np.eye(4)) @ np.array(camera["pose"])
+                fx, fy, cx, cy = camera["intrinsics"]
+                errors: list[float] = []
+                for line, column in np.ndindex(12, 16):
+                    line, column = 8 * line + 4, 8 * column + 4
+                    ray = np.array([(column - cx) / fx, (line - cy) / fy, 1.0])
+                    along, start = pose[:3, :3] @ ray, pose[:3, 3]
+                    geom = np.zeros(1, dtype=np.int32)
+                    hit = mujoco.mj_ray(
+                        simulator.model, simulator.data, start + near * along, along, visible, 1, -1, geom
+                    )
+                    if hit >= 0:
+                        errors.append(abs(hit + near - depth[name][line, column]) * float(np.linalg.norm(ray)))
+                assert len(errors) > 60
+                assert np.median(errors) < 1e-3, (name, step)
+                assert (np.array(errors) < 0.01).mean() > 0.93, (name, step)
+        observation = simulator.environment.step(np.clip(simulator.expert.get_action(observation), -1, 1))[0]
+    assert max(tilts) > 3.0  # otherwise a camera that does not turn with the hand would pass
+
+
+@pytest.mark.sim
+@needs_simulator
+def test_an_episode_does_not_depend_on_those_before_it(dataset: Path) -> None:
+    del dataset  # it only tells that pictures can be rendered
+    one, other = simulate(32, 32, ()), simulate(32, 32, ())
+    other.episode(11, depth=False)
+    first, second = one.episode(12, depth=False), other.episode(12, depth=False)
+    for name, values in first.columns.items():
+        np.testing.assert_array_equal(values, second.columns[name])
+
+
+@pytest.mark.sim
+@needs_simulator
+def test_every_task_has_its_expert() -> None:
+    policies, environments = recorder().benchmark([])
+    assert len(environments) == 50
+    for name in environments:
+        assert hasattr(policies, recorder().expert_name(name.removesuffix("-v3"))), name
 
 
 @pytest.mark.sim
@@ -111,6 +184,19 @@ def test_unknown_names_are_one_sentence(tmp_path: Path) -> None:
     assert "unknown task 'make-coffee'" in done.stderr
     assert "coffee-button" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.sim
+@needs_simulator
+@pytest.mark.parametrize("backend", ["osmesa", "bogus"])
+def test_without_a_renderer_the_sentence_names_the_library(tmp_path: Path, backend: str) -> None:
+    if backend == "osmesa" and ctypes.util.find_library("OSMesa"):
+        pytest.skip("OSMesa is installed, so pictures can be rendered with it")
+    done = record(tmp_path / "x", MUJOCO_GL=backend)
+    assert done.returncode == 2
+    assert "no picture can be rendered" in done.stderr
+    assert "libegl1" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(SIMULATED, reason="Meta-World is installed")
