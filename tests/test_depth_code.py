@@ -14,6 +14,7 @@ from xwam_ft.depth_code import (
     code_to_picture,
     colour,
     fill_holes,
+    is_exact,
     latent_mask,
     metres_to_code,
     picture_to_code,
@@ -146,3 +147,8 @@ def test_colours_show_holes_black_and_agree_between_codes_and_floats() -> None:
     assert (rgb[0, 1:].sum(axis=-1) > 0).all()
     np.testing.assert_array_equal(colour(np.array([[np.nan, 0.0, 0.5, 1.0]])), rgb)
     assert rgb[0, 3, 0] > rgb[0, 3, 2]  # near is red
+
+
+def test_codes_at_the_ends_of_the_range_are_not_exact() -> None:
+    code = metres_to_code(np.array([0.0, 0.05, 0.1, 0.5, 10.0, 50.0]), 0.1, 10.0)
+    assert is_exact(code).tolist() == [False, False, False, True, False, False]

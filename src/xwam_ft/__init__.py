@@ -18,6 +18,7 @@ The hall
     media.py          probe, decode, encode video
     pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees
+    progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
     shard_writer.py   writing it
 

@@ -58,9 +58,7 @@ def demo(out: Path, console: Console) -> None:
             training.resume(run, console)
     with _stage("export", console, took):
         if not bundle.exists():
-            export_run(
-                run, bundle, format="bundle", ema=True, depth=True, dtype=None, prompts=[], console=console
-            )
+            export_run(run, bundle, format="bundle", ema=True, depth=True, dtype=None, prompts=[], console=console)
     with _stage("evaluate", console, took):
         if not evaluation.exists():
             evaluate_bundle(bundle, shards, evaluation, 64, console)

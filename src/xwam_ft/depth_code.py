@@ -44,6 +44,11 @@ def code_to_metres(code: UInt16[ndarray, "*n"], near: float, far: float) -> Floa
     return np.where(np.asarray(code) == INVALID, np.nan, 1.0 / np.where(np.asarray(code) == INVALID, 1.0, inverse))
 
 
+def is_exact(code: UInt16[ndarray, "*n"]) -> Bool[ndarray, "*n"]:
+    """Where a code says how far something is: valid, and not held at the near or the far end of the range."""
+    return (np.asarray(code) > FARTHEST) & (np.asarray(code) < NEAREST)
+
+
 def to_metres(code: UInt16[ndarray, "*n"], depth: DepthCode) -> Float[ndarray, "*n"]:
     """Codes -> metres by the contract's depth code.
 

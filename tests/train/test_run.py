@@ -244,3 +244,22 @@ def test_every_shipped_recipe_parses_and_says_what_it_is_for(path: Path) -> None
     header = path.read_text().split("\n\n")[0]
     for word in ("# Purpose:", "# Command:", "# Hardware:"):
         assert word in header
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_accumulation(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
+    # `finished` takes 2 micro-batches of 2 clips a step; here two processes take one each.
+    run = tmp_path / "two"
+    overrides = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accumulate=1"]
+    script = tmp_path / "two.py"  # Lightning starts the second process by running the script again
+    script.write_text(
+        "from pathlib import Path\nfrom rich.console import Console\nfrom xwam_ft.train.run import train\n"
+        f"train(Path({str(recipe_file)!r}), Path({str(run)!r}), {overrides!r}, Console(quiet=True))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in ("trainable", "ema"):
+        two = load_file(run / f"checkpoints/step-000006/{name}.safetensors")
+        one = load_file(finished / f"checkpoints/step-000006/{name}.safetensors")
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4, msg=key)

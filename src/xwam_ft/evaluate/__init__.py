@@ -9,5 +9,4 @@ fidelity.py    PSNR, SSIM and depth errors of imagined pictures
 pictures.py    labelled rows of video, contact sheets
 scene.py       all views of a frame -> one cloud in the base frame; a preview
 pointcloud.py  depth pictures -> coloured points in the base frame -> .ply
-progress.py    a progress bar over clips
 """

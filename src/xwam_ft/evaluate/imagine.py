@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.contract import require_same
-from xwam_ft.depth_code import INVALID, code_to_picture, colour, picture_to_code, to_metres
+from xwam_ft.depth_code import INVALID, code_to_picture, colour, is_exact, picture_to_code, to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.fidelity import Fidelity
 from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
 from xwam_ft.evaluate.pointcloud import write_ply
-from xwam_ft.evaluate.progress import progress_bar
 from xwam_ft.evaluate.scene import left_out, preview, scene_cloud, why_no_cloud
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic
 from xwam_ft.media import write_preview
 from xwam_ft.pictures import centre_crop, centre_crop_nearest
 from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.progress import progress_bar
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def imagine(bundle: Path, shards: Path, episode: int, out: Path, console: Consol
         fidelity = Fidelity(contract.camera_names)
         kept: list[tuple[list[Row], list[str]]] = []
         middle: list[Pair] = []
-        with progress_bar(console, "imagine", len(refs)) as advance:
+        with progress_bar(console, "imagine", "clips", len(refs)) as advance:
 
             def video() -> Iterator[np.ndarray]:
                 for index, ref in enumerate(refs):
@@ -152,7 +152,9 @@ def score(contract: Contract, pair: Pair, fidelity: Fidelity) -> None:
         fidelity.add_pictures(camera.name, pair.imagined_rgb[view], pair.rgb[view])
         if pair.depth is not None and pair.imagined_depth is not None and contract.depth.kind == "metric":
             code = contract.depth_of(camera)
-            metres = (to_metres(pair.imagined_depth[view], code), to_metres(pair.depth[view], code))
+            # Only recorded depth inside the coded range is a truth to compare with.
+            recorded = np.where(is_exact(pair.depth[view]), pair.depth[view], INVALID).astype(np.uint16)
+            metres = (to_metres(pair.imagined_depth[view], code), to_metres(recorded, code))
             fidelity.add_depth(camera.name, *metres)
 
 

@@ -20,9 +20,9 @@ from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.baselines import hold_still, mean_action
 from xwam_ft.evaluate.errors import ErrorTable, Measure, command_errors
-from xwam_ft.evaluate.progress import progress_bar
 from xwam_ft.files import atomic_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
 from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.progress import progress_bar
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def evaluate_bundle(bundle: Path, shards: Path, out: Path | None, clips: int, co
         policy = Policy.load(bundle)
         require_same(policy.contract, bundle / CONTRACT_FILE, shard_set.contract, shards / CONTRACT_FILE)
         total = min(clips, len(shard_set.clips("held_out", 1)))
-        with progress_bar(console, "evaluate", total) as advance:
+        with progress_bar(console, "evaluate", "clips", total) as advance:
             result = open_loop(policy, shard_set, clips=clips, progress=advance)
         metrics = {"bundle": str(bundle), "shards": str(shards), **result.metrics()}
         print_table(metrics, console)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.conventions import pose_matrix, state_slices
-from xwam_ft.depth_code import require_metric, to_metres
+from xwam_ft.depth_code import INVALID, is_exact, require_metric, to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.pointcloud import Cloud, fuse, view_cloud
 from xwam_ft.files import atomic_path
@@ -94,7 +94,9 @@ def scene_cloud(
     clouds: list[Cloud] = []
     lacking = left_out(contract)
     for view, camera in enumerate(contract.cameras):
-        metres = to_metres(codes[view], contract.depth_of(camera))
+        # What is beyond the coded range would become a shell of points at its far end, or a patch at its near one.
+        exact = np.where(is_exact(codes[view]), codes[view], INVALID).astype(np.uint16)
+        metres = to_metres(exact, contract.depth_of(camera))
         if camera.name in lacking:
             continue
         pose = camera_pose(contract, camera, state)

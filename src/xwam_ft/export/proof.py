@@ -106,6 +106,20 @@ def require_merge(proofs: list[MergeProof], dtype: str, where: Path) -> None:
             )
 
 
+def require_equal(written: Policy, reloaded: Policy, where: Path) -> None:
+    """Raise a `UserError` unless every tensor of network and VAE reads back as it was written."""
+    for part, ours, theirs in (
+        ("network", written.network.state_dict(), reloaded.network.state_dict()),
+        ("VAE", written.codec.vae.state_dict(), reloaded.codec.vae.state_dict()),
+        ("prompts", written.prompts, reloaded.prompts),
+    ):
+        if set(ours) != set(theirs):
+            raise UserError(f"its {part} reads back with other tensors", where, "export again; check the disk")
+        for name, tensor in ours.items():
+            if tensor.dtype != theirs[name].dtype or not torch.equal(tensor.cpu(), theirs[name].cpu()):
+                raise UserError(f"{part} tensor {name!r} reads back changed", where, "export again; check the disk")
+
+
 @contextmanager
 def adapters_off(network: JointNetwork) -> Generator[None]:
     """The network without its adapters, for comparison."""

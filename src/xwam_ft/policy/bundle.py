@@ -41,6 +41,8 @@ from xwam_ft.policy.policy import Policy, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xwam_ft.observation import EncodedObservation
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 FILES = (
@@ -57,17 +59,19 @@ _AGAIN = "copy the bundle again, or export it again"
 
 def write_bundle(
     policy: Policy,
-    check: checks.SelfCheck,
+    inputs: EncodedObservation,
     out: Path,
     *,
     backbone: Mapping[str, Any],
     dtype: str,
     run: str,
     step: int,
-) -> None:
-    """Write a policy and its self-check as a new folder.
+) -> Policy:
+    """Write a policy as a new folder, and return it as it reads back.
 
     Args:
+        inputs: the recorded observation of the self-check. It is answered by the policy as read back, whose tensors lie
+            in memory as they do in the file, so that the same bundle is written every time.
         backbone: where the base came from: path, fingerprint, revision.
         dtype: of the network's linear weights, "float32" or "bfloat16".
         run, step: the run and the checkpoint it was exported from, for people.
@@ -94,7 +98,8 @@ def write_bundle(
         _save(folder / "prompts.safetensors", embeddings, {"prompts": json.dumps(names, ensure_ascii=False)})
         write_json_atomic(folder / "config.json", config)
         (folder / "contract.json").write_bytes(policy.contract.to_bytes())
-        checks.save(check, folder / "selfcheck.safetensors")
+        reloaded = _read(folder, config, policy.device.type)
+        checks.save(checks.record(reloaded, inputs, seed=0), folder / "selfcheck.safetensors")
         write_text_atomic(folder / "README.md", _readme(policy, config))
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -106,6 +111,7 @@ def write_bundle(
             },
         }
         write_json_atomic(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
+    return reloaded
 
 
 def verify_bundle(bundle: Path) -> dict[str, Any]:
@@ -140,12 +146,21 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
 
 def load_policy(bundle: Path, device: str = "auto", *, selfcheck: bool = True) -> Policy:
     """See `Policy.load`."""
-    from diffusers import AutoencoderKLWan
-    from safetensors import safe_open
-
     config = verify_bundle(bundle)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = _read(bundle, config, device)
+    if selfcheck:
+        check = checks.load(bundle / "selfcheck.safetensors", policy)
+        check.require(policy, config["dtype"], bundle / "selfcheck.safetensors")
+    return policy
+
+
+def _read(bundle: Path, config: Mapping[str, Any], device: str) -> Policy:
+    """The policy of a bundle's model, prompts and contract."""
+    from diffusers import AutoencoderKLWan
+    from safetensors import safe_open
+
     with safe_open(bundle / "model.safetensors", "pt") as stored:
         names: list[str] = list(stored.keys())
         state = _part(stored, names, "network.")
@@ -168,7 +183,7 @@ def load_policy(bundle: Path, device: str = "auto", *, selfcheck: bool = True) -
     with safe_open(bundle / "prompts.safetensors", "pt") as stored:
         texts: list[str] = json.loads(stored.metadata()["prompts"])
         prompts = {text: stored.get_tensor(f"{index:05d}") for index, text in enumerate(texts)}
-    policy = Policy(
+    return Policy(
         network.to(device),
         codec.to(device),
         prompts,
@@ -176,10 +191,6 @@ def load_policy(bundle: Path, device: str = "auto", *, selfcheck: bool = True) -
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
     )
-    if selfcheck:
-        check = checks.load(bundle / "selfcheck.safetensors", policy)
-        check.require(policy, config["dtype"], bundle / "selfcheck.safetensors")
-    return policy
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:

@@ -73,16 +73,17 @@ def save(check: SelfCheck, path: Path) -> None:
     tensors = {"pictures": check.inputs.pictures, "state": check.inputs.state, "action": check.action}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        metadata = {"prompt": check.inputs.prompt, "seed": json.dumps(check.seed), "device": check.device}
-        temporary.write_bytes(to_bytes(contiguous, metadata))
+        # One key: safetensors writes several in an order that differs from call to call.
+        about = {"prompt": check.inputs.prompt, "seed": check.seed, "device": check.device}
+        temporary.write_bytes(to_bytes(contiguous, {"request": json.dumps(about)}))
 
 
 def load(path: Path, policy: Policy) -> SelfCheck:
     from safetensors import safe_open
 
     with safe_open(path, "np") as stored:
-        metadata = stored.metadata()
+        about = json.loads(stored.metadata()["request"])
         pictures, state, action = (stored.get_tensor(name) for name in ("pictures", "state", "action"))
     proprio = conventions.normalise_proprio(policy.contract, state)
-    inputs = EncodedObservation(pictures, state, proprio, metadata["prompt"])
-    return SelfCheck(inputs, int(metadata["seed"]), action, metadata["device"])
+    inputs = EncodedObservation(pictures, state, proprio, about["prompt"])
+    return SelfCheck(inputs, about["seed"], action, about["device"])

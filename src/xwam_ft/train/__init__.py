@@ -13,6 +13,5 @@ session.py     network, optimizer, checkpoint and callbacks put together and run
 optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 callbacks.py   metrics, checkpoints, validation, signals: hung on the training loop
-progress.py    a progress bar with rate and time left
 validation.py  held-out losses at fixed noise, and open-loop errors of the live policy
 """

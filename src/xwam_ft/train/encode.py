@@ -26,6 +26,7 @@ from xwam_ft.depth_code import code_to_picture, latent_mask
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, write_json_atomic
 from xwam_ft.pictures import centre_crop, centre_crop_nearest
+from xwam_ft.progress import progress_bar
 from xwam_ft.shards import cut_clip
 from xwam_ft.train.cache import (
     EMPTY_PROMPT,
@@ -37,7 +38,6 @@ from xwam_ft.train.cache import (
     LatentCache,
     cache_identity,
 )
-from xwam_ft.train.progress import progress_bar
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt16
@@ -158,7 +158,7 @@ def _make(
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
     total = sum(len(part.starts) for part in plan)
     size = total * _latent_bytes(shape, spec.dtype, identity.with_depth)
-    console.print(f"latent cache: {total} clips, about {size / 1e6:.1f} MB in {folder}")
+    console.print(f"latent cache: {total} clips, about {size / 1e6:.1f} MB in {folder}", soft_wrap=True)
     _require_space(folder, size)
     folder.mkdir(exist_ok=True)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(part.instruction for part in plan)})

@@ -84,8 +84,8 @@ def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console
     device = pick_device(recipe)
     _set_threads(recipe)
     cache = _encode(recipe, ShardSet.open(shards), device, console)
-    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}")
-    console.print(f"next: xwam-ft train {recipe_path} --set data.shards={shards}")
+    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True)
+    console.print(f"next: xwam-ft train {recipe_path} --set data.shards={shards}", soft_wrap=True)
     return cache
 
 
@@ -134,8 +134,8 @@ def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Pa
     if _first_rank():
         _write_adapter(session.network, folder)
         session.print_time()
-        console.print(f"run: {folder.path}")
-        console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle")
+        console.print(f"run: {folder.path}", soft_wrap=True)
+        console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle", soft_wrap=True)
     return folder.path
 
 

@@ -122,7 +122,7 @@ class Session:
             log.close()
         if signals.stopped_at is not None:
             self.console.print(f"stopped after step {signals.stopped_at}, which is saved")
-            self.console.print(f"go on with: xwam-ft train --resume {self.folder.path}")
+            self.console.print(f"go on with: xwam-ft train --resume {self.folder.path}", soft_wrap=True)
             if signals.received == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + signals.received)
