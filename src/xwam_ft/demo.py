@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -84,16 +84,22 @@ class _stage:
 
 
 def _summary(out: Path, console: Console, took: dict[str, float]) -> None:
-    metrics: dict[str, Any] = json.loads((out / "evaluation" / "metrics.json").read_text())
-    table = Table("what", "where", title="xwam-ft demo")
+    from xwam_ft.evaluate.open_loop import summary_lines
+
+    table = Table("what", "where", title="made by the demo", title_justify="left")
     for what, where in (
-        ("shard report", "shards/report.html"),
+        ("shards, looked at", "shards/report.html"),
         ("run", "run"),
         ("bundle", "bundle"),
-        ("imagined beside recorded", "imagined"),
-        ("open-loop evaluation", "evaluation/report.html"),
+        ("imagined beside recorded", "imagined/imagined.mp4"),
+        ("the same as pictures", "imagined/contact_sheet.png"),
+        ("open-loop action error", "evaluation/report.html"),
     ):
         table.add_row(what, str(out / where))
     console.print(table)
-    console.print(metrics)
-    console.print("  ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items()))
+    metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
+    console.print("Open-loop error on held-out episodes (policy, beside two baselines):")
+    for line in summary_lines(metrics):
+        console.print(f"  {line}", soft_wrap=True)
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
+    console.print(f"Time: {stages}; {sum(took.values()):.0f} s in all", soft_wrap=True)
