@@ -62,6 +62,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     proposal = propose_timing(info.fps, lengths)
     tables, problems = _read_tables(episodes)
     columns = summarise(info, tables)
+    if write is not None:  # before anything is printed, so that a reader who stops reading still gets the file
+        write_text_atomic(write, starter(info, columns, proposal, raw))
     _print_overview(info, episodes, lengths, console)
     _print_cameras(info, episodes, console)
     _print_columns(columns, len(tables), console)
@@ -75,7 +77,6 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
         soft_wrap=True,
     )
     if write is not None:
-        write_text_atomic(write, starter(info, columns, proposal, raw))
         console.print(f"{write}: starter embodiment; replace every TODO, then run `xwam-ft prepare`", soft_wrap=True)
 
 
