@@ -219,7 +219,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps on the synthetic shard set, with averaged weights; read it, do not change it."""
     import torch
     import yaml
@@ -228,6 +228,7 @@ def trained_run(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -
     from xwam_ft.train.run import train
 
     folder = tmp_path_factory.mktemp("trained")
+    shard_set = write_shard_set(folder / "shards", contract)  # its own: training adds a latent cache
     rates = {"lr_lora": 1e-2, "lr_heads": 1e-2, "lr_depth": 1e-2, "warmup_steps": 0, "ema_decay": 0.5}
     tree = {
         "backbone": {"path": "tiny", "dtype": "float32"},

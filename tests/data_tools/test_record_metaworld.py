@@ -103,9 +103,9 @@ def test_depth_video_and_calibration_agree_with_the_simulator(dataset: Path) -> 
 def test_calibration_agrees_with_rays_cast_by_the_simulator(dataset: Path) -> None:
     """A ray through a pixel, cast by MuJoCo from where the calibration puts the camera (the one on the gripper by way
     of the hand's pose, as it tilts), meets a geom within 1 cm of where the rendered depth unprojects to."""
-    import mujoco
-
     simulator = simulate(96, 128)
+    import mujoco  # only now: the tool says which GL library MuJoCo loads
+
     del dataset  # it only tells that pictures can be rendered
     observation = simulator.reset(3)
     cameras = simulator.calibration()["cameras"]

@@ -124,7 +124,7 @@ def test_real_recordings_to_actions(kind: str, tmp_path: Path) -> None:
     embodiment = bundled(f"recipes/embodiments/unitree_g1_inspire_{kind}.yaml")
     raw, urdfs = Path(DATA) / "lerobot_v30_g1", Path(DATA) / "urdf"
     xwam_ft("prepare", raw, shards, "--embodiment", embodiment, "--depth", "none", "--urdf-dir", urdfs)
-    xwam_ft(*train_arguments(shards, run, 64))
+    xwam_ft(*train_arguments(shards, run, 64), "--set", "model.depth.branch=none")
     xwam_ft("export", run, bundle)
 
     policy = Policy.load(bundle)

@@ -11,6 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from xwam_ft.contract import Contract
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
@@ -39,6 +40,14 @@ def recipe_tree(shards: Path) -> dict[str, Any]:
         "validation": {"every_steps": 0, "clips": 2, "action_steps": 2, "video_steps": 2},
         "logging": {"every_steps": 2},
     }
+
+
+@pytest.fixture(scope="package")
+def shard_set(
+    contract: Contract, make_shard_set: Callable[[Path, Contract], ShardSet], tmp_path_factory: pytest.TempPathFactory
+) -> ShardSet:
+    """A shard set of this package's own: training adds latent caches to it."""
+    return make_shard_set(tmp_path_factory.mktemp("shards") / "set", contract)
 
 
 @pytest.fixture(scope="package")
