@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +22,32 @@ from xwam_ft.shard_writer import (
     segment_key,
 )
 from xwam_ft.shards import Segment, ShardSet
+
+
+def _check_shapes() -> None:
+    """Check the annotated shapes of the model room in every call the tests make (jaxtyping with beartype).
+
+    The package needs neither library: it imports the annotations' names for type checkers alone. Here those imports
+    are made to happen, while the room is first imported; third-party packages come before, so that only ours see it.
+    """
+    for name in ("beartype.door", "diffusers", "numpy.typing", "peft", "scipy.special", "torch", "xwam_ft.recipe"):
+        importlib.import_module(name)
+    for name in ("AutoencoderKLWan", "UniPCMultistepScheduler", "WanTransformer3DModel"):
+        getattr(importlib.import_module("diffusers"), name)  # lazily imported; now, before the flag changes
+    from jaxtyping import install_import_hook
+
+    files = ("tokens", "blocks", "network", "noise", "losses", "sampler", "reference", "backbone", "adapters")
+    assert "xwam_ft.model.network" not in sys.modules, "imported before its shapes could be checked"
+    typing.TYPE_CHECKING = True
+    try:
+        with install_import_hook("xwam_ft.model", "beartype.beartype"):
+            for name in files:
+                importlib.import_module(f"xwam_ft.model.{name}")
+    finally:
+        typing.TYPE_CHECKING = False
+
+
+_check_shapes()
 
 HEIGHT, WIDTH = 32, 64
 NEAR, FAR = 0.2, 3.0

@@ -8,7 +8,7 @@ import torch
 from toy import make_batch
 
 from xwam_ft.errors import UserError
-from xwam_ft.model.network import JointNetwork, Prediction
+from xwam_ft.model.network import JointNetwork, Prediction, TextContext
 from xwam_ft.model.sampler import SampleNoise, Solver, draw_noise, flow_grid, guide, sample
 
 
@@ -121,17 +121,19 @@ def test_a_network_that_knows_the_data_is_followed_to_it(batch) -> None:
 
     noise = noise_like(batch)
 
-    class Oracle:
-        def encode_text(self, text):
-            return text
+    class Oracle(JointNetwork):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
 
-        def __call__(self, video, action, proprio, text, t_video, t_action, *, with_depth):
+        def encode_text(self, text):
+            return TextContext(text)
+
+        def forward(self, video, action, proprio, text, t_video, t_action, *, with_depth):
             clip = (batch.latents, batch.action, batch.proprio)
             drawn = (noise.video, noise.action, noise.proprio)
             return Prediction(*(n - x for n, x in zip(drawn, clip, strict=True)), None)
 
-    oracle: JointNetwork = Oracle()  # type: ignore[assignment]
-    result = run(oracle, batch, noise=noise, video_steps=6, action_steps=3)
+    result = run(Oracle(), batch, noise=noise, video_steps=6, action_steps=3)
     for ours, wanted in ((result.video, batch.latents), (result.action, batch.action), (result.proprio, batch.proprio)):
         # The first grid point is sigma = 0.9998, not 1: what is left of the data there is missing from pure noise.
         assert float((ours - wanted).abs().max()) < 2e-3

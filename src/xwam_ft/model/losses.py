@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Shaped
     from torch import Tensor
 
     from xwam_ft.model.network import Prediction
@@ -44,11 +44,11 @@ class LossMasks:
         depth: valid latent cells of depth; None without depth.
     """
 
-    video: Bool[Tensor, "b tl"]
-    action: Bool[Tensor, "b ta da"]
-    proprio: Bool[Tensor, "b tp dp"]
+    video: Shaped[Tensor, "b tl"]
+    action: Shaped[Tensor, "b ta da"]
+    proprio: Shaped[Tensor, "b tp dp"]
     action_is_clean: Bool[Tensor, " b"]
-    depth: Bool[Tensor, "b tl v h w"] | None = None
+    depth: Shaped[Tensor, "b tl v h w"] | None = None
 
 
 @dataclass(frozen=True)

@@ -212,13 +212,13 @@ class Policy:
     def _noise(self, seeds: Sequence[int]) -> SampleNoise:
         timing, image = self.contract.timing, self.contract.image
         video = self.codec.latent_shape(len(self.contract.cameras), timing.clip_frames, image.height, image.width)
-        action = (timing.action_steps, self.contract.action_dim)
-        proprio = (timing.clip_frames, self.contract.state_dim)
-        drawn = [draw_noise(video, action, proprio, torch.Generator().manual_seed(seed)) for seed in seeds]
+        action = (1, timing.action_steps, self.contract.action_dim)
+        proprio = (1, timing.clip_frames, self.contract.state_dim)
+        drawn = [draw_noise((1, *video), action, proprio, torch.Generator().manual_seed(seed)) for seed in seeds]
         return SampleNoise(
-            torch.stack([noise.video for noise in drawn]).to(self.device),
-            torch.stack([noise.action for noise in drawn]).to(self.device),
-            torch.stack([noise.proprio for noise in drawn]).to(self.device),
+            torch.cat([noise.video for noise in drawn]).to(self.device),
+            torch.cat([noise.action for noise in drawn]).to(self.device),
+            torch.cat([noise.proprio for noise in drawn]).to(self.device),
         )
 
 
