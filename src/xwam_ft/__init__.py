@@ -26,12 +26,12 @@ The rooms, each importing only those before it (prepare and model do not know ea
     prepare/          raw recordings -> shards
     model/            a batch -> velocities -> losses or samples
     policy/           a network and its contract -> actions; the bundle
-    evaluate/         a policy and shards -> numbers in physical units, pictures, point clouds, reports
+    evaluate/         a policy with shards or in an environment -> numbers in physical units, pictures, reports
     train/            shards and a recipe -> a run folder
     export/           a run -> a bundle that has proved itself
 
 Beside them
-    bundled/          recordings and recipes that ship with the package
+    bundled/          recordings, recipes and the tiny weights that ship with the package
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def prepare(
     embodiment: Annotated[Path, typer.Option(help="Embodiment file: cameras, timing, slots.")],
     depth: Annotated[
         str | None,
-        typer.Option(help="sensor, transformers:ID, files:PATTERN or none. Default: sensor where recorded."),
+        typer.Option(help="sensor, tiny, transformers:ID, files:PATTERN or none. Default: sensor where recorded."),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one. The result is the same.")] = 2,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
@@ -147,14 +147,37 @@ def imagine(
 @app.command()
 def evaluate(
     bundle: Bundle,
-    shards: Shards,
-    out: Annotated[Path | None, typer.Option(help="Write report.html and metrics.json here.")] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Held-out clips, spread evenly.")] = 64,
+    shards: Annotated[Path | None, typer.Argument(help="Shard set made by `xwam-ft prepare`: open loop.")] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(help="Closed loop in metaworld:TASK, or FILE.py:FUNCTION (see evaluate/environment.py)."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write report.html, metrics.json and films here.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Open loop: held-out clips, spread evenly.")] = 64,
+    episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Closed loop: fixes starts and goals.")] = 0,
+    execute: Annotated[
+        int | None, typer.Option(min=1, help="Closed loop: commands executed a chunk; default half of it.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Closed loop: default the environment's own.")] = None,
+    action_steps: Annotated[int | None, typer.Option(min=1, help="Closed loop: denoising steps.")] = None,
+    films: Annotated[int, typer.Option(min=0, help="Closed loop, with --out: first episodes to film.")] = 2,
 ) -> None:
-    """Open-loop action error on held-out episodes, in physical units, beside two baselines."""
-    from xwam_ft.evaluate.open_loop import evaluate_bundle
+    """Open loop: action error on held-out episodes, in physical units. Closed loop: how often the task is done."""
+    if (shards is None) == (env is None):
+        raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
+    if shards is not None:
+        from xwam_ft.evaluate.open_loop import evaluate_bundle
 
-    evaluate_bundle(bundle, shards, out, clips, _console())
+        evaluate_bundle(bundle, shards, out, clips, _console())
+        return
+    from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+
+    assert env is not None
+    limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+    evaluate_in_environment(
+        bundle, env, episodes=episodes, seed=seed, out=out, films=films, console=_console(), **limits
+    )
 
 
 @app.command()

@@ -179,7 +179,7 @@ class DepthCode(Part):
     kind: Literal["metric", "relative", "none"]
     near: float | None = None
     far: float | None = None
-    source: str = "none"  # "sensor", "transformers:ID", "files:PATTERN"
+    source: str = "none"  # "sensor", "tiny", "transformers:ID", "files:PATTERN"
     clip_normalised: bool = False
 
 

@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 RECORDINGS = "recordings/metaworld_demo"
 EMBODIMENT = "recipes/embodiments/metaworld_sawyer.yaml"
 RECIPE = "recipes/tiny_cpu.yaml"
+TASKS = ("button-press-topdown", "drawer-close")  # of those recordings
+EPISODES, MAX_STEPS = 5, 200  # closed loop, each task
 
 
 def demo(out: Path, console: Console) -> None:
     """Prepare, train, export, evaluate and imagine under `out`; ends with a table of what to open.
 
+    Where Meta-World is installed and renders, the bundle acts in it as well; where not, one line says what is lacking.
+
     Args:
         out: folder to make, or one a stopped demo left.
     """
+    from xwam_ft.errors import UserError
+    from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
     from xwam_ft.evaluate.imagine import imagine
     from xwam_ft.evaluate.open_loop import evaluate_bundle
     from xwam_ft.export.export import export_run
@@ -45,7 +51,7 @@ def demo(out: Path, console: Console) -> None:
             [bundled(RECORDINGS)],
             shards,
             embodiment=bundled(EMBODIMENT),
-            depth="sensor",
+            depth="tiny",
             workers=2,
             strict=True,
             urdf_dirs=[],
@@ -66,6 +72,22 @@ def demo(out: Path, console: Console) -> None:
     with _stage("imagine", console, took):
         if not pictures.exists():
             imagine(bundle, shards, held_out, pictures, console)
+    with _stage("closed loop", console, took):
+        try:
+            for task in TASKS:
+                if not (out / "closed_loop" / task).exists():
+                    evaluate_in_environment(
+                        bundle,
+                        f"metaworld:{task}",
+                        episodes=EPISODES,
+                        seed=0,
+                        out=out / "closed_loop" / task,
+                        max_steps=MAX_STEPS,
+                        films=1,
+                        console=console,
+                    )
+        except UserError as error:
+            console.print(f"left out: {error}", soft_wrap=True, markup=False)
     _summary(out, console, took)
 
 
@@ -84,6 +106,7 @@ class _stage:
 
 
 def _summary(out: Path, console: Console, took: dict[str, float]) -> None:
+    from xwam_ft.evaluate.closed_loop_report import success_line
     from xwam_ft.evaluate.open_loop import summary_lines
 
     table = Table("what", "where", title="made by the demo", title_justify="left")
@@ -96,10 +119,15 @@ def _summary(out: Path, console: Console, took: dict[str, float]) -> None:
         ("open-loop action error", "evaluation/report.html"),
     ):
         table.add_row(what, str(out / where))
+    rollouts = [task for task in TASKS if (out / "closed_loop" / task).exists()]
+    for task in rollouts:
+        table.add_row(f"closed loop, {task}", str(out / "closed_loop" / task / "report.html"))
     console.print(table)
     metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
     console.print("Open-loop error on held-out episodes (policy, beside two baselines):")
     for line in summary_lines(metrics):
         console.print(f"  {line}", soft_wrap=True)
+    for task in rollouts:
+        console.print(success_line(json.loads((out / "closed_loop" / task / "metrics.json").read_text())))
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
     console.print(f"Time: {stages}; {sum(took.values()):.0f} s in all", soft_wrap=True)

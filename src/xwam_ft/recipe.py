@@ -24,7 +24,10 @@ class Section(BaseModel):
 
 
 class BackboneSpec(Section):
-    """The pretrained video model: a diffusers-format folder or hub id, or the built-in `tiny`."""
+    """The pretrained video model: a diffusers-format folder or hub id, or the built-in `tiny`.
+
+    `tiny-untrained` is that one without its video prior, to compare with.
+    """
 
     path: str
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -60,6 +63,9 @@ class DepthSpec(Section):
 
 
 class ModelSpec(Section):
+    """`train` says what learns beside heads and depth branch: adapters on the transformer, nothing, or all of it."""
+
+    train: Literal["lora", "heads", "full"] = "lora"
     lora: LoraSpec = LoraSpec()
     depth: DepthSpec = DepthSpec()
     gradient_checkpointing: bool = False
@@ -89,6 +95,7 @@ class OptimSpec(Section):
     """AdamW with linear warm-up and cosine to 0. Adapters, new heads and the depth branch have their own rates."""
 
     lr_lora: PositiveFloat = 1e-4
+    lr_backbone: PositiveFloat = 1e-5  # of the whole transformer, with `model.train: full`
     lr_heads: PositiveFloat = 1e-4
     lr_depth: PositiveFloat = 1e-4
     weight_decay: float = Field(default=0.01, ge=0)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from xwam_ft.conventions import pose_matrix
+from xwam_ft.evaluate import metaworld
 from xwam_ft.media import read_gray16, read_rgb
 from xwam_ft.prepare.depth.sensor import lerobot_log12
 
@@ -45,7 +46,7 @@ def recorder() -> Any:
 
 def simulate(height: int, width: int, cameras: tuple[str, ...] = CAMERAS) -> Any:
     """The tool's own simulator of the task that is recorded here."""
-    return recorder().Simulator("button-press-topdown", list(cameras), height, width)
+    return recorder().Recorder("button-press-topdown", list(cameras), height, width)
 
 
 def frames(folder: Path, key: str) -> Path:
@@ -151,10 +152,10 @@ def test_an_episode_does_not_depend_on_those_before_it(dataset: Path) -> None:
 @pytest.mark.sim
 @needs_simulator
 def test_every_task_has_its_expert() -> None:
-    policies, environments = recorder().benchmark([])
+    policies, environments = metaworld.benchmark([])
     assert len(environments) == 50
     for name in environments:
-        assert hasattr(policies, recorder().expert_name(name.removesuffix("-v3"))), name
+        assert hasattr(policies, metaworld.expert_name(name.removesuffix("-v3"))), name
 
 
 @pytest.mark.sim
@@ -181,7 +182,7 @@ def test_static_cameras_see_the_hand_where_calibration_says(dataset: Path) -> No
 def test_unknown_names_are_one_sentence(tmp_path: Path) -> None:
     done = record(tmp_path / "x", "--task", "make-coffee")
     assert done.returncode == 2
-    assert "unknown task 'make-coffee'" in done.stderr
+    assert "unknown Meta-World task 'make-coffee'" in done.stderr
     assert "coffee-button" in done.stderr
     assert not (tmp_path / "x").exists()
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
+from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
 from xwam_ft.model.adapters import load_trainable
@@ -22,6 +24,7 @@ from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
 from xwam_ft.train.folder import open_run
+from xwam_ft.train.run import train as train_run
 from xwam_ft.train.session import trainable_network
 
 QUIET = Console(quiet=True)
@@ -165,3 +168,33 @@ def test_a_taken_folder_and_a_run_without_checkpoint_are_refused(trained_run: Pa
     with pytest.raises(UserError, match="exists already"):
         export_run(trained_run, tmp_path / "taken", console=QUIET)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("train", ["heads", "full"])
+def test_a_run_without_adapters_is_exported_as_it_stands(
+    contract: Contract,
+    make_shard_set: Callable[[Path, Contract], ShardSet],
+    tmp_path: Path,
+    train: str,
+) -> None:
+    shards = make_shard_set(tmp_path / "shards", contract)
+    tree = {
+        "backbone": {"path": "tiny-untrained", "dtype": "float32"},
+        "data": {"shards": str(shards.folder), "clip_stride": 7},
+        "model": {"train": train, "depth": {"branch": "none"}},
+        "optim": {"lr_heads": 1e-2, "lr_backbone": 1e-2, "warmup_steps": 0},
+        "trainer": {"max_steps": 2, "batch_size": 2, "threads": 1, "accelerator": "cpu"},
+        "validation": {"every_steps": 0, "clips": 1, "action_steps": 2, "video_steps": 3},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    run = train_run(tmp_path / "recipe.yaml", tmp_path / "run", [], QUIET)
+    assert not (run / "adapter").exists()
+    policy = Policy.load(export_run(run, tmp_path / "bundle", console=QUIET), "cpu")
+    assert not policy.trained
+    folder = open_run(run)
+    assert folder.checkpoint is not None
+    state = policy.network.state_dict()
+    trained = folder.checkpoint.trainable()
+    assert any(name.startswith("transformer.") for name in trained) == (train == "full")
+    for name, tensor in trained.items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0)

@@ -221,3 +221,25 @@ def test_adapters_are_a_function_of_their_seed_and_leave_the_generator_alone() -
     name = "transformer.blocks.0.attn1.to_q.lora_A.weight"
     assert torch.equal(first[name], second[name])
     assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize(("train", "groups"), [("heads", {"heads", "depth"}), ("full", {"backbone", "heads", "depth"})])
+def test_without_adapters_heads_train_alone_or_with_the_whole_transformer(
+    batch: Batch, train: str, groups: set[str]
+) -> None:
+    network = prepare_for_training(make_network(), LORA, DepthSpec(train="full", blocks=2), train=train)  # pyright: ignore[reportArgumentType]
+    assert not any(".lora_" in name for name in network.state_dict())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    rates = OptimSpec(lr_backbone=1e-3)
+    found = {group["name"]: group for group in parameter_groups(network, rates)}
+    assert set(found) == groups
+    if train == "full":
+        assert found["backbone"]["lr"] == 1e-3
+        own = [name for name, _ in network.named_parameters() if name.startswith("transformer.")]
+        assert len(found["backbone"]["params"]) == len(own)
+    step(network, batch)
+    moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    inside = {name for name in moved if name.startswith("transformer.")}
+    assert bool(inside) == (train == "full")
+    assert any(name.startswith("action_encoder.") for name in moved)
+    assert set(trainable_state(network)) >= moved

@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from toy import make_transformer
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
+from xwam_ft.media import read_rgb
+from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import Backbone, load_backbone
-from xwam_ft.model.tiny import build_tiny_parts
+from xwam_ft.model.network import NetworkConfig
 
 
 @pytest.fixture(scope="module")
@@ -183,28 +187,65 @@ def test_pictures_the_vae_cannot_divide_are_refused(wan: Backbone) -> None:
         wan.encode_pictures(torch.zeros(1, 3, 6, 32, 64))
 
 
-def test_tiny_is_the_same_on_every_call_and_leaves_the_generator_alone(tiny: Backbone) -> None:
+def test_the_untrained_transformer_is_the_same_on_every_call_and_leaves_the_generator_alone() -> None:
     state = torch.random.get_rng_state()
-    again = build_tiny_parts(("text", "transformer", "vae"))
+    first, second = (load_backbone("tiny-untrained", dtype="float32", parts=("transformer",)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
-    for name in ("transformer", "vae", "text_encoder"):
-        ours, other = getattr(tiny, name).state_dict(), again[name].state_dict()
-        assert all(torch.equal(ours[key], other[key]) for key in ours)
-    alone = build_tiny_parts(("vae",))["vae"].state_dict()
-    assert all(torch.equal(alone[key], tensor) for key, tensor in tiny.vae.state_dict().items())
+    ours, other = first.transformer.state_dict(), second.transformer.state_dict()
+    assert all(torch.equal(ours[key], other[key]) for key in ours)
+    assert first.fingerprint == second.fingerprint
 
 
-def test_tiny_says_it_is_untrained_and_has_the_size_it_claims(tiny: Backbone) -> None:
-    assert not tiny.trained
+def test_untrained_differs_from_tiny_in_the_transformer_alone(tiny: Backbone) -> None:
+    untrained = load_backbone("tiny-untrained", dtype="float32")
+    assert tiny.trained
+    assert not untrained.trained
+    assert untrained.fingerprint != tiny.fingerprint
+    for part in ("vae", "text"):
+        assert untrained.part_fingerprint(part) == tiny.part_fingerprint(part)
+    assert untrained.view_embedding is None
+    assert tiny.view_embedding is not None
+    assert dict(untrained.transformer.config)["patch_size"] == tuple(tiny.transformer.config.patch_size)
+    shapes = [{key: value.shape for key, value in b.transformer.state_dict().items()} for b in (tiny, untrained)]
+    assert shapes[0] == shapes[1]
+
+
+def test_tiny_has_the_size_it_claims(tiny: Backbone) -> None:
     assert tiny.text_len == 64
-    assert tiny.latent_shape(3, 5, 96, 128) == (12, 2, 3, 12, 16)
+    assert tiny.latent_shape(3, 5, 96, 128) == (48, 2, 3, 6, 8)
     sizes = {name: sum(p.numel() for p in getattr(tiny, name).parameters()) for name in ("transformer", "vae")}
     assert 3.5e6 < sizes["transformer"] < 4.5e6
-    assert 1e6 < sizes["vae"] < 2e6
+    assert 2e6 < sizes["vae"] < 3e6
+    folder = bundled("tiny")
+    parts = [path for path in folder.rglob("*.safetensors") if path.name != "depth.safetensors"]
+    assert sum(path.stat().st_size for path in parts) < 16e6
+    assert (folder / "depth.safetensors").stat().st_size < 4e6
+    assert "Held-out" in (folder / "README.md").read_text()
 
 
-def test_tiny_latents_of_ordinary_pictures_have_unit_scale(tiny: Backbone) -> None:
-    latents = tiny.encode_pictures(pictures(8, 5, 96, 128))
+def recorded_clips() -> torch.Tensor:
+    """Five pictures of every camera of two bundled episodes, which no built-in weight has seen: [6, 3, 5, 96, 128]."""
+    videos = sorted((bundled("recordings/metaworld_demo") / "videos").glob("*/*/*.mp4"))
+    rgb = [path for path in videos if "depth" not in str(path)]
+    clips = [read_rgb(path, range(start, start + 20, 4)) for path in rgb for start in (20, 420)]
+    return torch.from_numpy(np.stack(clips)).movedim(-1, 1).float() / 127.5 - 1
+
+
+def test_tiny_latents_of_recorded_pictures_have_unit_scale_and_decode_to_them(tiny: Backbone) -> None:
+    clips = recorded_clips()
+    latents = tiny.encode_pictures(clips)
     assert float(latents.std()) == pytest.approx(1.0, abs=0.25)
     assert float(latents.mean().abs()) < 0.2
-    assert float(latents.std(dim=(0, 2, 3, 4)).min()) > 0.5
+    error = (tiny.decode_pictures(latents).clamp(-1, 1) - clips).square().mean(dim=(1, 2, 3, 4))
+    assert float((10 * torch.log10(4 / error)).mean()) > 22
+
+
+def test_a_network_on_tiny_starts_from_its_view_embedding(tiny: Backbone) -> None:
+    assert tiny.view_embedding is not None
+    known = len(tiny.view_embedding)
+    for views in (known - 1, known + 1):
+        config = NetworkConfig(views, action_dim=2, proprio_dim=2, actions_per_frame=1, depth_blocks=0)
+        network = build_network(tiny, config, 0)
+        both = min(views, known)
+        assert torch.equal(network.view_embedding.weight[:both], tiny.view_embedding[:both])
+        assert torch.all(network.view_embedding.weight.std(dim=1) > 0.005)

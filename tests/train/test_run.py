@@ -234,7 +234,7 @@ def test_pictures_that_are_no_whole_patches_are_refused(
     from xwam_ft.model.network import JointNetwork
 
     monkeypatch.setattr(JointNetwork, "patch_size", property(lambda self: (1, 4, 3)))
-    with pytest.raises(UserError, match="make latents of 2x4x8 cells, and the transformer reads patches of 1x4x3"):
+    with pytest.raises(UserError, match="make latents of 2x2x4 cells, and the transformer reads patches of 1x4x3"):
         Session(training.open_run(finished), shard_set, cache, console)
 
 

@@ -1,4 +1,4 @@
-"""A policy and shards -> numbers in physical units, pictures, point clouds, reports.
+"""A policy and shards, or an environment -> numbers in physical units, pictures, point clouds, reports.
 
 open_loop.py   predicted against recorded commands, by slot and horizon, beside two baselines
 baselines.py   those two: the training split's mean action, and holding still
@@ -9,4 +9,9 @@ fidelity.py    PSNR, SSIM and depth errors of imagined pictures
 pictures.py    labelled rows of video, contact sheets
 scene.py       all views of a frame -> one cloud in the base frame; a preview
 pointcloud.py  depth pictures -> coloured points in the base frame -> .ply
+
+closed_loop.py         episodes in an environment -> a success rate with its interval
+environment.py         what a policy can act in; an adapter for Gymnasium; what `--env` names
+metaworld.py           Meta-World's tasks with our cameras, for the recorder and as an environment
+closed_loop_report.py  `evaluate --env`: figures, films, one HTML page
 """

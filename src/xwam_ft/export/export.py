@@ -16,7 +16,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.export import proof
 from xwam_ft.files import move_folder
 from xwam_ft.model.adapters import load_trainable, merge_adapters
-from xwam_ft.model.backbone import Backbone, load_backbone
+from xwam_ft.model.backbone import Backbone, cast_weights, load_backbone
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import load_policy, write_bundle
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
@@ -77,16 +77,21 @@ def export_run(
     backbone = load_backbone(recipe.backbone.path, dtype=recipe.backbone.dtype, revision=recipe.backbone.revision)
     trained, averaged = _weights(folder.checkpoint, ema=ema)
     network = _trained_network(folder, folder.checkpoint, backbone, trained, depth=depth)
-    adapters = proof.require_adapter(_kept(trained, depth=depth), folder.checkpoint.folder)
     policy = _policy(network, backbone, folder, prompts or [])
-
-    console.print("merging the adapter in float32, and comparing")
-    adapted = proof.outputs(network, policy, inputs)
-    with proof.adapters_off(network):
-        base = proof.outputs(network, policy, inputs)
-    merge_adapters(network, DTYPES[dtype])
-    proofs = proof.merge_proofs(base, adapted, proof.outputs(network, policy, inputs))
-    proof.require_merge(proofs, dtype, folder.checkpoint.folder)
+    adapters, proofs = 0, []
+    if recipe.model.train == "lora" or recipe.model.depth.branch == "copy":
+        adapters = proof.require_adapter(_kept(trained, depth=depth), folder.checkpoint.folder)
+    if recipe.model.train == "lora":
+        console.print("merging the adapter in float32, and comparing")
+        adapted = proof.outputs(network, policy, inputs)
+        with proof.adapters_off(network):
+            base = proof.outputs(network, policy, inputs)
+        merge_adapters(network, DTYPES[dtype])
+        proofs = proof.merge_proofs(base, adapted, proof.outputs(network, policy, inputs))
+        proof.require_merge(proofs, dtype, folder.checkpoint.folder)
+    else:
+        merge_adapters(network, DTYPES[dtype])  # of the depth branch, where it has any
+        cast_weights(network.transformer, DTYPES[dtype])
 
     origin = {
         "path": recipe.backbone.path,
@@ -107,7 +112,8 @@ def export_run(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     table = Table("proof", "result", title=f"{out}: step {step}" + (", averaged weights" if averaged else ""))
-    table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
+    if adapters:
+        table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
     for item in proofs:
         effect = f"{item.share:.2g} of the adapter's effect ({item.merge:.2g} of {item.adapter:.2g})"
         table.add_row(f"merging changes {item.stream} by", effect)

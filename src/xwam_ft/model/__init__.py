@@ -1,6 +1,6 @@
 """A batch -> velocities -> losses or samples: pure functions and `nn.Module`s, no input or output but loading.
 
-backbone.py   find and load a Wan transformer, VAE and text encoder (folder, hub id); tiny.py builds the small one
+backbone.py   find and load a Wan transformer, VAE and text encoder (folder, hub id); tiny.py the one that ships
 network.py    the joint network on diffusers' own Wan blocks; tokens.py its sequence, blocks.py one block
 assemble.py   a network from a backbone, or from a configuration and its weights
 adapters.py   LoRA through peft: what trains, what is frozen, the audit of trained keys

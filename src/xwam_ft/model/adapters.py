@@ -1,8 +1,8 @@
 """What trains: LoRA (through peft) on a frozen transformer, the new heads, and the depth branch.
 
-Groups: `lora` (adapters on the transformer's blocks), `heads` (view embedding, encoders and decoders of actions
-and proprio) and `depth` (the branch: adapters, modulation tables and head, or all of it). Whatever trains is
-float32, also on a bfloat16 base; peft casts at each Linear.
+Groups: `lora` (adapters on the transformer's blocks), `backbone` (the transformer itself, where all of it trains),
+`heads` (view embedding, encoders and decoders of actions and proprio) and `depth` (the branch: adapters, modulation
+tables and head, or all of it). Whatever trains is float32, also on a bfloat16 base; peft casts at each Linear.
 
 Names of trained tensors are those of `named_parameters` without peft's adapter name ("default").
 """
@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from xwam_ft.recipe import DepthSpec, LoraSpec, OptimSpec
 
-GROUPS = ("lora", "heads", "depth")
+Train = Literal["lora", "heads", "full"]
+GROUPS = ("backbone", "lora", "heads", "depth")
 _ADAPTER = "default"  # peft's own name for a lone adapter: its folder form knows no other
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -36,15 +37,18 @@ TARGETS: dict[str, tuple[str, ...]] = {
 """Linear layers of a Wan block that a recipe's `lora.targets` stand for."""
 
 
-def prepare_for_training(network: JointNetwork, lora: LoraSpec, depth: DepthSpec, *, seed: int = 0) -> JointNetwork:
+def prepare_for_training(
+    network: JointNetwork, lora: LoraSpec, depth: DepthSpec, *, train: Train = "lora", seed: int = 0
+) -> JointNetwork:
     """Freeze the base, inject adapters, and set what trains; in place.
 
-    The adapters start at zero, so the outputs stay those of the base. `seed` draws their A matrices.
+    The adapters start at zero, so the outputs stay those of the base. `seed` draws their A matrices. With `train`
+    "heads" the transformer stays as it is; with "full" all of it trains, and the backbone's own tensors with it.
     """
     from peft import inject_adapter_in_model
 
     network.requires_grad_(False)
-    adapted: list[Any] = [network.transformer]
+    adapted: list[Any] = [network.transformer] if train == "lora" else []
     if network.depth_branch is not None and depth.train == "lora":
         adapted.append(network.depth_branch)
     with torch.random.fork_rng(devices=[]):
@@ -53,7 +57,7 @@ def prepare_for_training(network: JointNetwork, lora: LoraSpec, depth: DepthSpec
             inject_adapter_in_model(lora_config(lora), module, adapter_name=_ADAPTER)
     for name, parameter in network.named_parameters():
         group = _group(name, whole_branch=depth.train == "full")
-        if group is not None:
+        if group is not None and (group != "backbone" or train == "full"):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
     return network
@@ -74,9 +78,9 @@ def lora_config(lora: LoraSpec) -> LoraConfig:
 
 
 def _group(name: str, *, whole_branch: bool) -> str | None:
-    """The group that trains a parameter, None for a frozen one."""
+    """The group that would train a parameter, None for one that never trains."""
     if name.startswith("transformer."):
-        return "lora" if ".lora_" in name else None
+        return "lora" if ".lora_" in name else "backbone"
     if not name.startswith("depth_branch."):
         return "heads"
     own = ".lora_" in name or "scale_shift_table" in name or name.startswith("depth_branch.proj_out.")
@@ -85,7 +89,7 @@ def _group(name: str, *, whole_branch: bool) -> str | None:
 
 def parameter_groups(network: JointNetwork, optim: OptimSpec) -> list[dict[str, Any]]:
     """Optimizer groups, each {"name", "params", "lr", "weight_decay"}; groups without parameters are left out."""
-    rates = {"lora": optim.lr_lora, "heads": optim.lr_heads, "depth": optim.lr_depth}
+    rates = {"backbone": optim.lr_backbone, "lora": optim.lr_lora, "heads": optim.lr_heads, "depth": optim.lr_depth}
     members: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

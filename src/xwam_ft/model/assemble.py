@@ -35,7 +35,12 @@ def build_network(backbone: Backbone, config: NetworkConfig, seed: int) -> Joint
             "the recipe",
             f"choose at most {blocks}",
         )
-    return JointNetwork(_shared_copy(backbone.transformer), config, torch.Generator().manual_seed(seed))
+    network = JointNetwork(_shared_copy(backbone.transformer), config, torch.Generator().manual_seed(seed))
+    if backbone.view_embedding is not None:  # views that it knows; further ones keep their drawn values
+        known = min(len(backbone.view_embedding), config.num_views)
+        with torch.no_grad():
+            network.view_embedding.weight[:known] = backbone.view_embedding[:known]
+    return network
 
 
 def network_config_dict(network: JointNetwork) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     <folder or hub id>/transformer  vae  text_encoder  tokenizer
 
-Wan2.2-TI2V-5B-Diffusers is the published one; `tiny` is built on the spot from a fixed seed (see tiny.py).
+Wan2.2-TI2V-5B-Diffusers is the published one; `tiny` ships with the package (see tiny.py).
 Pictures are [.., T, H, W, 3] uint8 or [N, 3, T, H, W] floats in [-1, 1]; latents are normalised by the VAE's own
 `latents_mean` and `latents_std`, and the mode of the posterior, so encoding is deterministic.
 """
@@ -21,6 +21,7 @@ import torch
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
+from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -31,13 +32,14 @@ logger = logging.getLogger(__name__)
 Part = Literal["transformer", "vae", "text"]
 PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
 PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+VIEWS_FILE = "view_embedding.safetensors"
 MAX_TEXT_LEN = 512
 """Text positions of the Wan models; a tokenizer may say fewer."""
 
 _FOLDERS: dict[Part, tuple[str, ...]] = {
     "transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer"),
 }  # fmt: skip
-_FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBLISHED}, its hub id, or 'tiny'"
+_FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBLISHED}, its hub id, or {TINY!r}"
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Backbone:
         name: folder, hub id or "tiny".
         text_len: positions every prompt is padded or cut to.
         trained: False for weights nobody trained: pictures made with them want a caption saying so.
+        view_embedding: of the transformer's own training on several views [V, D], where there was one.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Backbone:
     text_len: int
     trained: bool
     _fingerprint: Callable[[Part], str]
+    view_embedding: Float[Tensor, "v d"] | None = None
     _fingerprints: dict[Part, str] = field(default_factory=lambda: dict[Part, str]())
 
     @property
@@ -181,7 +185,7 @@ def load_backbone(
     """Load the asked-for parts on the CPU, frozen and in evaluation mode.
 
     Args:
-        path: a folder or hub id in diffusers layout, or "tiny".
+        path: a folder or hub id in diffusers layout, "tiny" or "tiny-untrained".
         dtype: of transformer and text encoder ("bfloat16", "float32"); the VAE stays float32, and so do those
             of the transformer's parts whose arithmetic is float32 (time embedding, norms, modulation).
         revision: of a hub id.
@@ -190,26 +194,24 @@ def load_backbone(
         UserError: no such folder or hub id, or a part that is missing or incomplete.
     """
     kept: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if path == "tiny":
-        from xwam_ft.model.tiny import build_tiny_parts
-
-        built = build_tiny_parts(parts)
-        backbone = _assembled(path, built, trained=False, fingerprint=_tiny_fingerprint)
-        for module in (backbone.transformer, backbone.text_encoder):
-            if module is not None:
-                _cast(module, kept)
-        return backbone
-    folder = Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    folder = _located(path, parts, revision)
     for part in parts:
         _check_part(folder, part)
     loaded: dict[str, Any] = {}
     for part in parts:
+        if path == UNTRAINED and part == "transformer":
+            loaded["transformer"] = cast_weights(untrained_transformer(), kept)
+            continue
         try:
             loaded |= _load_part(folder, part, kept)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
-    return _assembled(path, loaded, trained=True, fingerprint=lambda part: _stored_fingerprint(folder, part))
+    if path != UNTRAINED and "transformer" in parts and (views := folder / "transformer" / VIEWS_FILE).is_file():
+        loaded["views"] = _view_embedding(views)
+    return _assembled(
+        path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: _part_fingerprint(path, folder, part)
+    )
 
 
 def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None = None) -> dict[Part, str]:
@@ -218,12 +220,10 @@ def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None 
     Raises:
         UserError: no such folder or hub id, or a part that is missing or incomplete.
     """
-    if path == "tiny":
-        return {part: _tiny_fingerprint(part) for part in parts}
-    folder = Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    folder = _located(path, parts, revision)
     for part in parts:
         _check_part(folder, part)
-    return {part: _stored_fingerprint(folder, part) for part in parts}
+    return {part: _part_fingerprint(path, folder, part) for part in parts}
 
 
 def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint: Callable[[Part], str]) -> Backbone:
@@ -240,27 +240,43 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         text_len=MAX_TEXT_LEN if tokenizer is None else min(int(tokenizer.model_max_length), MAX_TEXT_LEN),
         trained=trained,
         _fingerprint=fingerprint,
+        view_embedding=loaded.get("views"),
     )
 
 
-def _cast(module: Any, dtype: torch.dtype) -> None:
+def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
+    if path in (TINY, UNTRAINED):
+        return tiny_folder()
+    return Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+
+
+def cast_weights(module: Any, dtype: torch.dtype) -> Any:
     """Cast a built module as `from_pretrained` would: what computes in float32 stays float32."""
     keep = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
     for name, parameter in module.named_parameters():
         if not any(part in keep for part in name.split(".")):
             parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
     if part == "text":
         from transformers import AutoTokenizer, UMT5EncoderModel
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()  # ours is the one to look at
         encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
         return {"text_encoder": encoder, "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer")}
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
     kind, kept = (AutoencoderKLWan, torch.float32) if part == "vae" else (WanTransformer3DModel, dtype)
     return {part: kind.from_pretrained(folder / part, torch_dtype=kept, use_safetensors=True)}
+
+
+def _view_embedding(path: Path) -> Tensor:
+    from safetensors.torch import load_file
+
+    return load_file(path)["view_embedding.weight"].float()
 
 
 def _check_part(folder: Path, part: Part) -> None:
@@ -296,13 +312,8 @@ def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
         raise UserError(f"neither a folder nor a hub id that can be fetched ({kind})", path, _FIX) from error
 
 
-def _stored_fingerprint(folder: Path, part: Part) -> str:
+def _part_fingerprint(path: str, folder: Path, part: Part) -> str:
+    if path == UNTRAINED and part == "transformer":
+        # Of a fresh build: the loaded one may be cast or carry adapters by now.
+        return module_fingerprint({"transformer": untrained_transformer()})
     return folder_fingerprint(folder, _FOLDERS[part])
-
-
-def _tiny_fingerprint(part: Part) -> str:
-    from xwam_ft.model.tiny import build_tiny_parts
-
-    # Of a fresh build: the loaded one may be cast or carry adapters by now.
-    built = build_tiny_parts([part])
-    return module_fingerprint({name: built[name] for name in _FOLDERS[part] if name != "tokenizer"})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xwam_ft.model.tokens import Span
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 Module: TypeAlias = Any
 """A diffusers or peft module: their submodules are known by name, not by type."""
+
+
+SHORT = 512
+"""Tokens up to which plain attention is used on a CPU."""
 
 
 class KeysValues(NamedTuple):
@@ -119,7 +124,12 @@ def _attend(
     attention: Module, h: Float[Tensor, "b n d"], seen: KeysValues, rotary: Rotary | None = None
 ) -> Float[Tensor, "b n d"]:
     query = _heads(attention, attention.norm_q(attention.to_q(h)), rotary)
-    out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
+    if query.device.type == "cpu" and query.shape[2] <= SHORT:
+        # torch's fused kernel takes a third of a training step at a hundred tokens: its backward is slow there.
+        with sdpa_kernel(SDPBackend.MATH):
+            out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
+    else:
+        out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
     return attention.to_out[0](out.transpose(1, 2).flatten(2).to(h.dtype))
 
 

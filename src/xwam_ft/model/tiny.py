@@ -1,56 +1,54 @@
-"""The built-in `tiny` backbone: the classes of Wan2.2-TI2V at a size that trains on two CPU cores, untrained.
+"""The built-in `tiny` backbone: the classes of Wan2.2-TI2V at a size that trains on two CPU cores.
 
-Weights come from a fixed seed, the same on every call, without touching torch's global generator. Pictures of
-96x128 become latents of 12 x 12x16 (factor 8 in space, 4 in time) and 12 tokens a view and latent frame.
+Its weights ship with the package, in diffusers' folder layout like any other backbone's; data_tools/pretrain_tiny.py
+made them (see bundled/tiny/README.md). Here are the modules before that training: what it starts from, and
+`tiny-untrained`, the same VAE and text encoder around a transformer nobody trained, for comparison.
+Pictures of 96x128 become latents of 48 x 6x8 (factor 16 in space, 4 in time) and 12 tokens a view and latent frame.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from xwam_ft.bundled import bundled
+
+TINY, UNTRAINED = "tiny", "tiny-untrained"
 SEED = 20260426
 TEXT_LEN = 64
 TEXT_DIM = 64
-LATENT_CHANNELS = 12
-PATCH = (1, 4, 4)
-
-# Measured on 18 recorded robot clips and 64 smooth random ones; a function of SEED.
-LATENTS_MEAN = [-0.005, -0.449, 0.574, 0.278, -0.3, 0.34, -0.19, 0.356, -0.136, 0.037, 0.698, -0.187]
-LATENTS_STD = [0.784, 0.669, 0.999, 0.815, 0.647, 0.685, 0.659, 0.776, 0.683, 0.91, 0.733, 0.659]
+LATENT_CHANNELS = 48
+PATCH = (1, 2, 2)
 
 
-def build_tiny_parts(parts: Sequence[str]) -> dict[str, Any]:
-    """The asked-for parts (`transformer`, `vae`, `text`) in float32, each from its own seed."""
-    built: dict[str, Any] = {}
-    for offset, (part, build) in enumerate(_BUILDERS.items()):
-        if part in parts:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(SEED + offset)
-                built |= build()
-    return built
+def tiny_folder() -> Path:
+    """Where the shipped weights lie: transformer, vae, text_encoder, tokenizer."""
+    return bundled("tiny")
 
 
-def _transformer() -> dict[str, Any]:
+def untrained_transformer() -> Any:
+    """Weights from a fixed seed, the same on every call, without touching torch's global generator; float32."""
     from diffusers import WanTransformer3DModel
 
-    transformer = WanTransformer3DModel(
-        patch_size=PATCH,
-        num_attention_heads=4,
-        attention_head_dim=48,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        text_dim=TEXT_DIM,
-        freq_dim=64,
-        ffn_dim=768,
-        num_layers=6,
-    )
-    _init_to_train(transformer)
-    return {"transformer": transformer}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        transformer = WanTransformer3DModel(
+            patch_size=PATCH,
+            num_attention_heads=4,
+            attention_head_dim=48,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            text_dim=TEXT_DIM,
+            freq_dim=64,
+            ffn_dim=768,
+            num_layers=6,
+        )
+        _init_to_train(transformer)
+    return transformer
 
 
 @torch.no_grad()
@@ -78,41 +76,37 @@ def _init_to_train(transformer: Any) -> None:
     nn.init.zeros_(transformer.proj_out.bias)
 
 
-def _vae() -> dict[str, Any]:
+def untrained_vae() -> Any:
+    """The plain form of Wan's VAE; its latent statistics are measured after training."""
     from diffusers import AutoencoderKLWan
 
-    vae = AutoencoderKLWan(
-        base_dim=16,
-        z_dim=LATENT_CHANNELS,
-        dim_mult=[1, 2, 4],
-        num_res_blocks=1,
-        attn_scales=[],
-        temperal_downsample=[True, True],
-        latents_mean=LATENTS_MEAN,
-        latents_std=LATENTS_STD,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        scale_factor_temporal=4,
-        scale_factor_spatial=8,
-    )
-    for module in vae.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            # torch's default shrinks every layer and lets biases drown the picture.
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return {"vae": vae}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED + 1)
+        return AutoencoderKLWan(
+            base_dim=32,
+            z_dim=LATENT_CHANNELS,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            attn_scales=[],
+            temperal_downsample=[True, True],
+            latents_mean=[0.0] * LATENT_CHANNELS,
+            latents_std=[1.0] * LATENT_CHANNELS,
+            in_channels=48,
+            out_channels=48,
+            patch_size=4,
+            scale_factor_temporal=4,
+            scale_factor_spatial=16,
+        )
 
 
-def _text() -> dict[str, Any]:
+def untrained_text() -> tuple[Any, Any]:
+    """A text encoder over bytes, and its tokenizer."""
     from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
     tokenizer = ByT5Tokenizer(model_max_length=TEXT_LEN)
-    config = UMT5Config(
-        vocab_size=len(tokenizer), d_model=TEXT_DIM, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
-    return {"text_encoder": UMT5EncoderModel(config), "tokenizer": tokenizer}
-
-
-_BUILDERS = {"transformer": _transformer, "vae": _vae, "text": _text}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED + 2)
+        config = UMT5Config(
+            vocab_size=len(tokenizer), d_model=TEXT_DIM, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0
+        )
+        return UMT5EncoderModel(config), tokenizer

@@ -155,7 +155,7 @@ def _write_adapter(network: JointNetwork, folder: RunFolder) -> None:
     from xwam_ft.model.adapters import write_peft_adapter
 
     target = folder.path / ADAPTER
-    if not target.exists():
+    if folder.recipe.model.train == "lora" and not target.exists():
         with atomic_folder(target) as temporary:
             write_peft_adapter(network, temporary, folder.recipe.backbone.path)
 

@@ -236,7 +236,7 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
     )
     network = build_network(backbone, config, recipe.seed)
     network.gradient_checkpointing = recipe.model.gradient_checkpointing
-    return prepare_for_training(network, recipe.model.lora, depth, seed=recipe.seed)
+    return prepare_for_training(network, recipe.model.lora, depth, train=recipe.model.train, seed=recipe.seed)
 
 
 def require_whole_patches(network: JointNetwork, cache: LatentCache) -> None:

@@ -1,4 +1,4 @@
-"""Where depth comes from: `sensor`, `transformers:ID`, `files:PATTERN` or `none`; one small protocol for all.
+"""Where depth comes from: `sensor`, `tiny`, `transformers:ID`, `files:PATTERN` or `none`; one small protocol for all.
 
 A stage gives, for rows of one camera of one episode, float32 depth along the optical axis in metres (`metric`), or an
 estimator's inverse depth, larger = nearer (`relative`); NaN, or 0 in metres, where there is none.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment_slots import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
-CHOICES = "sensor, transformers:ID, files:PATTERN or none"
+CHOICES = "sensor, tiny, transformers:ID, files:PATTERN or none"
 
 
 class DepthStage(Protocol):
@@ -52,6 +52,10 @@ class DepthPlan:
             from xwam_ft.prepare.depth.sensor import Sensor
 
             return Sensor()
+        if kind == "tiny":
+            from xwam_ft.prepare.depth.tiny import TinyEstimator
+
+            return TinyEstimator()
         if kind == "transformers":
             from xwam_ft.prepare.depth.transformers_estimator import TransformersEstimator
 
@@ -89,12 +93,17 @@ def parse_depth(
             raise UserError(
                 "is `sensor` and no camera of the embodiment names a recorded depth video",
                 "--depth",
-                "add `depth: {source: ..., unit: ...}` to a camera, or choose transformers:ID, files:PATTERN or none",
+                "add `depth: {source: ..., unit: ...}` to a camera, or: tiny, transformers:ID, files:PATTERN, none",
             )
         lacking = [camera.name for camera in cameras if camera.depth is None]
         note = f"{', '.join(lacking)}: no recorded depth, stored as invalid" if lacking else ""
         return DepthPlan(spec, DepthCode(kind="metric", near=span.near, far=span.far, source=spec), note)
-    if kind == "transformers" and rest:
+    if kind == "tiny" and not rest:
+        from xwam_ft.prepare.depth.tiny import NOTE, require_weights
+
+        require_weights()
+        metric, note = True, NOTE
+    elif kind == "transformers" and rest:
         from xwam_ft.prepare.depth.transformers_estimator import is_metric
 
         metric, note = is_metric(rest)
@@ -104,7 +113,7 @@ def parse_depth(
         unit = parse_pattern(rest)[1]
         metric, note = unit != "relative", f"unit {unit}"
     else:
-        known = ("sensor", "transformers", "files", "none")
+        known = ("sensor", "tiny", "transformers", "files", "none")
         raise UserError(f"is {spec!r}{did_you_mean(kind, known)}", "--depth", f"choose {CHOICES}")
     if metric:
         return DepthPlan(spec, DepthCode(kind="metric", near=span.near, far=span.far, source=spec), note)

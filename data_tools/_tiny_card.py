@@ -1,0 +1,73 @@
+"""The card that ships beside the built-in weights: what they are, how they were made, how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from _tiny_corpus import HELD_OUT
+
+
+def card(measured: Mapping[str, Any], folder: Path) -> str:
+    """README.md from what the training stages measured (`vae`, `video`, `depth_estimator`)."""
+    vae, video, depth = (measured[name] for name in ("vae", "video", "depth_estimator"))
+    sizes = {path.name: _megabytes(path) for path in sorted(folder.iterdir())}
+    lines = [
+        "# The built-in `tiny` weights",
+        "",
+        "A video prior and a depth estimator small enough to ship, for trying xwam-ft on a CPU and for its tests. They",
+        "know Meta-World's table and robot and nothing else: for real recordings use a real backbone and estimator.",
+        "",
+        "| part | what it is | MB (bf16) |",
+        "|---|---|---|",
+        f"| transformer | `WanTransformer3DModel`, 4.0 M, 6 layers of 192 | {sizes['transformer']} |",
+        f"| vae | `AutoencoderKLWan`, 2.8 M, factor 16 in space and 4 in time, 48 channels | {sizes['vae']} |",
+        f"| text_encoder | `UMT5EncoderModel` over bytes, 0.1 M | {sizes['text_encoder']} |",
+        f"| depth.safetensors | U-Net, 1.3 M: metres from one picture | {sizes['depth.safetensors']} |",
+        "",
+        "**Data.** Meta-World 3.1.1 (MIT) rendered at 96x128, 20 pictures a second, by three cameras: 42 tasks, moved",
+        "by the benchmark's experts with and without noise, and at random. Depth: the same tasks from random cameras,",
+        "with random lights and colours. No action, no state was used. Held out: " + ", ".join(HELD_OUT) + ".",
+        "",
+        "**Command.** `python data_tools/pretrain_tiny.py corpus|vae|video|depth|pack WORK`, on CPU, by the clock:",
+        "",
+        "| stage | minutes | processes | steps | loss |",
+        "|---|---|---|---|---|",
+        *_stage("vae", vae, "L1 + 2 MSE + 0.15 (1 - SSIM) + 1e-6 KL"),
+        *_stage("video", video, "flow matching of the future from first frame and text, 3 views"),
+        *_stage("depth", depth, "L1 of log depth and of its differences"),
+        "",
+        "**Held-out tasks, PSNR in dB.** VAE: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in vae["held_out_psnr"].items())
+        + ". Future of 0.2 s (the four pictures after the first, 20 steps):",
+        "",
+        "| task | generated | repeat the first picture | the VAE's limit |",
+        "|---|---|---|---|",
+        *(
+            f"| {task} | {row['generated']:.1f} | {row['repeat_first']:.1f} | {row['vae']:.1f} |"
+            for task, row in video["held_out_psnr"].items()
+        ),
+        "",
+        "**Depth estimator, held-out tasks.** No scale is fitted; pixels nearer than 10 m. Flicker: mean change of the",
+        "log error between pictures 0.05 s apart. `corner`, `corner3` and `gripperPOV` were seen in training, on other",
+        "tasks; the other cameras never.",
+        "",
+        "| camera | AbsRel | delta1 | flicker |",
+        "|---|---|---|---|",
+        *(
+            f"| {camera} | {row['abs_rel']:.3f} | {row['delta1']:.3f} | {row['flicker']:.3f} |"
+            for camera, row in depth["held_out"].items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _stage(name: str, row: Mapping[str, Any], loss: str) -> list[str]:
+    return [f"| {name} | {run['minutes']:g} | {run['processes']} | {run['steps']} | {loss} |" for run in row["runs"]]
+
+
+def _megabytes(path: Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f}"

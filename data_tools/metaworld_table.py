@@ -1,0 +1,121 @@
+"""The Meta-World table: what the built-in prior is worth on tasks it has never seen.
+
+    python data_tools/metaworld_table.py row lora_prior WORK
+    python data_tools/metaworld_table.py show WORK
+
+A row is a recipe of recipes/metaworld: one model for all tasks, told by the instruction which. `row` records what is
+missing, prepares, trains, exports and evaluates every task in closed loop, with 10 and with 2 action steps; what is
+there already is kept. Needs `pip install 'xwam-ft[sim]'` and a renderer.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xwam_ft.bundled import bundled
+from xwam_ft.errors import EXIT_CODE, UserError
+from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+from xwam_ft.export.export import export_run
+from xwam_ft.prepare.pipeline import prepare
+from xwam_ft.train import run as training
+
+TASKS = ("button-press-topdown", "drawer-open", "window-open", "push")
+EPISODES = 30  # recorded of each task
+RECORD_SEED, SEED = 11, 0
+TRIALS = 50  # a cell
+MAX_STEPS = 200  # the benchmark allows 500
+ACTION_STEPS = (10, 2)
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+CONSOLE = Console(highlight=False)
+Work = Annotated[Path, typer.Argument(help="Folder for recordings, shards and rows.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="As in `xwam-ft train`.")]
+
+
+def shards_of(work: Path, episodes: int) -> Path:
+    """The shard set of all tasks, recorded and prepared where it is missing."""
+    recordings, shards = work / f"recordings_{episodes}", work / f"shards_{episodes}"
+    if not recordings.exists():
+        command = [sys.executable, str(Path(__file__).with_name("record_metaworld.py")), str(recordings), "--no-depth"]
+        command += [word for task in TASKS for word in ("--task", task)]
+        subprocess.run([*command, "--episodes", str(episodes), "--seed", str(RECORD_SEED)], check=True)
+    embodiment = bundled("recipes/metaworld/sawyer.yaml")
+    options = {"depth": "none", "workers": 2, "strict": True, "urdf_dirs": [], "console": CONSOLE}
+    prepare([recordings], shards, embodiment=embodiment, **options)
+    return shards
+
+
+@app.command()
+def row(
+    name: Annotated[str, typer.Argument(help="Recipe of recipes/metaworld, without .yaml.")],
+    work: Work,
+    label: Annotated[str | None, typer.Option(help="Name of the row; default the recipe's.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Recorded of each task.")] = EPISODES,
+    trials: Annotated[int, typer.Option(min=1, help="Closed-loop episodes a cell.")] = TRIALS,
+    action_steps: Annotated[list[int] | None, typer.Option(help="Denoising steps; repeatable; default 10, 2.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make one row: recipe -> run -> bundle -> success rates."""
+    recipe, place = bundled(f"recipes/metaworld/{name}.yaml"), work / (label or name)
+    shards = shards_of(work, episodes)
+    run, bundle = place / "run", place / "bundle"
+    if not run.exists():
+        training.train(recipe, run, [f"data.shards={json.dumps(str(shards))}", *(overrides or [])], CONSOLE)
+    elif not bundle.exists():
+        training.resume(run, CONSOLE)
+    if not bundle.exists():
+        options = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
+        export_run(run, bundle, format="bundle", **options)
+    for steps in action_steps or ACTION_STEPS:
+        for task in TASKS:
+            out = place / f"{task}_{steps}"
+            if not out.exists():
+                evaluate_in_environment(
+                    bundle,
+                    f"metaworld:{task}",
+                    episodes=trials,
+                    seed=SEED,
+                    out=out,
+                    execute=None,
+                    max_steps=MAX_STEPS,
+                    action_steps=steps,
+                    films=1,
+                    console=CONSOLE,
+                )
+
+
+@app.command()
+def show(work: Work) -> None:
+    """Print every row made so far as a Markdown table."""
+    print("| row | steps | " + " | ".join(TASKS) + " | mean |")
+    print("|---|---|" + "---|" * (len(TASKS) + 1))
+    for place in sorted(path for path in work.iterdir() if (path / "bundle").is_dir()):
+        for steps in ACTION_STEPS:
+            cells = [place / f"{task}_{steps}" / "metrics.json" for task in TASKS]
+            if not any(cell.is_file() for cell in cells):
+                continue
+            found = [json.loads(cell.read_text()) if cell.is_file() else None for cell in cells]
+            known = [metrics for metrics in found if metrics is not None]
+            words = ["–" if metrics is None else _cell(metrics) for metrics in found]
+            mean = 100 * sum(metrics["rate"] for metrics in known) / len(known)
+            print(f"| {place.name} | {steps} | " + " | ".join(words) + f" | {mean:.0f} % |")
+
+
+def _cell(metrics: dict[str, object]) -> str:
+    low, high = metrics["interval_95"]  # pyright: ignore[reportGeneralTypeIssues]
+    return f"{metrics['successes']} of {metrics['of']} ({100 * low:.0f}–{100 * high:.0f} %)"
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        print(f"metaworld_table: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)

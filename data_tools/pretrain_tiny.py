@@ -1,0 +1,244 @@
+"""Make the built-in `tiny` weights: render Meta-World, train VAE, video transformer and depth estimator, pack them.
+
+    python data_tools/pretrain_tiny.py corpus WORK
+    python data_tools/pretrain_tiny.py vae WORK --minutes 50
+    python data_tools/pretrain_tiny.py video WORK --minutes 25
+    python data_tools/pretrain_tiny.py depth WORK --minutes 25
+    python data_tools/pretrain_tiny.py pack WORK
+
+Needs `pip install 'xwam-ft[sim]'` and a renderer. No action and no state is used, and no picture of a held-out task
+(_tiny_corpus.HELD_OUT). Training goes by the clock, so a faster machine makes more steps in the same time; so do
+several processes: `torchrun --nproc-per-node 2 data_tools/pretrain_tiny.py vae WORK`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _tiny_corpus as corpus_of
+import _tiny_depth as depth_of
+import _tiny_vae as vae_of
+import _tiny_video as video_of
+from _tiny_card import card
+from xwam_ft.bundled import bundled
+from xwam_ft.errors import EXIT_CODE, UserError
+from xwam_ft.evaluate.metaworld import instruction
+from xwam_ft.files import atomic_folder, write_json_atomic, write_text_atomic
+from xwam_ft.model.tiny import untrained_text, untrained_transformer, untrained_vae
+from xwam_ft.prepare.depth.tiny import TinyDepth
+from xwam_ft.progress import progress_bar
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+Work = Annotated[Path, typer.Argument(help="Folder for renders and weights.")]
+Minutes = Annotated[float, typer.Option(min=0.01, help="How long to train.")]
+Resume = Annotated[bool, typer.Option(help="Go on from the weights in WORK.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
+VIDEO_EPISODES, DEPTH_PICTURES = 16, 300  # a task
+HELD_OUT_EPISODES, HELD_OUT_PICTURES = 4, 60
+EVERY = 3  # pictures between the starts of two encoded clips
+CONSOLE = Console(highlight=False)
+
+
+@app.command()
+def corpus(work: Work, worker: Annotated[int, typer.Option()] = 0, workers: Annotated[int, typer.Option()] = 1) -> None:
+    """Render video and depth of every task; what is there already is kept."""
+    warnings.filterwarnings("ignore", message="Constant")
+    tasks = [*corpus_of.training_tasks(), *corpus_of.HELD_OUT][worker::workers]
+    with progress_bar(CONSOLE, "render", "tasks", 2 * len(tasks)) as advance:
+        for task in tasks:
+            unseen = task in corpus_of.HELD_OUT
+            jobs: tuple[tuple[str, Callable[[str, int, Path], None], int], ...] = (
+                ("video", corpus_of.render_video, HELD_OUT_EPISODES if unseen else VIDEO_EPISODES),
+                ("depth", corpus_of.render_depth, HELD_OUT_PICTURES if unseen else DEPTH_PICTURES),
+            )
+            for kind, render, amount in jobs:
+                out = work / kind / f"{task}.npz"
+                if not out.exists():
+                    render(task, amount, out)
+                advance(1)
+
+
+@app.command()
+def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, resume: Resume = False) -> None:
+    """Train the VAE and measure its latents."""
+    rank = _join(threads)
+    data = vae_of.Pictures(work, corpus_of.training_tasks())
+    unseen = vae_of.Pictures(work, corpus_of.HELD_OUT)
+    model, before = untrained_vae(), []
+    if resume:
+        model, before = _trained_vae(work), json.loads((work / "vae.json").read_text())["runs"]
+    with _clock("vae", minutes) as report:
+        steps = vae_of.train_vae(model, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
+    if rank:
+        return
+    model = model.bfloat16().float()  # as it ships: what is measured is what is used
+    mean, std = vae_of.latent_statistics(model, data, 128, seed)
+    rng = np.random.default_rng(seed)
+    clips, depths = unseen.clips(64, rng), unseen.depths(32, rng)
+    measured = {
+        "runs": [*before, _run(minutes, threads, seed, steps)],
+        "latents_mean": mean,
+        "latents_std": std,
+        "held_out_psnr": {
+            "clips": vae_of.reconstruction_psnr(model, clips),
+            "single pictures": vae_of.reconstruction_psnr(model, clips[:, :, :1]),
+            "inverse depth": vae_of.reconstruction_psnr(model, depths),
+        },
+    }
+    _save(work / "vae", model, measured)
+
+
+@app.command()
+def video(work: Work, minutes: Minutes = 25, threads: Threads = 1, seed: int = 0) -> None:
+    """Train the video transformer and the text encoder on the VAE's latents."""
+    rank = _join(threads)
+    model = _trained_vae(work)
+    data = _latents(work, model, rank)
+    encoder, tokenizer = untrained_text()
+    prior = video_of.Prior(untrained_transformer(), encoder, tokenizer)
+    with _clock("video", minutes) as report:
+        steps = video_of.train_video(prior, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
+    if rank:
+        return
+    prior = prior.bfloat16().float()
+    measured: dict[str, Any] = {"runs": [_run(minutes, threads, seed, steps)]}
+    measured["clips"] = len(data.video)
+    measured["held_out_psnr"] = {
+        task: video_of.generated_psnr(prior, model, work, task, 16, 20) for task in corpus_of.HELD_OUT
+    }
+    _save(work / "video", prior, measured)
+
+
+@app.command()
+def depth(work: Work, minutes: Minutes = 10, threads: Threads = 1, seed: int = 0) -> None:
+    """Train the depth estimator."""
+    rank = _join(threads)
+    data = depth_of.Renders(work, corpus_of.training_tasks())
+    torch.manual_seed(seed)
+    network = TinyDepth()
+    with _clock("depth", minutes) as report:
+        steps = depth_of.train_depth(network, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
+    if rank:
+        return
+    network = network.bfloat16().float()
+    measured: dict[str, Any] = {"runs": [_run(minutes, threads, seed, steps)]}
+    _save(work / "depth_estimator", network, measured | {"held_out": depth_of.held_out(network)})
+
+
+@app.command()
+def pack(
+    work: Work, out: Annotated[Path | None, typer.Option(help="Default: where the package reads it.")] = None
+) -> None:
+    """Write bf16 weights in diffusers' layout, with a card."""
+    from safetensors.torch import load_file, load_model, save_file
+
+    out = out or bundled("recordings").parent / "tiny"
+    measured = {name: json.loads((work / f"{name}.json").read_text()) for name in ("vae", "video", "depth_estimator")}
+    encoder, tokenizer = untrained_text()
+    prior = video_of.Prior(untrained_transformer(), encoder, tokenizer)
+    load_model(prior, work / "video.safetensors")
+    with atomic_folder(out) as folder:
+        prior.network.transformer.bfloat16().save_pretrained(folder / "transformer")
+        _trained_vae(work).bfloat16().save_pretrained(folder / "vae")
+        prior.text_encoder.bfloat16().save_pretrained(folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        views = {"view_embedding.weight": prior.network.view_embedding.weight.detach().bfloat16()}
+        save_file(views, folder / "transformer" / "view_embedding.safetensors")
+        estimator = load_file(work / "depth_estimator.safetensors")
+        save_file({name: value.bfloat16() for name, value in estimator.items()}, folder / "depth.safetensors")
+        write_text_atomic(folder / "README.md", card(measured, folder))
+    CONSOLE.print(f"weights: {out}")
+
+
+def _join(threads: int) -> int:
+    """This process's number under `torchrun`, 0 without it."""
+    torch.set_num_threads(threads)
+    if "RANK" not in os.environ:
+        return 0
+    dist.init_process_group("gloo", timeout=timedelta(hours=2))
+    return dist.get_rank()
+
+
+def _run(minutes: float, threads: int, seed: int, steps: int) -> dict[str, Any]:
+    return {"minutes": minutes, "processes": _processes(), "threads": threads, "seed": seed, "steps": steps}
+
+
+def _latents(work: Path, model: Any, rank: int) -> video_of.Latents:
+    """Latents of all training tasks; every process encodes its share, and what is there already is kept."""
+    from safetensors.torch import load_file, save_file
+
+    folder, tasks = work / "latents", corpus_of.training_tasks()
+    folder.mkdir(exist_ok=True)
+    share = [task for task in tasks[rank :: _processes()] if not (folder / f"{task}.safetensors").exists()]
+    with progress_bar(CONSOLE, "encode", "tasks", len(share)) as advance:
+        for task in share:
+            encoded = video_of.encode_task(model, work, task, EVERY)
+            save_file({"video": encoded}, folder / f"{task}.safetensors")
+            advance(1)
+    if dist.is_initialized():
+        dist.barrier()
+    videos = [load_file(folder / f"{task}.safetensors")["video"] for task in tasks]
+    numbers = torch.cat([torch.full((len(video),), number) for number, video in enumerate(videos)])
+    return video_of.Latents(torch.cat(videos), numbers, tuple(instruction(task) for task in tasks))
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _trained_vae(work: Path) -> Any:
+    from safetensors.torch import load_file
+
+    model = untrained_vae()
+    model.load_state_dict(load_file(work / "vae.safetensors"))
+    measured = json.loads((work / "vae.json").read_text())
+    model.register_to_config(latents_mean=measured["latents_mean"], latents_std=measured["latents_std"])
+    return model.eval()
+
+
+def _save(stem: Path, module: torch.nn.Module, measured: dict[str, Any]) -> None:
+    from safetensors.torch import save_model
+
+    save_model(module, str(stem.with_suffix(".safetensors")))  # tensors that modules share are written once
+    write_json_atomic(stem.with_suffix(".json"), measured)
+    CONSOLE.print(measured)
+
+
+@contextmanager
+def _clock(what: str, minutes: float) -> Generator[Callable[[int, float, float], None]]:
+    """A bar over the time granted, with steps, rate and loss."""
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE) as progress:
+        task = progress.add_task(what, total=1.0, note="")
+
+        def report(step: int, done: float, loss: float) -> None:
+            rate = step / max(60 * minutes * done, 1e-9)
+            progress.update(task, completed=done, note=f"{step} steps, {rate:.1f} steps/s, loss {loss:.4f}")
+            if step % 500 == 0:
+                progress.console.print(f"{what}: step {step}, loss {loss:.4f}")
+
+        yield report
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        print(f"pretrain_tiny: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)

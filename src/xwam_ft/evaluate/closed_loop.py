@@ -1,0 +1,207 @@
+"""Closed-loop evaluation: the policy acts in an environment, as on a robot, and we count how often it gets there.
+
+Every episode starts from a seed of its own. The policy answers an observation with a chunk of commands, of which the
+first `execute` are carried out before it looks again. Episodes run side by side, so that one forward pass answers
+several; each answer equals what it would be alone, to rounding, and does not depend on which episodes are beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft import observation
+from xwam_ft.pictures import centre_crop
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from numpy import ndarray
+
+    from xwam_ft.evaluate.environment import Environment
+    from xwam_ft.observation import Commands, EncodedObservation
+    from xwam_ft.policy.policy import Policy
+
+LEVEL = 0.95
+TIMED = 5  # chunks answered alone, to take their time
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode: the environment's seed, whether the task was done, and after how many commands it ended."""
+
+    seed: int
+    success: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class ClosedLoopResult:
+    """All episodes, in the order of their seeds; `seconds_a_chunk` is of one observation alone."""
+
+    episodes: tuple[EpisodeResult, ...]
+    seconds_a_chunk: float
+
+    @property
+    def successes(self) -> int:
+        return sum(episode.success for episode in self.episodes)
+
+    @property
+    def rate(self) -> float:
+        return self.successes / len(self.episodes)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return success_interval(self.successes, len(self.episodes))
+
+    def metrics(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {
+            "successes": self.successes,
+            "of": len(self.episodes),
+            "rate": self.rate,
+            "interval_95": [low, high],
+            "seconds_a_chunk": self.seconds_a_chunk,
+            "runs": [asdict(episode) for episode in self.episodes],
+        }
+
+
+@dataclass
+class Rollout:
+    """What was seen in an episode and what had been imagined for the same moments, [V, h, w, 3] a picture."""
+
+    seed: int
+    seen: list[UInt8[ndarray, "v h w 3"]] = field(default_factory=list[Any])
+    imagined: list[UInt8[ndarray, "v h w 3"]] = field(default_factory=list[Any])
+
+
+def success_interval(successes: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a success rate."""
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, of).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def episode_seeds(seed: int, episodes: int) -> list[int]:
+    """Environment seeds of an evaluation; the recorder's come from other sequences."""
+    return [int(np.random.SeedSequence([seed, 7, index]).generate_state(1)[0] % 2**31) for index in range(episodes)]
+
+
+def closed_loop(
+    policy: Policy,
+    environments: Sequence[Environment],
+    seeds: Sequence[int],
+    *,
+    execute: int,
+    max_steps: int | None = None,
+    filmed: int = 0,
+    on_rollout: Callable[[Rollout, EpisodeResult], None] | None = None,
+    progress: Callable[[EpisodeResult], None] | None = None,
+) -> ClosedLoopResult:
+    """Run one episode a seed.
+
+    Args:
+        environments: equal ones, as many as episodes may run side by side.
+        execute: commands carried out before the policy looks again.
+        max_steps: fewer than the environment's own limit, where given.
+        filmed: so many of the first episodes are imagined as well, chunk for chunk, and handed to `on_rollout`.
+        progress: told of every episode that ended.
+    """
+    queue = list(enumerate(seeds))
+    results: dict[int, EpisodeResult] = {}
+    running: list[_Run] = []
+    free = list(environments)
+    seconds: float | None = None
+    while queue or running:
+        while queue and free:
+            index, seed = queue.pop(0)
+            environment = free.pop(0)
+            environment.reset(seed)
+            limit = min(environment.max_steps, max_steps or environment.max_steps)
+            running.append(_Run(index, seed, environment, limit, Rollout(seed) if index < filmed else None))
+        requests = [run.environment.observe() for run in running]
+        inputs = [observation.encode(policy.contract, request) for request in requests]
+        noise = [_noise_seed(policy, run) for run in running]
+        if seconds is None:
+            seconds = _time_alone(policy, requests[0], noise[0])
+        actions = policy.infer_batch(inputs, noise)
+        for run, request, item, action, drawn in zip(running, requests, inputs, actions, noise, strict=True):
+            commands = observation.decode(policy.contract, action, item.state, request)
+            if run.rollout is not None:
+                run.imagine(policy, item, drawn)
+            run.act(commands, execute, policy)
+        for run in [run for run in running if run.over]:
+            running.remove(run)
+            free.append(run.environment)
+            results[run.index] = result = EpisodeResult(run.seed, run.success, run.steps)
+            if run.rollout is not None and on_rollout is not None:
+                on_rollout(run.rollout, result)
+            if progress is not None:
+                progress(result)
+    return ClosedLoopResult(tuple(results[index] for index in range(len(seeds))), seconds or 0.0)
+
+
+@dataclass
+class _Run:
+    """An episode under way."""
+
+    index: int
+    seed: int
+    environment: Environment
+    limit: int
+    rollout: Rollout | None
+    steps: int = 0
+    chunks: int = 0
+    success: bool = False
+    _ahead: Any = None  # pictures imagined for the chunk at hand [V, T, h, w, 3]
+
+    @property
+    def over(self) -> bool:
+        return self.success or self.steps >= self.limit
+
+    def imagine(self, policy: Policy, item: EncodedObservation, seed: int) -> None:
+        assert self.rollout is not None
+        self._ahead = policy.imagine(item, seed).rgb
+        if not self.rollout.seen:
+            first = _cropped(policy, item.pictures)
+            self.rollout.seen.append(first)
+            self.rollout.imagined.append(self._ahead[:, 0])
+
+    def act(self, commands: Commands, execute: int, policy: Policy) -> None:
+        """Carry out the head of a chunk; an episode ends with the step that does the task."""
+        self.chunks += 1
+        every = policy.contract.timing.actions_per_frame
+        for step in range(min(execute, len(commands.table), self.limit - self.steps)):
+            self.success = self.environment.step({name: table[step] for name, table in commands.slots.items()})
+            self.steps += 1
+            if self.rollout is not None and (step + 1) % every == 0:
+                pictures = observation.encode(policy.contract, self.environment.observe()).pictures
+                self.rollout.seen.append(_cropped(policy, pictures))
+                self.rollout.imagined.append(self._ahead[:, (step + 1) // every])
+            if self.success:
+                return
+
+
+def _noise_seed(policy: Policy, run: _Run) -> int:
+    """Noise of a request: a function of the policy's seed, the episode and the chunk alone."""
+    words = [policy.settings.seed, run.seed, run.chunks]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _time_alone(policy: Policy, request: dict[str, Any], seed: int) -> float:
+    """Seconds of one `Policy.infer`, the median of a few after one that warms up."""
+    policy.infer(request, seed=seed)
+    taken: list[float] = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        policy.infer(request, seed=seed)
+        taken.append(time.perf_counter() - started)
+    return float(np.median(taken))
+
+
+def _cropped(policy: Policy, pictures: UInt8[ndarray, "v h w 3"]) -> UInt8[ndarray, "v h2 w2 3"]:
+    return centre_crop(pictures, policy.contract.image.crop)

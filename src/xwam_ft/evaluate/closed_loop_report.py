@@ -1,0 +1,160 @@
+"""`xwam-ft evaluate BUNDLE --env ...`: run episodes, tell how many succeeded, and film the first of them.
+
+OUT/report.html   the rate with its interval, every episode, the films; opens from disk
+OUT/metrics.json  the same for programs
+OUT/rollouts/     NNN.mp4 and NNN.png: what the cameras saw beside what had been imagined for the same moments
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft.evaluate.closed_loop import EpisodeResult, Rollout, closed_loop, episode_seeds
+from xwam_ft.evaluate.environment import Environment, environment_maker, require_fit
+from xwam_ft.evaluate.imagine import UNTRAINED
+from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
+from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic, write_text_atomic
+from xwam_ft.media import write_preview
+from xwam_ft.policy.policy import Policy
+from xwam_ft.progress import progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+TEMPLATE = Path(__file__).with_name("closed_loop.html.jinja")
+SIDE_BY_SIDE = 8  # episodes at a time: more answers a forward pass, one renderer each
+SHEET_COLUMNS = 6
+
+
+def evaluate_in_environment(
+    bundle: Path,
+    env: str,
+    *,
+    episodes: int,
+    seed: int,
+    out: Path | None,
+    execute: int | None = None,
+    max_steps: int | None = None,
+    action_steps: int | None = None,
+    films: int = 0,
+    console: Console,
+) -> dict[str, Any]:
+    """Print the success rate; with `out`, write report, metrics and films there. Returns the metrics.
+
+    Args:
+        env: see environment.CHOICES.
+        execute: commands carried out before the policy looks again; half a chunk where left out.
+        max_steps: fewer than the environment's own limit.
+        action_steps: denoising steps instead of the bundle's.
+        films: first episodes to film; only with `out`.
+
+    Raises:
+        UserError: `out` is not empty; not a bundle; an environment that is unknown, not installed, cannot be rendered
+            or does not fit the bundle's contract.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_folder(out)) if out is not None else None
+        make = environment_maker(env)
+        policy = Policy.load(bundle)
+        if action_steps is not None:
+            policy.settings = replace(policy.settings, action_steps=action_steps)
+        timing = policy.contract.timing
+        execute = min(execute or max(1, timing.action_steps // 2), timing.action_steps)
+        environments: list[Environment] = []
+        for _ in range(min(SIDE_BY_SIDE, episodes)):
+            environments.append(make(policy.contract))
+            stack.callback(environments[-1].close)
+        seeds = episode_seeds(seed, episodes)
+        environments[0].reset(seeds[0])
+        require_fit(policy.contract, environments[0], env)
+        films = min(films, episodes) if folder is not None else 0
+        kept: list[dict[str, Any]] = []
+
+        def film(rollout: Rollout, result: EpisodeResult) -> None:
+            assert folder is not None
+            kept.append(_film(folder, seeds.index(rollout.seed), policy, rollout, result))
+
+        started = time.perf_counter()
+        with progress_bar(console, env, "episodes", episodes) as advance:
+            result = closed_loop(
+                policy,
+                environments,
+                seeds,
+                execute=execute,
+                max_steps=max_steps,
+                filmed=films,
+                on_rollout=film,
+                progress=lambda _: advance(1),
+            )
+        metrics: dict[str, Any] = {
+            "bundle": str(bundle),
+            "env": env,
+            "instruction": environments[0].instruction,
+            "seed": seed,
+            "execute": execute,
+            "action_steps": policy.settings.action_steps,
+            "max_steps": min(environments[0].max_steps, max_steps or environments[0].max_steps),
+            "trained_backbone": policy.trained,
+            "chunk_seconds": timing.action_steps * timing.action_period,
+            "seconds": time.perf_counter() - started,
+            **result.metrics(),
+            "films": sorted(kept, key=lambda film: film["episode"]),
+        }
+        if folder is not None:
+            write_json_atomic(folder / "metrics.json", metrics)
+            write_text_atomic(folder / "report.html", _html(metrics))
+    console.print(success_line(metrics), soft_wrap=True)
+    console.print(
+        f"{metrics['seconds']:.0f} s; one chunk of {metrics['chunk_seconds']:.2f} s takes "
+        f"{metrics['seconds_a_chunk']:.3f} s ({metrics['action_steps']} action steps, {execute} commands executed)",
+        soft_wrap=True,
+    )
+    if not policy.trained:
+        console.print(f"[yellow]{UNTRAINED}[/]: what is imagined here is noise")
+    if out is not None:
+        console.print(f"report: {out / 'report.html'}")
+    return metrics
+
+
+def success_line(metrics: Mapping[str, Any]) -> str:
+    """ "metaworld:push: 41 of 50 episodes succeed (82 %, 95 % interval 69 to 90 %)"."""
+    low, high = metrics["interval_95"]
+    return (
+        f"{metrics['env']}: {metrics['successes']} of {metrics['of']} episodes succeed "
+        f"({100 * metrics['rate']:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+    )
+
+
+def _film(folder: Path, index: int, policy: Policy, rollout: Rollout, result: EpisodeResult) -> dict[str, Any]:
+    """Write one episode's video and sheet; returns its line of metrics.json."""
+    contract = policy.contract
+    caption = None if policy.trained else UNTRAINED
+    rows = [
+        Row("rollout", np.stack(rollout.seen, axis=1)),
+        Row("imagined", np.stack(rollout.imagined, axis=1), caption),
+    ]
+    period = contract.timing.frame_skip / contract.timing.fps
+    notes = [f"{frame * period:.2f} s" for frame in range(len(rollout.seen))]
+    (folder / "rollouts").mkdir(exist_ok=True)
+    name = f"rollouts/{index:03d}"
+    write_preview(folder / f"{name}.mp4", pages(rows, contract.camera_names, notes), 1 / period)
+    from PIL import Image
+
+    with atomic_path(folder / f"{name}.png") as temporary:
+        Image.fromarray(contact_sheet(rows, contract.camera_names, notes, SHEET_COLUMNS)).save(temporary)
+    return {"episode": index, "seed": result.seed, "success": result.success, "name": name}
+
+
+def _html(metrics: Mapping[str, Any]) -> str:
+    from jinja2 import Environment as Jinja
+
+    jinja = Jinja(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(metrics=metrics, line=success_line(metrics))
