@@ -72,6 +72,7 @@ def test_a_picture_s_depth_does_not_depend_on_those_beside_it(network: TinyDepth
     np.testing.assert_allclose(network.metres(rgb[:4]), alone, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_prepare_stores_the_estimate_and_says_what_it_is(network: TinyDepth, tmp_path: Path) -> None:
     said = io.StringIO()
     options: dict[str, Any] = {
