@@ -1,10 +1,10 @@
-"""Muon for weights that are matrices, AdamW for everything else, one schedule by the clock."""
+"""Training by the clock: Muon for weights that are matrices, AdamW for everything else, averaged weights at the end."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import distributed as dist
@@ -68,6 +68,40 @@ def share_done(began: float, seconds: float) -> float:
 def schedule(step: int, done: float, warmup: int) -> float:
     """Linear warm-up by steps, cosine to nought by the share of time that is gone: a run of any length ends settled."""
     return min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-3
+
+
+EMA = 0.998
+AVERAGED = 0.5  # share of the time after which weights are averaged
+Report = Callable[[int, float, float], None]
+"""Told steps done, share of the time gone and the smoothed loss."""
+
+
+def train_by_clock(
+    module: nn.Module,
+    optimizer: MuonAndAdamW,
+    loss_of_step: Callable[[int], torch.Tensor],
+    *,
+    seconds: float,
+    warmup: int,
+    report: Report,
+) -> int:
+    """Train in place for a time; returns the steps done. The weights left are their moving average."""
+    module.train()
+    averaged = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA))
+    began, step, smooth = time.monotonic(), 0, math.nan
+    while (done := share_done(began, seconds)) < 1:
+        loss = loss_of_step(step)
+        loss.backward()
+        optimizer.step(schedule(step, done, warmup))
+        if done > AVERAGED:
+            averaged.update_parameters(module)
+        step += 1
+        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
+        report(step, done, smooth)
+    if averaged.n_averaged > 0:
+        module.load_state_dict(averaged.module.state_dict())
+    module.eval()
+    return step
 
 
 def convolutions(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from xwam_ft.errors import UserError
 from xwam_ft.evaluate.metaworld import Simulator, benchmark
+from xwam_ft.files import atomic_path
 
 HELD_OUT = (
     "button-press-topdown",
@@ -47,9 +49,19 @@ def training_tasks() -> list[str]:
     return [task for task in all_tasks() if task not in HELD_OUT]
 
 
+def require_renders(corpus: Path) -> None:
+    """Raise a `UserError` where a task was not rendered yet."""
+    for kind in ("video", "depth"):
+        for task in all_tasks():
+            if not (corpus / kind / f"{task}.npz").is_file():
+                raise UserError(
+                    f"has no {kind}/{task}.npz", corpus, f"run: python data_tools/pretrain_tiny.py corpus {corpus}"
+                )
+
+
 def generator(*words: int | str) -> np.random.Generator:
     """Independent of the order in which tasks are rendered."""
-    return np.random.default_rng([int.from_bytes(str(word).encode()) % 2**63 for word in words])
+    return np.random.default_rng([int.from_bytes(str(word).encode(), "big") % 2**63 for word in words])
 
 
 def play(simulator: Simulator, rng: np.random.Generator) -> Iterator[None]:
@@ -87,8 +99,8 @@ def render_video(task: str, episodes: int, out: Path) -> None:
             frames.append(np.stack(list(simulator.pictures(depth=False).values())))
         lengths.append(len(frames) - before)
     simulator.close()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, rgb=np.stack(frames), lengths=np.array(lengths), metres=np.stack(metres).astype(np.float16))
+    with atomic_path(out) as path:  # what is there is kept, so it must be whole
+        np.savez(path, rgb=np.stack(frames), lengths=np.array(lengths), metres=np.stack(metres).astype(np.float16))
 
 
 class RandomLook:
@@ -173,5 +185,5 @@ def render_depth(task: str, pictures: int, out: Path) -> None:
             metres.append((depth[::-1, ::-1] if turned else depth).clip(0, FAR).astype(np.float16))
             focal.append(focal_length)
     simulator.close()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, rgb=np.stack(rgb), metres=np.stack(metres), focal=np.array(focal, np.float32))
+    with atomic_path(out) as path:
+        np.savez(path, rgb=np.stack(rgb), metres=np.stack(metres), focal=np.array(focal, np.float32))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from _optimizers import MuonAndAdamW, convolutions, schedule, share_done
+from _optimizers import MuonAndAdamW, Report, convolutions, train_by_clock
 from xwam_ft.prepare.depth.tiny import FARTHEST, NEAREST, TinyDepth
 
 BATCH = 16
 WARMUP = 60
 PEAK = 6e-3  # learning rate
-EMA = 0.998
 OWN = 3.0
 
 
@@ -63,32 +60,18 @@ def loss_of(log: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def train_depth(
-    network: TinyDepth, data: Renders, *, seconds: float, seed: int, report: Callable[[int, float, float], None]
-) -> int:
-    """Train in place for a time; returns the steps done. The weights left are their moving average."""
-    network.train()
-    optimizer = MuonAndAdamW(*convolutions(network), (PEAK, PEAK))
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA)
-    )
+def train_depth(network: TinyDepth, data: Renders, *, seconds: float, seed: int, report: Report) -> int:
+    """Train in place for a time; returns the steps done."""
     rng = np.random.default_rng(seed)
-    began, step, smooth = time.monotonic(), 0, math.nan
-    while (done := share_done(began, seconds)) < 1:
+
+    def loss_of_step(_: int) -> torch.Tensor:
         rgb, wanted = data.batch(rng)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             log = network(rgb)
-        loss = loss_of(log.float(), wanted)
-        loss.backward()
-        optimizer.step(schedule(step, done, WARMUP))
-        if done > 0.5:
-            averaged.update_parameters(network)
-        step += 1
-        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
-        report(step, done, smooth)
-    network.load_state_dict(averaged.module.state_dict())
-    network.eval()
-    return step
+        return loss_of(log.float(), wanted)
+
+    optimizer = MuonAndAdamW(*convolutions(network), (PEAK, PEAK))
+    return train_by_clock(network, optimizer, loss_of_step, seconds=seconds, warmup=WARMUP, report=report)
 
 
 def depth_errors(network: TinyDepth, rgb: np.ndarray, metres: np.ndarray) -> dict[str, float]:

@@ -7,9 +7,7 @@ of the RGB clips change their colours, so that the VAE does not live off the ben
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from _optimizers import MuonAndAdamW, convolutions, schedule, share_done
+from _optimizers import MuonAndAdamW, Report, convolutions, train_by_clock
 
 CLIP = 5
 CLIPS, SINGLES, DEPTHS = 2, 8, 4  # clips or pictures a step
-PERCEPTUAL, KL = 0.15, 1e-6
+PERCEPTUAL, KL = 0.15, 1e-7
+FAINT = 0.1  # standard deviation of a latent channel that carries nothing
+WOKEN_LOG_VARIANCE = -6.0
 WARMUP = 60
 PEAK = 1e-2  # learning rate
 RECOLOURED = 0.1  # share of clips; more slows the start down a lot
 C1, C2 = 0.02**2, 0.06**2  # of SSIM, for pictures from -1 to 1
-EMA = 0.998
 
 
 class Pictures:
@@ -40,25 +39,23 @@ class Pictures:
     def __init__(self, corpus: Path, tasks: Sequence[str]) -> None:
         self.rgb: list[np.ndarray] = []  # uint8 [frames, V, H, W, 3], one array an episode
         metres: list[np.ndarray] = []
-        self.task: list[str] = []
         for task in tasks:
             with np.load(corpus / "video" / f"{task}.npz") as file:
                 ends = np.cumsum(file["lengths"])
                 episodes = np.split(file["rgb"], ends[:-1])
                 metres.append(file["metres"])
             self.rgb += [episode for episode in episodes if len(episode) >= CLIP]
-            self.task += [task] * (len(self.rgb) - len(self.task))
         self.metres = np.concatenate(metres)
         looks = [np.load(corpus / "depth" / f"{task}.npz")["rgb"] for task in tasks]
         self.looks = np.concatenate(looks)  # uint8 [n, H, W, 3], from random cameras in random colours
 
-    def clips(self, count: int, rng: np.random.Generator, length: int = CLIP) -> torch.Tensor:
+    def clips(self, count: int, rng: np.random.Generator) -> torch.Tensor:
         """RGB [n, 3, T, H, W] in [-1, 1], each of one view."""
         drawn: list[np.ndarray] = []
         for index in rng.integers(len(self.rgb), size=count):
             episode = self.rgb[index]
-            start, view = rng.integers(len(episode) - length + 1), rng.integers(episode.shape[1])
-            drawn.append(episode[start : start + length, view])
+            start, view = rng.integers(len(episode) - CLIP + 1), rng.integers(episode.shape[1])
+            drawn.append(episode[start : start + CLIP, view])
         return torch.from_numpy(np.stack(drawn)).movedim(-1, 1).float() / 127.5 - 1
 
     def zoomed(self, count: int, rng: np.random.Generator) -> torch.Tensor:
@@ -132,17 +129,30 @@ def loss_of(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
     return distance + PERCEPTUAL * perceptual_loss(flat_ours, flat) + KL * posterior.kl().mean()
 
 
-def train_vae(
-    vae: Any, data: Pictures, *, seconds: float, seed: int, report: Callable[[int, float, float], None]
-) -> int:
-    """Train in place for a time; returns the steps done. The weights left are their moving average."""
-    vae.train()
-    optimizer = MuonAndAdamW(*convolutions(vae), (PEAK, PEAK))
-    averaged = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA))
+@torch.no_grad()
+def wake(vae: Any, data: Pictures, seed: int) -> int:
+    """Give latent channels that carry nothing unit spread and little noise; returns how many there were.
+
+    A channel that starts as a faint signal under unit noise is ignored by the decoder and never grows: without this
+    half of them stay empty.
+    """
+    latents = _latents_of(vae, data, 64, seed)
+    mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
+    faint = (std < FAINT).nonzero().flatten()
+    weight, bias = vae.quant_conv.weight, vae.quant_conv.bias  # of means, then of log variances
+    weight[faint] /= std[faint].view(-1, 1, 1, 1, 1)
+    bias[faint] = (bias[faint] - mean[faint]) / std[faint]
+    weight[faint + len(std)] = 0
+    bias[faint + len(std)] = WOKEN_LOG_VARIANCE
+    return len(faint)
+
+
+def train_vae(vae: Any, data: Pictures, *, seconds: float, seed: int, report: Report) -> int:
+    """Train in place for a time; returns the steps done."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    began, step, smooth = time.monotonic(), 0, math.nan
-    while (done := share_done(began, seconds)) < 1:
+
+    def loss_of_step(step: int) -> torch.Tensor:
         turn = step % 6
         if turn in (0, 3):
             pictures = recolour(data.clips(CLIPS, rng), rng)
@@ -152,17 +162,10 @@ def train_vae(
             pictures = data.single(SINGLES, rng)
         else:
             pictures = data.depths(DEPTHS, rng)
-        loss = loss_of(vae, pictures)
-        loss.backward()
-        optimizer.step(schedule(step, done, WARMUP))
-        if done > 0.5:
-            averaged.update_parameters(vae)
-        step += 1
-        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
-        report(step, done, smooth)
-    vae.load_state_dict(averaged.module.state_dict())
-    vae.eval()
-    return step
+        return loss_of(vae, pictures)
+
+    optimizer = MuonAndAdamW(*convolutions(vae), (PEAK, PEAK))
+    return train_by_clock(vae, optimizer, loss_of_step, seconds=seconds, warmup=WARMUP, report=report)
 
 
 @torch.no_grad()
@@ -178,9 +181,13 @@ def reconstruction_psnr(vae: Any, pictures: torch.Tensor) -> float:
 @torch.no_grad()
 def latent_statistics(vae: Any, data: Pictures, clips: int, seed: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of every latent channel over RGB clips."""
-    rng = np.random.default_rng(seed)
-    latents = torch.cat([vae.encode(data.clips(8, rng)).latent_dist.mode() for _ in range(clips // 8)])
+    latents = _latents_of(vae, data, clips, seed)
     return (
         [round(value, 4) for value in latents.mean(dim=(0, 2, 3, 4)).tolist()],
         [round(value, 4) for value in latents.std(dim=(0, 2, 3, 4)).tolist()],
     )
+
+
+def _latents_of(vae: Any, data: Pictures, clips: int, seed: int) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.cat([vae.encode(data.clips(8, rng)).latent_dist.mode() for _ in range(clips // 8)])

@@ -5,9 +5,7 @@ The network is the product's own joint network without action and state tokens; 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from _optimizers import MuonAndAdamW, schedule, share_done
+from _optimizers import MuonAndAdamW, Report, train_by_clock
 from xwam_ft.evaluate.metaworld import instruction
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.noise import add_noise, shift
@@ -28,7 +26,6 @@ BATCH = 32
 WARMUP = 100
 MUON, ADAMW = 4e-3, 1e-3  # learning rates
 TEXT_DROPOUT = 0.1
-EMA = 0.998
 
 
 @dataclass(frozen=True)
@@ -105,33 +102,18 @@ def loss_of(prior: Prior, data: Latents, rng: torch.Generator) -> torch.Tensor:
     return F.mse_loss(found[:, :, 1:], (noise - clean)[:, :, 1:])
 
 
-def train_video(
-    prior: Prior, data: Latents, *, seconds: float, seed: int, report: Callable[[int, float, float], None]
-) -> int:
-    """Train in place for a time; returns the steps done. The weights left are their moving average."""
-    prior.train()
+def train_video(prior: Prior, data: Latents, *, seconds: float, seed: int, report: Report) -> int:
+    """Train in place for a time; returns the steps done."""
     parameters = {
         name: value for name, value in prior.named_parameters() if "action_" not in name and "proprio_" not in name
     }
-    matrices = [value for name, value in parameters.items() if value.ndim == 2 and ".blocks." in name]
-    chosen = {id(value) for value in matrices}
-    others = [value for value in parameters.values() if id(value) not in chosen]
-    optimizer = MuonAndAdamW(matrices, others, (MUON, ADAMW))
-    averaged = torch.optim.swa_utils.AveragedModel(prior, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA))
+    matrices = {name: value for name, value in parameters.items() if value.ndim == 2 and ".blocks." in name}
+    others = [value for name, value in parameters.items() if name not in matrices]
+    optimizer = MuonAndAdamW(list(matrices.values()), others, (MUON, ADAMW))
     rng = torch.Generator().manual_seed(seed)
-    began, step, smooth = time.monotonic(), 0, math.nan
-    while (done := share_done(began, seconds)) < 1:
-        loss = loss_of(prior, data, rng)
-        loss.backward()
-        optimizer.step(schedule(step, done, WARMUP))
-        if done > 0.4:
-            averaged.update_parameters(prior)
-        step += 1
-        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
-        report(step, done, smooth)
-    prior.load_state_dict(averaged.module.state_dict())
-    prior.eval()
-    return step
+    return train_by_clock(
+        prior, optimizer, lambda _: loss_of(prior, data, rng), seconds=seconds, warmup=WARMUP, report=report
+    )
 
 
 @torch.no_grad()

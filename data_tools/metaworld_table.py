@@ -20,11 +20,13 @@ import typer
 from rich.console import Console
 
 from xwam_ft.bundled import bundled
-from xwam_ft.errors import EXIT_CODE, UserError
+from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 from xwam_ft.export.export import export_run
 from xwam_ft.prepare.pipeline import prepare
+from xwam_ft.recipe import load_recipe
 from xwam_ft.train import run as training
+from xwam_ft.train.folder import open_run
 
 TASKS = ("button-press-topdown", "drawer-open", "window-open", "push")
 EPISODES = 30  # recorded of each task
@@ -45,8 +47,10 @@ def shards_of(work: Path, episodes: int) -> Path:
     if not recordings.exists():
         command = [sys.executable, str(Path(__file__).with_name("record_metaworld.py")), str(recordings), "--no-depth"]
         command += [word for task in TASKS for word in ("--task", task)]
-        subprocess.run([*command, "--episodes", str(episodes), "--seed", str(RECORD_SEED)], check=True)
-    embodiment = bundled("recipes/metaworld/sawyer.yaml")
+        done = subprocess.run([*command, "--episodes", str(episodes), "--seed", str(RECORD_SEED)], check=False)
+        if done.returncode:
+            raise typer.Exit(done.returncode)  # it has said why
+    embodiment = bundled("recipes/embodiments/metaworld_sawyer_rgb.yaml")
     options = {"depth": "none", "workers": 2, "strict": True, "urdf_dirs": [], "console": CONSOLE}
     prepare([recordings], shards, embodiment=embodiment, **options)
     return shards
@@ -63,11 +67,19 @@ def row(
     overrides: Overrides = None,
 ) -> None:
     """Make one row: recipe -> run -> bundle -> success rates."""
+    known = sorted(path.stem for path in bundled("recipes/metaworld").glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"unknown row {name!r}{did_you_mean(name, known)}", "row", f"choose one of: {listed(known)}")
     recipe, place = bundled(f"recipes/metaworld/{name}.yaml"), work / (label or name)
     shards = shards_of(work, episodes)
     run, bundle = place / "run", place / "bundle"
+    sets = [f"data.shards={json.dumps(str(shards))}", *(overrides or [])]
+    if run.exists() and open_run(run).recipe != load_recipe(recipe, sets):
+        raise UserError(
+            "was made by another recipe or from other recordings", run, "give this one a --label of its own"
+        )
     if not run.exists():
-        training.train(recipe, run, [f"data.shards={json.dumps(str(shards))}", *(overrides or [])], CONSOLE)
+        training.train(recipe, run, sets, CONSOLE)
     elif not bundle.exists():
         training.resume(run, CONSOLE)
     if not bundle.exists():
@@ -83,7 +95,6 @@ def row(
                     episodes=trials,
                     seed=SEED,
                     out=out,
-                    execute=None,
                     max_steps=MAX_STEPS,
                     action_steps=steps,
                     films=1,
@@ -93,7 +104,9 @@ def row(
 
 @app.command()
 def show(work: Work) -> None:
-    """Print every row made so far as a Markdown table."""
+    """Print every row made so far as a Markdown table; a mean only where every cell is there."""
+    if not work.is_dir():
+        raise UserError("no such folder", work, "make a row first: metaworld_table.py row lora_prior WORK")
     print("| row | steps | " + " | ".join(TASKS) + " | mean |")
     print("|---|---|" + "---|" * (len(TASKS) + 1))
     for place in sorted(path for path in work.iterdir() if (path / "bundle").is_dir()):
@@ -102,10 +115,10 @@ def show(work: Work) -> None:
             if not any(cell.is_file() for cell in cells):
                 continue
             found = [json.loads(cell.read_text()) if cell.is_file() else None for cell in cells]
-            known = [metrics for metrics in found if metrics is not None]
             words = ["–" if metrics is None else _cell(metrics) for metrics in found]
-            mean = 100 * sum(metrics["rate"] for metrics in known) / len(known)
-            print(f"| {place.name} | {steps} | " + " | ".join(words) + f" | {mean:.0f} % |")
+            rates = [metrics["rate"] for metrics in found if metrics is not None]
+            mean = f"{100 * sum(rates) / len(rates):.0f} %" if len(rates) == len(TASKS) else "–"
+            print(f"| {place.name} | {steps} | " + " | ".join(words) + f" | {mean} |")
 
 
 def _cell(metrics: dict[str, object]) -> str:

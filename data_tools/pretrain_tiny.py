@@ -13,7 +13,6 @@ several processes: `torchrun --nproc-per-node 2 data_tools/pretrain_tiny.py vae 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -39,7 +38,7 @@ from _tiny_card import card
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import EXIT_CODE, UserError
 from xwam_ft.evaluate.metaworld import instruction
-from xwam_ft.files import atomic_folder, write_json_atomic, write_text_atomic
+from xwam_ft.files import atomic_folder, atomic_path, read_json, sha256, write_json_atomic, write_text_atomic
 from xwam_ft.model.tiny import untrained_text, untrained_transformer, untrained_vae
 from xwam_ft.prepare.depth.tiny import TinyDepth
 from xwam_ft.progress import progress_bar
@@ -78,11 +77,13 @@ def corpus(work: Work, worker: Annotated[int, typer.Option()] = 0, workers: Anno
 def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, resume: Resume = False) -> None:
     """Train the VAE and measure its latents."""
     rank = _join(threads)
+    corpus_of.require_renders(work)
     data = vae_of.Pictures(work, corpus_of.training_tasks())
     unseen = vae_of.Pictures(work, corpus_of.HELD_OUT)
     model, before = untrained_vae(), []
     if resume:
-        model, before = _trained_vae(work), json.loads((work / "vae.json").read_text())["runs"]
+        model, before = _trained_vae(work), _measured(work, "vae")["runs"]
+    woken = vae_of.wake(model, data, seed)
     with _clock("vae", minutes) as report:
         steps = vae_of.train_vae(model, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
     if rank:
@@ -92,7 +93,7 @@ def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, 
     rng = np.random.default_rng(seed)
     clips, depths = unseen.clips(64, rng), unseen.depths(32, rng)
     measured = {
-        "runs": [*before, _run(minutes, threads, seed, steps)],
+        "runs": [*before, _run(minutes, threads, seed, steps) | {"woken": woken}],
         "latents_mean": mean,
         "latents_std": std,
         "held_out_psnr": {
@@ -108,6 +109,7 @@ def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, 
 def video(work: Work, minutes: Minutes = 25, threads: Threads = 1, seed: int = 0) -> None:
     """Train the video transformer and the text encoder on the VAE's latents."""
     rank = _join(threads)
+    corpus_of.require_renders(work)
     model = _trained_vae(work)
     data = _latents(work, model, rank)
     encoder, tokenizer = untrained_text()
@@ -129,6 +131,7 @@ def video(work: Work, minutes: Minutes = 25, threads: Threads = 1, seed: int = 0
 def depth(work: Work, minutes: Minutes = 10, threads: Threads = 1, seed: int = 0) -> None:
     """Train the depth estimator."""
     rank = _join(threads)
+    corpus_of.require_renders(work)
     data = depth_of.Renders(work, corpus_of.training_tasks())
     torch.manual_seed(seed)
     network = TinyDepth()
@@ -149,7 +152,7 @@ def pack(
     from safetensors.torch import load_file, load_model, save_file
 
     out = out or bundled("recordings").parent / "tiny"
-    measured = {name: json.loads((work / f"{name}.json").read_text()) for name in ("vae", "video", "depth_estimator")}
+    measured = {name: _measured(work, name) for name in ("vae", "video", "depth_estimator")}
     encoder, tokenizer = untrained_text()
     prior = video_of.Prior(untrained_transformer(), encoder, tokenizer)
     load_model(prior, work / "video.safetensors")
@@ -183,13 +186,14 @@ def _latents(work: Path, model: Any, rank: int) -> video_of.Latents:
     """Latents of all training tasks; every process encodes its share, and what is there already is kept."""
     from safetensors.torch import load_file, save_file
 
-    folder, tasks = work / "latents", corpus_of.training_tasks()
-    folder.mkdir(exist_ok=True)
+    # Named after the VAE: latents of another one would train a prior for nobody.
+    folder, tasks = work / f"latents_{sha256(work / 'vae.safetensors')[:12]}", corpus_of.training_tasks()
     share = [task for task in tasks[rank :: _processes()] if not (folder / f"{task}.safetensors").exists()]
     with progress_bar(CONSOLE, "encode", "tasks", len(share)) as advance:
         for task in share:
             encoded = video_of.encode_task(model, work, task, EVERY)
-            save_file({"video": encoded}, folder / f"{task}.safetensors")
+            with atomic_path(folder / f"{task}.safetensors") as path:
+                save_file({"video": encoded}, path)
             advance(1)
     if dist.is_initialized():
         dist.barrier()
@@ -205,17 +209,26 @@ def _processes() -> int:
 def _trained_vae(work: Path) -> Any:
     from safetensors.torch import load_file
 
+    measured = _measured(work, "vae")
     model = untrained_vae()
     model.load_state_dict(load_file(work / "vae.safetensors"))
-    measured = json.loads((work / "vae.json").read_text())
     model.register_to_config(latents_mean=measured["latents_mean"], latents_std=measured["latents_std"])
     return model.eval()
+
+
+def _measured(work: Path, name: str) -> dict[str, Any]:
+    """What a stage left beside its weights."""
+    path, stage = work / f"{name}.json", name.removesuffix("_estimator")
+    if not path.is_file():
+        raise UserError("does not exist", path, f"run: python data_tools/pretrain_tiny.py {stage} {work}")
+    return read_json(path)
 
 
 def _save(stem: Path, module: torch.nn.Module, measured: dict[str, Any]) -> None:
     from safetensors.torch import save_model
 
-    save_model(module, str(stem.with_suffix(".safetensors")))  # tensors that modules share are written once
+    with atomic_path(stem.with_suffix(".safetensors")) as path:
+        save_model(module, str(path))  # tensors that modules share are written once
     write_json_atomic(stem.with_suffix(".json"), measured)
     CONSOLE.print(measured)
 

@@ -146,6 +146,7 @@ def imagine(
 
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     bundle: Bundle,
     shards: Annotated[Path | None, typer.Argument(help="Shard set made by `xwam-ft prepare`: open loop.")] = None,
     env: Annotated[
@@ -166,6 +167,8 @@ def evaluate(
     """Open loop: action error on held-out episodes, in physical units. Closed loop: how often the task is done."""
     if (shards is None) == (env is None):
         raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
+    idle = ("episodes", "seed", "execute", "max_steps", "action_steps", "films") if shards else ("clips",)
+    _require_unused(ctx, (*idle, "films") if out is None else idle)
     if shards is not None:
         from xwam_ft.evaluate.open_loop import evaluate_bundle
 
@@ -186,6 +189,18 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/
     from xwam_ft.demo import demo
 
     demo(out, _console())
+
+
+def _require_unused(ctx: typer.Context, names: tuple[str, ...]) -> None:
+    """Raise a `UserError` where an option was given that would change nothing."""
+    for name in names:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                "changes nothing here", option, "leave it out: --clips belongs to SHARDS, --films to --env with --out, "
+                "the others to --env",
+            )  # fmt: skip
 
 
 def _console() -> Console:

@@ -17,7 +17,7 @@ from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import Rollout, closed_loop, episode_seeds, success_interval
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
-from xwam_ft.evaluate.environment import GymnasiumEnvironment, environment_maker, require_fit
+from xwam_ft.evaluate.environment import GymnasiumEnvironment, Outcome, environment_maker, require_fit
 from xwam_ft.media import probe
 from xwam_ft.policy.policy import Imagined, Settings
 
@@ -47,10 +47,10 @@ class Slider:
         state = {"tool": [self.x, 0, 0, 1, 0, 0, 0], "gripper": [0.04]}
         return {"images": {"front": picture, "wrist": picture}, "state": state, "prompt": self.instruction}
 
-    def step(self, command: Mapping[str, np.ndarray]) -> bool:
+    def step(self, command: Mapping[str, np.ndarray]) -> Outcome:
         self.told.append(float(command["tool"][0]))
         self.x += float(np.clip(command["tool"][0] - self.x, -self.reach, self.reach))
-        return self.x > GOAL
+        return Outcome.SUCCESS if self.x > GOAL else Outcome.GOES_ON
 
     def close(self) -> None:
         self.closed = True
@@ -117,6 +117,18 @@ def test_what_comes_too_late_is_a_failure(contract: Contract) -> None:
     assert slow.episodes[0].steps == Slider.max_steps
 
 
+def test_an_episode_that_is_over_early_is_a_failure_and_is_not_stepped_on(contract: Contract) -> None:
+    class Fragile(Slider):
+        def step(self, command: Mapping[str, np.ndarray]) -> Outcome:
+            assert self.x <= 0.2, "stepped after it was over"
+            super().step(command)
+            return Outcome.OVER if self.x > 0.2 else Outcome.GOES_ON
+
+    policy: Any = Walker(contract, 0.04)
+    result = closed_loop(policy, [Fragile(contract)], [0], execute=3)
+    assert [(e.success, e.steps) for e in result.episodes] == [(False, 6)]
+
+
 @pytest.mark.parametrize("side_by_side", [2, 5])
 def test_episodes_do_not_depend_on_those_beside_them(contract: Contract, side_by_side: int) -> None:
     seeds = episode_seeds(4, 7)
@@ -157,7 +169,8 @@ class Gym:
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.x = self.x + action
-        return self.x, 0.0, False, False, {"is_success": bool(self.x[0] > 10)}
+        fallen = bool(self.x[0] < 0)
+        return self.x, 0.0, fallen, bool(self.x[0] == 5), {"is_success": bool(self.x[0] > 10)}
 
     def close(self) -> None:
         self.x = np.array([np.nan])
@@ -173,9 +186,12 @@ def test_a_gymnasium_environment_is_read_and_written_by_two_functions() -> None:
         max_steps=5,
     )
     adapted.reset(7)
-    assert not adapted.step({"tool": np.array([1.0])})
+    assert adapted.step({"tool": np.array([1.0])}) is Outcome.GOES_ON
     assert adapted.observe() == {"images": {}, "state": {"tool": np.array([9.0])}, "prompt": "go"}
-    assert adapted.step({"tool": np.array([1.0])})
+    assert adapted.step({"tool": np.array([1.0])}) is Outcome.SUCCESS
+    adapted.reset(7)
+    assert adapted.step({"tool": np.array([-1.0])}) is Outcome.OVER  # truncated at 5
+    assert adapted.step({"tool": np.array([-4.0])}) is Outcome.OVER  # terminated below 0
 
 
 @pytest.mark.parametrize(
@@ -231,5 +247,11 @@ def test_a_bundle_acts_in_an_environment_of_ones_own(bundle: Path, tmp_path: Pat
     assert "http" not in page.replace("http-equiv", ""), "the page must open without a network"
     film = probe(out / "rollouts" / "000.mp4")
     assert film.frames == 1 + metrics["runs"][0]["steps"] // 2
+    for name, value in (("execute", 9), ("max_steps", 41)):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: is {value}, and .* at most "):
+            evaluate_in_environment(bundle, env, episodes=1, seed=0, out=None, **options | {name: value})
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    with pytest.raises(UserError, match=r"broken.py: cannot be loaded \(ModuleNotFoundError"):
+        environment_maker(f"{tmp_path / 'broken.py'}:make")
     with pytest.raises(UserError, match="has no function 'other'"):
         evaluate_in_environment(bundle, f"{tmp_path / 'own.py'}:other", episodes=1, seed=0, out=None, **options)

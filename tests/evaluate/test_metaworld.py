@@ -15,6 +15,7 @@ from xwam_ft.bundled import bundled
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate import metaworld
+from xwam_ft.evaluate.environment import Outcome
 from xwam_ft.evaluate.metaworld import MetaWorld, Simulator
 
 SIMULATED = importlib.util.find_spec("metaworld") is not None
@@ -30,7 +31,7 @@ def sawyer(tmp_path_factory: pytest.TempPathFactory) -> Contract:
     from xwam_ft.shards import ShardSet
 
     out = tmp_path_factory.mktemp("sawyer") / "shards"
-    embodiment = bundled("recipes/metaworld/sawyer.yaml")
+    embodiment = bundled("recipes/embodiments/metaworld_sawyer_rgb.yaml")
     options: dict[str, Any] = {"depth": "none", "workers": 0, "strict": True, "urdf_dirs": []}
     prepare([bundled("recordings/metaworld_demo")], out, embodiment=embodiment, console=Console(quiet=True), **options)
     return ShardSet.open(out).contract
@@ -58,7 +59,7 @@ def test_commanding_the_experts_targets_does_what_the_expert_did(environment: Me
     while not success:
         action = np.clip(expert.expert.get_action(seen), -1, 1).astype(np.float32)
         seen, _, _, _, info = expert.environment.step(action)
-        success = environment.step({"arm": expert.target(), "gripper": action[3:]})
+        success = environment.step({"arm": expert.target(), "gripper": action[3:]}) is Outcome.SUCCESS
         assert success == bool(info["success"])
         np.testing.assert_allclose(environment.simulator.hand(), expert.hand(), atol=1e-5)
     expert.close()

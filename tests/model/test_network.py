@@ -8,6 +8,7 @@ import pytest
 import torch
 from toy import CONFIG, make_batch, make_network, make_transformer, outputs, relative
 
+from xwam_ft.model import blocks
 from xwam_ft.model.network import INIT_STD, JointNetwork, NetworkConfig
 
 
@@ -25,6 +26,22 @@ def test_one_view_without_robot_tokens_is_diffusers_own_forward_with_a_timestep_
         none = torch.zeros(2, 0, 5), torch.zeros(2, 0, 6)
         ours = network(latents.unsqueeze(3), *none, text, t_video, t_video).video.squeeze(3)
     assert relative(ours, wanted) < 1e-5
+
+
+def test_plain_and_fused_attention_agree_in_outputs_and_gradients(
+    network, batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(short: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        monkeypatch.setattr(blocks, "SHORT", short)
+        batch.latents = batch.latents.detach().requires_grad_()
+        found = outputs(batch.run(network))
+        (gradient,) = torch.autograd.grad(sum(t.square().mean() for t in found.values()), batch.latents)
+        return found, gradient
+
+    (plain, by_plain), (fused, by_fused) = run(10**6), run(0)
+    for name, tensor in plain.items():
+        assert relative(fused[name], tensor) < 1e-5
+    assert relative(by_fused, by_plain) < 1e-5
 
 
 def test_reusing_an_encoded_instruction_changes_nothing(network, batch) -> None:

@@ -26,7 +26,8 @@ from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.session import Session
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "embodiments")
 Rerun = Callable[[int], Path]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import observation
+from xwam_ft.evaluate.environment import Outcome
 from xwam_ft.pictures import centre_crop
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def closed_loop(
         for run in [run for run in running if run.over]:
             running.remove(run)
             free.append(run.environment)
-            results[run.index] = result = EpisodeResult(run.seed, run.success, run.steps)
+            results[run.index] = result = EpisodeResult(run.seed, run.outcome is Outcome.SUCCESS, run.steps)
             if run.rollout is not None and on_rollout is not None:
                 on_rollout(run.rollout, result)
             if progress is not None:
@@ -156,12 +157,12 @@ class _Run:
     rollout: Rollout | None
     steps: int = 0
     chunks: int = 0
-    success: bool = False
+    outcome: Outcome = Outcome.GOES_ON
     _ahead: Any = None  # pictures imagined for the chunk at hand [V, T, h, w, 3]
 
     @property
     def over(self) -> bool:
-        return self.success or self.steps >= self.limit
+        return self.outcome is not Outcome.GOES_ON or self.steps >= self.limit
 
     def imagine(self, policy: Policy, item: EncodedObservation, seed: int) -> None:
         assert self.rollout is not None
@@ -172,17 +173,17 @@ class _Run:
             self.rollout.imagined.append(self._ahead[:, 0])
 
     def act(self, commands: Commands, execute: int, policy: Policy) -> None:
-        """Carry out the head of a chunk; an episode ends with the step that does the task."""
+        """Carry out the head of a chunk; an episode ends with the step that does the task, or that spoils it."""
         self.chunks += 1
         every = policy.contract.timing.actions_per_frame
         for step in range(min(execute, len(commands.table), self.limit - self.steps)):
-            self.success = self.environment.step({name: table[step] for name, table in commands.slots.items()})
+            self.outcome = self.environment.step({name: table[step] for name, table in commands.slots.items()})
             self.steps += 1
             if self.rollout is not None and (step + 1) % every == 0:
                 pictures = observation.encode(policy.contract, self.environment.observe()).pictures
                 self.rollout.seen.append(_cropped(policy, pictures))
                 self.rollout.imagined.append(self._ahead[:, (step + 1) // every])
-            if self.success:
+            if self.outcome is not Outcome.GOES_ON:
                 return
 
 

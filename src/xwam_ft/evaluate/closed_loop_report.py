@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import EpisodeResult, Rollout, closed_loop, episode_seeds
 from xwam_ft.evaluate.environment import Environment, environment_maker, require_fit
 from xwam_ft.evaluate.imagine import UNTRAINED
@@ -67,7 +68,13 @@ def evaluate_in_environment(
         if action_steps is not None:
             policy.settings = replace(policy.settings, action_steps=action_steps)
         timing = policy.contract.timing
-        execute = min(execute or max(1, timing.action_steps // 2), timing.action_steps)
+        execute = execute or max(1, timing.action_steps // 2)
+        if execute > timing.action_steps:
+            raise UserError(
+                f"is {execute}, and a chunk of this bundle has {timing.action_steps} commands",
+                "--execute",
+                f"give at most {timing.action_steps}",
+            )
         environments: list[Environment] = []
         for _ in range(min(SIDE_BY_SIDE, episodes)):
             environments.append(make(policy.contract))
@@ -75,6 +82,9 @@ def evaluate_in_environment(
         seeds = episode_seeds(seed, episodes)
         environments[0].reset(seeds[0])
         require_fit(policy.contract, environments[0], env)
+        limit = environments[0].max_steps
+        if max_steps is not None and max_steps > limit:
+            raise UserError(f"is {max_steps}, and {env} ends after {limit}", "--max-steps", f"give at most {limit}")
         films = min(films, episodes) if folder is not None else 0
         kept: list[dict[str, Any]] = []
 
@@ -101,7 +111,7 @@ def evaluate_in_environment(
             "seed": seed,
             "execute": execute,
             "action_steps": policy.settings.action_steps,
-            "max_steps": min(environments[0].max_steps, max_steps or environments[0].max_steps),
+            "max_steps": max_steps or limit,
             "trained_backbone": policy.trained,
             "chunk_seconds": timing.action_steps * timing.action_period,
             "seconds": time.perf_counter() - started,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 Command = Mapping[str, "Float[ndarray, ' n']"]
 """Slot -> what the robot is told at one step, absolute, SI (see observation.Commands)."""
 CHOICES = "metaworld:TASK, or FILE.py:FUNCTION, where FUNCTION(contract) returns an environment"
+
+
+class Outcome(Enum):
+    """What a step led to: the episode goes on, the task is done, or it is over without that."""
+
+    GOES_ON = "goes on"
+    SUCCESS = "success"
+    OVER = "over"
 
 
 class Environment(Protocol):
@@ -45,8 +54,8 @@ class Environment(Protocol):
         """
         ...
 
-    def step(self, command: Command) -> bool:
-        """Do what the command says; True where the task is done by the environment's own criterion."""
+    def step(self, command: Command) -> Outcome:
+        """Do what the command says; success is the environment's own criterion."""
         ...
 
     def close(self) -> None: ...
@@ -81,9 +90,11 @@ class GymnasiumEnvironment:
     def observe(self) -> dict[str, Any]:
         return {**self.observed(self._seen), "prompt": self.instruction}
 
-    def step(self, command: Command) -> bool:
-        self._seen, _, terminated, _, info = self.env.step(self.acted(command))
-        return self.success(bool(terminated), info)
+    def step(self, command: Command) -> Outcome:
+        self._seen, _, terminated, truncated, info = self.env.step(self.acted(command))
+        if self.success(bool(terminated), info):
+            return Outcome.SUCCESS
+        return Outcome.OVER if terminated or truncated else Outcome.GOES_ON
 
     def close(self) -> None:
         self.env.close()
@@ -128,7 +139,12 @@ def _function(path: Path, name: str) -> Callable[[Contract], Environment]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's own file may raise
+        raise UserError(
+            f"cannot be loaded ({type(error).__name__}: {error})", path, f"run it: python {path}"
+        ) from error
     if not callable(getattr(module, name, None)):
         raise UserError(f"has no function {name!r}", path, "name a function that takes the contract")
     made: Callable[[Contract], Environment] = getattr(module, name)

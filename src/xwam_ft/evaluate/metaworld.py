@@ -12,13 +12,13 @@ import importlib
 import math
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xwam_ft.errors import UserError, did_you_mean, listed, require
+from xwam_ft.evaluate.environment import Outcome
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -225,23 +225,26 @@ class MetaWorld:
         self.contract = contract
         self.simulator = Simulator(task, cameras, contract.image.height, contract.image.width)
         self._opening = 1.0
-        warnings.filterwarnings("ignore", message="Constant")  # the simulator clips what it is asked for
 
     def reset(self, seed: int) -> None:
         self._opening = float(self.simulator.reset(seed)[3])
 
     def observe(self) -> dict[str, Any]:
         numbers: dict[str, float] = dict(zip(STATE, [*self.simulator.hand(), self._opening], strict=True))
-        state = {slot.name: [numbers[column] for column in slot.columns] for slot in self.contract.slots}
+        state = {
+            slot.name: [numbers[column] for column in slot.columns] for slot in self.contract.slots if slot.present
+        }
         return {"images": self.simulator.pictures(depth=False), "state": state, "prompt": self.instruction}
 
-    def step(self, command: Mapping[str, Float[ndarray, " n"]]) -> bool:
+    def step(self, command: Mapping[str, Float[ndarray, " n"]]) -> Outcome:
         """Move the target towards the commanded position as far as a step may, and set the gripper's effort.
 
         The benchmark cannot turn its hand: the commanded rotation is not used.
         """
         action = np.zeros(4)
         for slot in self.contract.slots:
+            if slot.name not in command:  # observed only
+                continue
             if slot.kind == "pose":
                 target = self.simulator.data.mocap_pos[0]
                 action[:3] = np.clip((command[slot.name][:3] - target) / METRES_A_STEP, -1, 1)
@@ -249,7 +252,7 @@ class MetaWorld:
                 action[3] = np.clip(command[slot.name][0], -1, 1)
         seen, _, _, _, info = self.simulator.environment.step(action.astype(np.float32))
         self._opening = float(seen[3])
-        return bool(info["success"])
+        return Outcome.SUCCESS if info["success"] else Outcome.GOES_ON
 
     def close(self) -> None:
         self.simulator.close()

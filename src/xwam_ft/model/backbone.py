@@ -208,7 +208,7 @@ def load_backbone(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
     if path != UNTRAINED and "transformer" in parts and (views := folder / "transformer" / VIEWS_FILE).is_file():
-        loaded["views"] = _view_embedding(views)
+        loaded["views"] = _view_embedding(views, loaded["transformer"].proj_out.in_features)
     return _assembled(
         path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: _part_fingerprint(path, folder, part)
     )
@@ -273,10 +273,18 @@ def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
     return {part: kind.from_pretrained(folder / part, torch_dtype=kept, use_safetensors=True)}
 
 
-def _view_embedding(path: Path) -> Tensor:
+def _view_embedding(path: Path, width: int) -> Tensor:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)["view_embedding.weight"].float()
+    try:
+        found = load_file(path)["view_embedding.weight"].float()
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"cannot be read ({error})", path, "restore it, or remove it: it is optional") from error
+    if found.ndim != 2 or found.shape[1] != width:
+        shape = list(found.shape)
+        raise UserError(f"has shape {shape}, and the transformer is {width} wide", path, "restore it, or remove it")
+    return found
 
 
 def _check_part(folder: Path, part: Part) -> None:

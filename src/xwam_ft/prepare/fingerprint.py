@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.bundled import bundled
 from xwam_ft.files import sha256
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
         files = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
         parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])
         parts.append([sha256(path) for path in files if path.is_relative_to(raw / "meta")])
+    if plan.spec == "tiny":
+        parts.append(sha256(bundled("tiny/depth.safetensors")))
     if plan.spec.startswith("files:"):
         parts.append(_depth_files(plan.spec))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
