@@ -97,8 +97,9 @@ def loss_of(prior: Prior, data: Latents, rng: torch.Generator) -> torch.Tensor:
     noised[:, :, 0] = clean[:, :, 0]
     told = torch.where(torch.rand(BATCH, generator=rng) < TEXT_DROPOUT, len(data.prompts), data.task[index])
     used, place = told.unique(return_inverse=True)
-    text = prior.embed([(*data.prompts, "")[number] for number in used.tolist()])[place]
-    found = prior.velocity(noised, text, sigma)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        text = prior.embed([(*data.prompts, "")[number] for number in used.tolist()])[place]
+        found = prior.velocity(noised, text, sigma).float()
     return F.mse_loss(found[:, :, 1:], (noise - clean)[:, :, 1:])
 
 
