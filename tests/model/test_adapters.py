@@ -12,14 +12,14 @@ from toy import Batch, make_network, make_transformer, outputs, relative
 from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import (
     load_trainable,
-    merge_adapters,
     parameter_groups,
     prepare_for_training,
-    summary_table,
     trainable_state,
     write_peft_adapter,
 )
+from xwam_ft.model.merge import merge_adapters
 from xwam_ft.model.network import JointNetwork
+from xwam_ft.model.summary import summary_table
 from xwam_ft.recipe import DepthSpec, LoraSpec, OptimSpec
 
 LORA = LoraSpec(rank=4, alpha=8.0)
