@@ -58,7 +58,7 @@ def test_all_mistakes_are_told_at_once(recipe: Path) -> None:
     assert "unknown key 'model.lora.rnk' (did you mean 'rank'?)" in message
     assert "unknown key 'sed' (did you mean 'seed'?)" in message
     assert "'data.clip_stride': input should be greater than 0, not 0" in message
-    assert "'model.depth.branch': input should be 'copy' or 'none', not 'coppy'" in message
+    assert "'model.depth.branch': input should be 'auto', 'adapter', 'copy' or 'none', not 'coppy'" in message
     assert "'trainer.max_steps' is missing" in message
 
 

@@ -43,6 +43,7 @@ def cut_back(finished: Path, target: Path, step: int) -> Path:
     """The run as it was when its checkpoint of `step` was the newest."""
     shutil.copytree(finished, target)
     shutil.rmtree(target / "adapter")
+    shutil.rmtree(target / "adapter-depth")
     for folder in (target / "checkpoints").iterdir():
         if folder.name > f"step-{step:06d}":
             shutil.rmtree(folder)
@@ -60,6 +61,8 @@ def test_a_run_folder_holds_exactly_this(finished: Path, shard_set: ShardSet) ->
         "metrics.jsonl",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "adapter-depth/adapter_config.json",
+        "adapter-depth/adapter_model.safetensors",
         *(f"checkpoints/step-{step:06d}/{name}" for step in (3, 6) for name in checkpoint),
     }
     assert (finished / "contract.json").read_bytes() == (shard_set.folder / "contract.json").read_bytes()
@@ -88,9 +91,9 @@ def test_resuming_gives_the_same_bits(finished: Path, tmp_path: Path, console: C
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train/" in line]
     assert steps == sorted(set(steps))
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
-    assert (run / "adapter/adapter_model.safetensors").read_bytes() == (
-        finished / "adapter/adapter_model.safetensors"
-    ).read_bytes()
+    for name in ("adapter", "adapter-depth"):
+        ours, theirs = (folder / name / "adapter_model.safetensors" for folder in (run, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(
