@@ -82,6 +82,8 @@ def _packed(library: Any, linear: nn.Linear, kind: Quantize) -> Any:
     bias = linear.bias is not None
     if kind == "nf4":
         packed = library.nn.Linear4bit(*sizes, bias=bias, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+        # Else a first evaluation on a CPU with AVX512-BF16 would repack the weights in place, for inference alone.
+        packed.support_avx512bf16_for_cpu = False
         packed.weight = library.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=packed)
     else:
         packed = library.nn.Linear8bitLt(*sizes, bias=bias, has_fp16_weights=False, device="meta")
