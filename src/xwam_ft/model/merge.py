@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from xwam_ft.errors import UserError
-from xwam_ft.model.branch import DEPTH, DepthBranch, SharedBlock, branch_blocks, lora_layers
+from xwam_ft.model.branch import DEPTH, DepthBranch, branch_blocks, lora_layers
 from xwam_ft.model.quantize import plain_linear
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def merge_adapters(network: JointNetwork, dtype: torch.dtype = torch.float32) ->
     """
     materialise_branch(network, dtype)
     for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            if hasattr(layer, "lora_A"):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "lora_A"):
+                layer: Any = child
                 setattr(parent, name, merged_linear(layer, layer.active_adapters, dtype))
     for module in (network.transformer, network.depth_branch):
         if hasattr(module, "peft_config"):
@@ -106,9 +107,11 @@ def share_branch(network: JointNetwork) -> DepthBranch:
     old = network.depth_branch
     assert old is not None, "a network without depth branch"
     assert not network.config.depth_shared, "its blocks are shared already"
-    branch = copy.copy(old)
-    branch._modules = dict(old._modules)
-    branch.blocks = nn.ModuleList(SharedBlock(block) for block in old.blocks)
+    with torch.random.fork_rng(devices=[]):  # torch draws initial values that the old ones replace
+        branch = DepthBranch(network.transformer, len(old.blocks), shared=True)
+    branch.proj_out, branch.scale_shift_table = old.proj_out, old.scale_shift_table
+    for own, block in zip(branch.blocks, old.blocks, strict=True):
+        own.scale_shift_table = block.scale_shift_table
     network.depth_branch = branch
     network.config = replace(network.config, depth_shared=True)
     return old

@@ -8,6 +8,7 @@ where weights are loaded, so the same weights give the same codes on any machine
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +27,7 @@ def require_bitsandbytes(why: str) -> Any:
     """The module bitsandbytes; where it is not installed, a `UserError` whose place is the recipe key `why`."""
     if find_spec("bitsandbytes") is None:
         raise require("bitsandbytes", "quant", why)
-    import bitsandbytes
-
-    return bitsandbytes
+    return import_module("bitsandbytes")
 
 
 def quantize_blocks(transformer: Any, kind: Quantize) -> Any:
@@ -77,7 +76,7 @@ def logical_size(parameter: nn.Parameter) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _packed(library: Any, linear: nn.Linear, kind: Quantize) -> Any:
+def _packed(library: Any, linear: Any, kind: Quantize) -> Any:
     sizes, weight = (linear.in_features, linear.out_features), linear.weight.data
     bias = linear.bias is not None
     if kind == "nf4":
