@@ -109,6 +109,18 @@ def test_outputs_and_gradients_are_those_of_untied_copies(
         assert_equal(outputs(batch.run(shared)), outputs(batch.run(copies)), 1e-6)
 
 
+def test_on_a_bfloat16_base_what_trains_is_float32_and_the_two_forms_agree(batch: Batch) -> None:
+    found = []
+    for shared in (False, True):
+        network = fresh(shared=shared)
+        network.transformer.blocks.to(torch.bfloat16)
+        network.depth_branch.blocks.to(torch.bfloat16)
+        prepare_for_training(network, LORA, DepthSpec(blocks=2))
+        assert {tensor.dtype for tensor in trainable_state(network).values()} == {torch.float32}
+        found.append(gradients(stirred(network), batch))
+    assert_equal(found[1], found[0], 1e-6)
+
+
 def test_choosing_an_adapter_leaves_the_layers_as_they_were(batch: Batch) -> None:
     network = prepared(shared=True).train()
     network.gradient_checkpointing = True

@@ -193,8 +193,10 @@ def test_a_branch_that_the_backbone_brings_is_copied(recipe: Recipe, changed: Ch
     from types import SimpleNamespace
 
     backbone = load_backbone("tiny", dtype="float32", parts=("transformer",))
-    backbone.joint = SimpleNamespace(state={"depth_branch.blocks.0.norm2.weight": torch.ones(1)})  # pyright: ignore
+    backbone.joint = SimpleNamespace(config=SimpleNamespace(depth_blocks=1))  # pyright: ignore
     assert not trainable_network(backbone, recipe, shard_set.contract).config.depth_shared
+    other = changed(model={"depth": {"blocks": 2}})  # that branch does not fit one of two blocks
+    assert trainable_network(backbone, other, shard_set.contract).config.depth_shared
     # Asked for, the adapter takes over what the branch learned: here nothing, the copies being fresh.
     asked = changed(model={"lora": {"rank": 2}, "depth": {"blocks": 1, "branch": "adapter"}})
     network = trainable_network(backbone, asked, shard_set.contract)

@@ -248,7 +248,7 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
     Raises:
         UserError: that adapter cannot hold it.
     """
-    model, brought = recipe.model, brings_depth(backbone)
+    model, brought = recipe.model, brings_depth(backbone, recipe.model.depth.blocks)
     form = "copy" if brought and model.depth.branch == "auto" else model.branch
     config = NetworkConfig(
         num_views=len(contract.cameras),
@@ -267,10 +267,10 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
     return network
 
 
-def brings_depth(backbone: Backbone) -> bool:
-    """Whether the backbone is an X-WAM with a trained depth branch."""
+def brings_depth(backbone: Backbone, blocks: int) -> bool:
+    """Whether the backbone is an imported X-WAM with a trained depth branch of this many blocks."""
     joint: Any = getattr(backbone, "joint", None)
-    return joint is not None and any(name.startswith("depth_branch.blocks.") for name in joint.state)
+    return joint is not None and joint.config.depth_blocks == blocks
 
 
 def require_whole_patches(network: JointNetwork, cache: LatentCache) -> None:
