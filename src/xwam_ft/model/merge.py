@@ -122,7 +122,7 @@ def fit_depth_adapter(network: JointNetwork, copies: DepthBranch, limit: float =
     """Set the depth adapter of a prepared network to what `copies` of its blocks learned, as nearly as its rank can.
 
     Layers without an adapter can hold nothing, nor can biases: what the copies learned there is lost, and counted.
-    The decomposition is whole: at 5B size a second a layer on a GPU, half a minute on a CPU.
+    The decomposition is whole, on the device the weights are on: at 5B size a hundred large ones.
 
     Returns:
         One `LayerFit` a layer that holds parameters, blocks in order.
