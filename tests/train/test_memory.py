@@ -189,7 +189,9 @@ def test_auto_shares_the_blocks_wherever_they_are_frozen(changed: Change, shard_
     assert network.config.depth_shared == (train != "full")
 
 
-def test_a_branch_that_the_backbone_brings_is_copied(recipe: Recipe, changed: Change, shard_set: ShardSet) -> None:
+def test_a_branch_that_the_backbone_brings_is_copied(
+    recipe: Recipe, changed: Change, shard_set: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
     from types import SimpleNamespace
 
     backbone = load_backbone("tiny", dtype="float32", parts=("transformer",))
@@ -200,7 +202,10 @@ def test_a_branch_that_the_backbone_brings_is_copied(recipe: Recipe, changed: Ch
     # Asked for, the adapter takes over what the branch learned: here nothing, the copies being fresh.
     asked = changed(model={"lora": {"rank": 2}, "depth": {"blocks": 1, "branch": "adapter"}})
     network = trainable_network(backbone, asked, shard_set.contract)
+    assert "is held by an adapter: at most 0 % of what a layer learned is lost" in caplog.text
     assert network.config.depth_shared
     assert not any(
         bool(t.any()) for name, t in trainable_state(network).items() if "depth_branch" in name and "_B" in name
     )
+    with pytest.raises(UserError, match="brings a depth branch, which cannot be laid on that"):
+        trainable_network(backbone, changed(backbone={"quantize": "nf4"}), shard_set.contract)

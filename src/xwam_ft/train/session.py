@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
 
 
+logger = logging.getLogger(__name__)
+
+
 class Session:
     """Everything of one call of `train` or `resume` that lives in memory."""
 
@@ -246,10 +249,16 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
     nearest adapter.
 
     Raises:
-        UserError: that adapter cannot hold it.
+        UserError: that adapter cannot hold it, or the base is quantised: such blocks can be neither copied nor fitted.
     """
     model, brought = recipe.model, brings_depth(backbone, recipe.model.depth.blocks)
     form = "copy" if brought and model.depth.branch == "auto" else model.branch
+    if brought and form != "none" and recipe.backbone.quantize is not None:
+        raise UserError(
+            f"is {recipe.backbone.quantize!r}, and {backbone.name} brings a depth branch, which cannot be laid on that",
+            "backbone.quantize",
+            "remove it, or set model.depth.branch to none",
+        )
     config = NetworkConfig(
         num_views=len(contract.cameras),
         action_dim=contract.action_dim,
@@ -263,7 +272,11 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
     copies = share_branch(network) if form == "adapter" and brought else None
     prepare_for_training(network, model.lora, model.depth, train=model.train, seed=recipe.seed)
     if copies is not None:
-        fit_depth_adapter(network, copies)
+        worst = max(fit_depth_adapter(network, copies), key=lambda fit: fit.error)
+        message = (
+            "the imported depth branch is held by an adapter: at most %.2g %% of what a layer learned is lost (%s)"
+        )
+        logger.warning(message, 100 * worst.error, worst.name)
     return network
 
 
