@@ -21,6 +21,7 @@ import torch
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
+from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def load_backbone(
     dtype: str | torch.dtype = "bfloat16",
     parts: Sequence[Part] = PARTS,
     revision: str | None = None,
+    quantize: Quantize | None = None,
 ) -> Backbone:
     """Load the asked-for parts on the CPU, frozen and in evaluation mode.
 
@@ -189,10 +191,13 @@ def load_backbone(
         dtype: of transformer and text encoder ("bfloat16", "float32"); the VAE stays float32, and so do those
             of the transformer's parts whose arithmetic is float32 (time embedding, norms, modulation).
         revision: of a hub id.
+        quantize: pack the linears of the transformer's blocks in 8 or 4 bits (quantize.py).
 
     Raises:
-        UserError: no such folder or hub id, or a part that is missing or incomplete.
+        UserError: no such folder or hub id, a part that is missing or incomplete, or no library that quantises.
     """
+    if quantize is not None:
+        require_bitsandbytes("backbone.quantize")
     kept: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = _located(path, parts, revision)
     for part in parts:
@@ -209,6 +214,8 @@ def load_backbone(
             raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
     if path != UNTRAINED and "transformer" in parts and (views := folder / "transformer" / VIEWS_FILE).is_file():
         loaded["views"] = _view_embedding(views, loaded["transformer"].proj_out.in_features)
+    if quantize is not None and "transformer" in loaded:
+        quantize_blocks(loaded["transformer"], quantize)
     return _assembled(
         path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: _part_fingerprint(path, folder, part)
     )

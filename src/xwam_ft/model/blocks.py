@@ -75,10 +75,16 @@ def linear_float32(linear: Module, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*
     return F.linear(x, linear.weight.float(), linear.bias.float())
 
 
+def weight_dtype(linear: Module) -> torch.dtype:
+    """The dtype a Linear computes in; a quantised one's weights are packed integers, and its bias is not."""
+    dtype: torch.dtype = linear.weight.dtype
+    return dtype if dtype.is_floating_point else linear.bias.dtype
+
+
 def text_keys_values(block: Module, text: Float[Tensor, "b s d"]) -> KeysValues:
     """Cross-attention keys and values of projected text: they depend on neither noise nor step."""
     attention = block.attn2
-    text = text.to(attention.to_k.weight.dtype)
+    text = text.to(weight_dtype(attention.to_k))
     keys = attention.norm_k(attention.to_k(text))
     return KeysValues(_heads(attention, keys), _heads(attention, attention.to_v(text)))
 
@@ -102,7 +108,7 @@ def block_forward(
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table.float() + time).unbind(dim=2)
 
     attention = block.attn1
-    h = modulate(block.norm1(x), shift, scale, spans).to(attention.to_q.weight.dtype)
+    h = modulate(block.norm1(x), shift, scale, spans).to(weight_dtype(attention.to_q))
     own = KeysValues(
         _heads(attention, attention.norm_k(attention.to_k(h)), rotary), _heads(attention, attention.to_v(h))
     )
@@ -114,9 +120,9 @@ def block_forward(
     cross = block.attn2
     if not isinstance(text, KeysValues):
         text = text_keys_values(block, text)
-    x = x + _attend(cross, block.norm2(x).to(cross.to_q.weight.dtype), text).float()
+    x = x + _attend(cross, block.norm2(x).to(weight_dtype(cross.to_q)), text).float()
 
-    h = modulate(block.norm3(x), ffn_shift, ffn_scale, spans).to(block.ffn.net[2].weight.dtype)
+    h = modulate(block.norm3(x), ffn_shift, ffn_scale, spans).to(weight_dtype(block.ffn.net[2]))
     return add_gated(x, block.ffn(h), ffn_gate, spans), own
 
 
