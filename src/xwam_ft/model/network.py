@@ -14,7 +14,7 @@ The transformer is diffusers' `WanTransformer3DModel`: we call its submodules, s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,22 @@ class TextContext:
 
     def of_depth_block(self, index: int) -> Float[Tensor, "b s d"] | KeysValues:
         return self.projected if self.depth_blocks is None else self.depth_blocks[index]
+
+    @staticmethod
+    def batch(contexts: Sequence[TextContext]) -> TextContext:
+        """Encoded instructions of several samples as those of one batch."""
+        if len(contexts) == 1:
+            return contexts[0]
+
+        def joined(parts: Sequence[tuple[KeysValues, ...] | None]) -> tuple[KeysValues, ...] | None:
+            kept = [part for part in parts if part is not None]
+            return tuple(KeysValues(*map(torch.cat, zip(*of, strict=True))) for of in zip(*kept, strict=True)) or None
+
+        return TextContext(
+            torch.cat([context.projected for context in contexts]),
+            joined([context.blocks for context in contexts]),
+            joined([context.depth_blocks for context in contexts]),
+        )
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -280,6 +296,10 @@ class JointNetwork(nn.Module):
         states = _encode(self.proprio_encoder, proprio)
         actions = _encode(self.action_encoder, action)
         return torch.cat([states[:, :1], video.flatten(1, 4), actions, states[:, 1:]], dim=1)
+
+    def rotary_of(self, latents: Tensor, action: Tensor, proprio: Tensor) -> Rotary:
+        """The rotary table of inputs of these shapes; made once and kept."""
+        return self._rotary(self._layout(latents, action, proprio))
 
     def _rotary(self, layout: SequenceLayout) -> Rotary:
         key = (layout, self.device)
