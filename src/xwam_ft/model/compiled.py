@@ -32,9 +32,14 @@ class CompiledForward:
     Args:
         network: runs as it is at each call; weights may change, modules may not.
         backend: of `torch.compile`; "inductor" replays CUDA graphs on a GPU.
+
+    Raises:
+        UserError: no such backend.
     """
 
     def __init__(self, network: JointNetwork, backend: str = INDUCTOR) -> None:
+        if backend not in torch.compiler.list_backends(()):
+            raise UserError(f"{backend!r} is no backend of torch.compile", "compile", f"give True, for {INDUCTOR!r}")
         self.network, self.backend = network, backend
         self._replays = backend == INDUCTOR and network.device.type == "cuda"
         mode = "reduce-overhead" if self._replays else None

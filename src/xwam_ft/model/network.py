@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,9 @@ class JointNetwork(nn.Module):
         """Embedding and block modulation of the three timesteps (held, video, action), in float32."""
         embedder = self.transformer.condition_embedder
         timesteps = torch.stack([torch.zeros_like(t_video), t_video, t_action], dim=1)
-        with torch.autocast(t_video.device.type, enabled=False):
+        kind = t_video.device.type
+        autocasts = torch.amp.is_autocast_available(kind)  # not on meta, where FLOPs are counted
+        with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
             features = sinusoid(timesteps, embedder.timesteps_proj.num_channels)
             hidden = F.silu(linear_float32(embedder.time_embedder.linear_1, features))
             embedding = linear_float32(embedder.time_embedder.linear_2, hidden)
