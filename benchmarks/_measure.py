@@ -59,10 +59,10 @@ def peak_memory(call: Callable[[], object], device: str) -> float | None:
     return torch.cuda.max_memory_allocated() / 1e9
 
 
-def matmul_peak(device: str, repeats: int = 5) -> float:
-    """FLOP/s of a big bfloat16 matrix product on this machine."""
+def matmul_peak(device: str, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of a big matrix product on this machine."""
     side = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / seconds(lambda: a @ b, device, repeats)
 
 

@@ -181,11 +181,7 @@ class _Timed:
         clip_encoded = inside(lambda: slow_ways.all_frames_encoded(self.backbone, frames))
         pairs: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
             ("1 instruction encoded once", request, asked_anew),
-            (
-                "2 one frame a view to the VAE",
-                request,
-                inside(lambda: slow_ways.all_frames_encoded(self.backbone, frames)),
-            ),
+            ("2 one frame a view to the VAE", request, clip_encoded),
             (f"3 depth at the last of {self.rollout}", imagined(), imagined(slow_ways.depth_every_step(network))),
             ("4 text's keys and values once", request, lambda: other.infer_batch([self.inputs], [0])),
             ("5 modulation by token range", request, inside(slow_ways.per_token_modulation)),

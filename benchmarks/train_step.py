@@ -8,7 +8,9 @@ gradient checkpointing is not counted as work.
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -39,24 +41,23 @@ def main(
     batch: Annotated[str, typer.Option(help="clips a micro-batch, separated by commas")] = "1,8,16",
     repeats: Annotated[int, typer.Option(help="timed steps; the median counts")] = 5,
     checkpointing: Annotated[bool, typer.Option(help="recompute activations in the backward pass")] = False,
-    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed, as trainer.precision")] = "bf16-mixed",
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed; default: 32-true on a CPU")] = "",
 ) -> None:
     """Print FLOPs of a training step at 5B, and samples a second, share of the peak and memory by micro-batch."""
     device = pick_device(device)
+    precision = precision or ("bf16-mixed" if device == "cuda" else "32-true")
     size = size or ("5b" if device == "cuda" else "tiny")
     typer.echo(command(__file__, size=size, device=device, batch=batch, repeats=repeats, precision=precision), nl=False)
     typer.echo(" --checkpointing" if checkpointing else "")
     typer.echo(machine(device))
     header = ("form", "trained, M", "forward", "with backward", "ratio")
     print_table("TFLOP of a step at 5B, batch 1, 3 views of 256x320", header, _counted(SIZES["5b"]()))
-    peak = matmul_peak(device)
-    typer.echo(f"\nbfloat16 matrix product of this machine: {peak / 1e12:.2f} TFLOP/s")
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    peak = matmul_peak(device, dtype)
+    typer.echo(f"\n{str(dtype).removeprefix('torch.')} matrix product of this machine: {peak / 1e12:.2f} TFLOP/s")
+    timed = _Timed(SIZES[size](), device, precision, repeats, checkpointing, peak)
     counts = [int(count) for count in batch.split(",")]
-    rows = [
-        row
-        for form in FORMS
-        for row in _timed(form, SIZES[size](), device, counts, repeats, checkpointing, precision, peak)
-    ]
+    rows = [row for form in FORMS for row in timed.rows(form, counts)]
     print_table(f"steps at size {size}", ("form", "batch", "samples/s", "share of peak", "peak GB"), rows)
 
 
@@ -79,12 +80,14 @@ def recipe_of(form: str, size: Size, *, batch: int, checkpointing: bool) -> Reci
         raise
 
 
-def training(form: str, size: Size, device: str, batch: int, *, checkpointing: bool = False) -> TrainingModule | None:
-    """The training module of a form on random weights."""
+def training(
+    form: str, size: Size, device: str, batch: int, *, checkpointing: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> TrainingModule | None:
+    """The training module of a form on random weights, the frozen ones in `dtype`."""
     recipe = recipe_of(form, size, batch=batch, checkpointing=checkpointing)
     if recipe is None:
         return None
-    backbone = random_backbone(size, device, torch.bfloat16, parts=("transformer",))
+    backbone = random_backbone(size, device, dtype, parts=("transformer",))
     with torch.device(device):
         network = trainable_network(backbone, recipe, size.contract).train()
     empty = torch.zeros(size.text_len, size.transformer["text_dim"])
@@ -147,35 +150,43 @@ def _counted(size: Size) -> list[tuple[str | None, ...]]:
     return rows
 
 
-def _timed(
-    form: str,
-    size: Size,
-    device: str,
-    counts: list[int],
-    repeats: int,
-    checkpointing: bool,
-    precision: str,
-    peak: float,
-) -> list[tuple[str | None, ...]]:
-    work = step_flops(form, size)
-    rows: list[tuple[str | None, ...]] = []
-    for count in counts if work is not None else []:
+@dataclass
+class _Timed:
+    """Steps on this machine."""
+
+    size: Size
+    device: str
+    precision: str
+    repeats: int
+    checkpointing: bool
+    peak: float
+
+    def rows(self, form: str, counts: list[int]) -> list[tuple[str | None, ...]]:
+        work = step_flops(form, self.size)
+        if work is None:
+            return [(form, ABSENT, None, None, None)]
+        return [self.row(form, count, work[1]) for count in counts]
+
+    def row(self, form: str, count: int, work: int) -> tuple[str | None, ...]:
         try:
-            module = training(form, size, device, count, checkpointing=checkpointing)
-            assert module is not None
-            step = _step(module, clips(size, count, device), precision)
-            rate = count / seconds(step, device, repeats)
-            memory = peak_memory(step, device)
+            rate, memory = self.measured(form, count)
         except torch.OutOfMemoryError:
-            rows.append((form, str(count), "out of memory", None, None))
-            continue
+            return form, str(count), "out of memory", None, None
         finally:
-            module = step = None
-            if device == "cuda":
+            gc.collect()  # a module and its hooks refer to each other
+            if self.device == "cuda":
                 torch.cuda.empty_cache()
-        share = 100 * rate * work[1] / peak
-        rows.append((form, str(count), f"{rate:.2f}", f"{share:.1f} %", None if memory is None else f"{memory:.1f}"))
-    return rows or [(form, ABSENT, None, None, None)]
+        share = f"{100 * rate * work / self.peak:.1f} %"
+        return form, str(count), f"{rate:.2f}", share, None if memory is None else f"{memory:.1f}"
+
+    def measured(self, form: str, count: int) -> tuple[float, float | None]:
+        """Samples a second, and GB."""
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        options: Any = {"checkpointing": self.checkpointing, "dtype": dtype}
+        module = training(form, self.size, self.device, count, **options)
+        assert module is not None
+        step = _step(module, clips(self.size, count, self.device), self.precision)
+        return count / seconds(step, self.device, self.repeats), peak_memory(step, self.device)
 
 
 def _step(module: TrainingModule, batch: Batch, precision: str) -> Any:
