@@ -9,6 +9,7 @@ Keys and values are [B, heads, tokens, head_dim].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 Module: TypeAlias = Any
 """A diffusers or peft module: their submodules are known by name, not by type."""
 
-
 SHORT = 512
-"""Tokens up to which plain attention is used on a CPU."""
+"""Tokens up to which plain attention is used on a CPU, unless a kernel was chosen."""
 
 
 class KeysValues(NamedTuple):
@@ -130,11 +130,11 @@ def _attend(
     attention: Module, h: Float[Tensor, "b n d"], seen: KeysValues, rotary: Rotary | None = None
 ) -> Float[Tensor, "b n d"]:
     query = _heads(attention, attention.norm_q(attention.to_q(h)), rotary)
-    if query.device.type == "cpu" and query.shape[2] <= SHORT:
+    kernel: SDPBackend | None = getattr(attention, "sdpa_backend", None)  # attention.py
+    if kernel is None and query.device.type == "cpu" and query.shape[2] <= SHORT:
         # torch's fused kernel takes a third of a training step at a hundred tokens: its backward is slow there.
-        with sdpa_kernel(SDPBackend.MATH):
-            out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
-    else:
+        kernel = SDPBackend.MATH
+    with nullcontext() if kernel is None else sdpa_kernel(kernel):
         out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
     return attention.to_out[0](out.transpose(1, 2).flatten(2).to(h.dtype))
 

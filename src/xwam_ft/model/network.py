@@ -13,7 +13,8 @@ The transformer is diffusers' `WanTransformer3DModel`: we call its submodules, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,22 @@ class TextContext:
 
     def of_depth_block(self, index: int) -> Float[Tensor, "b s d"] | KeysValues:
         return self.projected if self.depth_blocks is None else self.depth_blocks[index]
+
+    @staticmethod
+    def batch(contexts: Sequence[TextContext]) -> TextContext:
+        """Encoded instructions of several samples as those of one batch."""
+        if len(contexts) == 1:
+            return contexts[0]
+
+        def joined(parts: Sequence[tuple[KeysValues, ...] | None]) -> tuple[KeysValues, ...] | None:
+            kept = [part for part in parts if part is not None]
+            return tuple(KeysValues(*map(torch.cat, zip(*of, strict=True))) for of in zip(*kept, strict=True)) or None
+
+        return TextContext(
+            torch.cat([context.projected for context in contexts]),
+            joined([context.blocks for context in contexts]),
+            joined([context.depth_blocks for context in contexts]),
+        )
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -259,7 +276,9 @@ class JointNetwork(nn.Module):
         """Embedding and block modulation of the three timesteps (held, video, action), in float32."""
         embedder = self.transformer.condition_embedder
         timesteps = torch.stack([torch.zeros_like(t_video), t_video, t_action], dim=1)
-        with torch.autocast(t_video.device.type, enabled=False):
+        kind = t_video.device.type
+        autocasts = torch.amp.is_autocast_available(kind)  # not on meta, where FLOPs are counted
+        with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
             features = sinusoid(timesteps, embedder.timesteps_proj.num_channels)
             hidden = F.silu(linear_float32(embedder.time_embedder.linear_1, features))
             embedding = linear_float32(embedder.time_embedder.linear_2, hidden)
@@ -275,6 +294,10 @@ class JointNetwork(nn.Module):
         states = _encode(self.proprio_encoder, proprio)
         actions = _encode(self.action_encoder, action)
         return torch.cat([states[:, :1], video.flatten(1, 4), actions, states[:, 1:]], dim=1)
+
+    def rotary_of(self, latents: Tensor, action: Tensor, proprio: Tensor) -> Rotary:
+        """The rotary table of inputs of these shapes; made once and kept."""
+        return self._rotary(self._layout(latents, action, proprio))
 
     def _rotary(self, layout: SequenceLayout) -> Rotary:
         key = (layout, self.device)
