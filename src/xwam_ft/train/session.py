@@ -22,6 +22,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import load_trainable, prepare_for_training, trainable_state
 from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.joint import Layout
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
 from xwam_ft.train.callbacks import Averaging, Clock, Every, MetricLog, Metrics, ProgressBar, Signals, signals_restored
@@ -64,8 +65,12 @@ class Session:
         spec = recipe.backbone
         backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision)
         self.backbone = backbone
-        self.network = trainable_network(backbone, recipe, shard_set.contract)
+        kept: list[str] = []
+        self.network = trainable_network(backbone, recipe, shard_set.contract, kept)
         require_whole_patches(self.network, cache)
+        if self.first_step == 0:
+            for sentence in kept:
+                console.print(f"imported weights: {sentence}", soft_wrap=True)
         self.average = None
         if recipe.optim.ema_decay is not None:
             self.average = AveragedWeights(trainable_state(self.network), recipe.optim.ema_decay)
@@ -224,8 +229,13 @@ class RestoreOptimizer(Callback):
         restore_optimizer(trainer.optimizers[0], names, self.checkpoint.optimizer(), where)
 
 
-def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) -> JointNetwork:
-    """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed."""
+def trainable_network(
+    backbone: Backbone, recipe: Recipe, contract: Contract, report: list[str] | None = None
+) -> JointNetwork:
+    """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed.
+
+    `report` is given sentences that say what was kept of imported X-WAM weights.
+    """
     depth = recipe.model.depth
     config = NetworkConfig(
         num_views=len(contract.cameras),
@@ -234,7 +244,7 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
         actions_per_frame=contract.timing.actions_per_frame,
         depth_blocks=0 if depth.branch == "none" else depth.blocks,
     )
-    network = build_network(backbone, config, recipe.seed)
+    network = build_network(backbone, config, recipe.seed, layout=Layout.of(contract), report=report)
     network.gradient_checkpointing = recipe.model.gradient_checkpointing
     return prepare_for_training(network, recipe.model.lora, depth, train=recipe.model.train, seed=recipe.seed)
 
