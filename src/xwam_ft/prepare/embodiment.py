@@ -141,6 +141,8 @@ class SlotSpec(Section):
             raise ValueError("`expand` is only for `reduce: mean`")
         if self.convention and self.command == "none":
             raise ValueError("`convention` is given and `command: none`: one of them is meant")
+        if self.convention == "xwam_robocasa_raw":
+            raise ValueError("`xwam_robocasa_raw` is for imported weights; recordings are not prepared with it")
         if self.kind == "pose" and self.convention == "absolute":
             raise ValueError("a pose is commanded relative to something; `absolute` is for joints, grippers and bases")
         return self

@@ -22,6 +22,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import load_trainable, prepare_for_training, trainable_state, zero_adapters
 from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.joint import Layout
 from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
@@ -54,9 +55,6 @@ if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
 
 
-logger = logging.getLogger(__name__)
-
-
 class Session:
     """Everything of one call of `train` or `resume` that lives in memory."""
 
@@ -71,8 +69,12 @@ class Session:
             spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
         )
         self.backbone = backbone
-        self.network = trainable_network(backbone, recipe, shard_set.contract)
+        kept: list[str] = []
+        self.network = trainable_network(backbone, recipe, shard_set.contract, kept)
         require_whole_patches(self.network, cache)
+        if self.first_step == 0:
+            for sentence in kept:
+                console.print(f"imported weights: {sentence}", soft_wrap=True)
         self.average = None
         if recipe.optim.ema_decay is not None:
             self.average = AveragedWeights(trainable_state(self.network), recipe.optim.ema_decay)
@@ -242,11 +244,13 @@ class RestoreOptimizer(Callback):
         restore_optimizer(trainer.optimizers[0], names, self.checkpoint.optimizer(), where)
 
 
-def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) -> JointNetwork:
+def trainable_network(
+    backbone: Backbone, recipe: Recipe, contract: Contract, report: list[str] | None = None
+) -> JointNetwork:
     """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed.
 
     A depth branch that the backbone brings is taken over as copies, or where the recipe says `adapter`, as the
-    nearest adapter.
+    nearest adapter. `report` is given sentences that say what was kept of imported X-WAM weights.
 
     Raises:
         UserError: that adapter cannot hold it, or the base is quantised: such blocks can be neither copied nor fitted.
@@ -267,23 +271,21 @@ def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) ->
         depth_blocks=0 if form == "none" else model.depth.blocks,
         depth_shared=form == "adapter" and not brought,
     )
-    network = build_network(backbone, config, recipe.seed)
+    network = build_network(backbone, config, recipe.seed, layout=Layout.of(contract), report=report)
     network.gradient_checkpointing = model.gradient_checkpointing
     copies = share_branch(network) if form == "adapter" and brought else None
     prepare_for_training(network, model.lora, model.depth, train=model.train, seed=recipe.seed)
     if copies is not None:
         worst = max(fit_depth_adapter(network, copies), key=lambda fit: fit.error)
-        message = (
-            "the imported depth branch is held by an adapter: at most %.2g %% of what a layer learned is lost (%s)"
-        )
-        logger.warning(message, 100 * worst.error, worst.name)
+        if report is not None:
+            lost = f"at most {worst.error:.2g} of what a layer learned is lost ({worst.name})"
+            report.append(f"depth branch: held by an adapter, {lost}")
     return network
 
 
 def brings_depth(backbone: Backbone, blocks: int) -> bool:
     """Whether the backbone is an imported X-WAM with a trained depth branch of this many blocks."""
-    joint: Any = getattr(backbone, "joint", None)
-    return joint is not None and joint.config.depth_blocks == blocks
+    return backbone.joint is not None and backbone.joint.config.depth_blocks == blocks
 
 
 def require_whole_patches(network: JointNetwork, cache: LatentCache) -> None:
