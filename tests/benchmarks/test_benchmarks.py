@@ -1,4 +1,4 @@
-"""The benchmark scripts run, their tables have their rows, FLOPs are those of closed forms. Times are not judged."""
+"""The benchmark scripts run, their tables have their rows, and FLOPs are closed forms'; times are not judged."""
 
 from __future__ import annotations
 
