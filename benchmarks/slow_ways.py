@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
@@ -23,9 +24,12 @@ from xwam_ft.model.solver import SHIFT, Solver, flow_grid
 def per_token_modulation() -> Iterator[None]:
     """Shift, scale and gate of every token, [B, L, D] each, in place of three a sample."""
 
+    @lru_cache
+    def times_of(spans: Any, device: torch.device) -> Tensor:
+        return torch.tensor([span.time for span in spans for _ in range(span.start, span.stop)], device=device)
+
     def of_tokens(of_times: Tensor, spans: Any) -> Tensor:
-        times = torch.tensor([span.time for span in spans for _ in range(span.start, span.stop)])
-        return of_times[:, times.to(of_times.device)]
+        return of_times[:, times_of(spans, of_times.device)]
 
     def modulate(x: Tensor, shift: Tensor, scale: Tensor, spans: Any) -> Tensor:
         return x * (1 + of_tokens(scale, spans)) + of_tokens(shift, spans)
@@ -110,7 +114,7 @@ def all_frames_encoded(codec: Any, frames: int) -> Iterator[None]:
     encode = codec.encode_video
 
     def whole(pixels: Tensor) -> Tensor:
-        later = torch.randint(0, 256, (*pixels.shape[:2], frames - 1, *pixels.shape[3:]), dtype=torch.uint8)
+        later = torch.zeros(*pixels.shape[:2], frames - 1, *pixels.shape[3:], dtype=torch.uint8)
         return encode(torch.cat([pixels, later], dim=2))
 
     with mock.patch.object(codec, "encode_video", whole):
