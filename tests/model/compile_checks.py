@@ -12,12 +12,14 @@ import time
 from typing import Any
 
 import torch
-from toy import CONFIG, make_batch, make_transformer, outputs, relative
+from toy import CONFIG, Batch, make_batch, make_transformer, outputs, relative
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.compiled import CompiledForward
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.model.sampler import draw_noise, sample
+
+DEVICE = sys.argv[3] if len(sys.argv) > 3 else "cpu"
 
 
 def small_network() -> JointNetwork:
@@ -26,7 +28,12 @@ def small_network() -> JointNetwork:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    return network
+    return network.to(DEVICE)
+
+
+def small_batch(size: int = 1, seed: int = 0) -> Batch:
+    batch = make_batch(size=size, seed=seed)
+    return Batch(**{name: tensor.to(DEVICE) for name, tensor in vars(batch).items()})
 
 
 def refusal(call: Any) -> str:
@@ -39,7 +46,7 @@ def refusal(call: Any) -> str:
 
 @torch.no_grad()
 def step(backend: str) -> dict[str, Any]:
-    network, batch = small_network(), make_batch(size=1)
+    network, batch = small_network(), small_batch()
     context = network.encode_text(batch.text)
     inputs = batch.latents, batch.action, batch.proprio, context, batch.t_video, batch.t_action
     wanted, ours = outputs(network(*inputs)), outputs(CompiledForward(network, backend)(*inputs))
@@ -58,9 +65,9 @@ def rollouts(backend: str) -> dict[str, Any]:
     forward = CompiledForward(network, backend)
 
     def error(size: int, guidance: float = 0.0) -> float:
-        batch, null = make_batch(size=size), make_batch(size=size, seed=1).text
+        batch, null = small_batch(size), small_batch(size, seed=1).text
         shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
-        noise = draw_noise(*shapes, torch.Generator().manual_seed(0))
+        noise = draw_noise(*shapes, torch.Generator(DEVICE).manual_seed(0))
         conditions = batch.latents[:, :, 0], batch.proprio[:, 0], batch.text
         options: Any = {"noise": noise, "video_steps": 4, "action_steps": 3, "guidance": guidance, "null_text": null}
         options["with_depth"] = backend != "inductor"  # whose C++ takes a compiler most of a minute a graph
@@ -79,12 +86,12 @@ def rollouts(backend: str) -> dict[str, Any]:
 @torch.no_grad()
 def fails(backend: str) -> dict[str, Any]:
     """A machine without a compiler, then a layer that dynamo cannot trace."""
-    network, batch = small_network(), make_batch(size=1)
+    network, batch = small_network(), small_batch()
     compiler = refusal(lambda: batch.run(CompiledForward(network, backend)))
     network.action_encoder[1].register_forward_hook(lambda *_: time.sleep(0))
     return {"compiler": compiler, "break": refusal(lambda: batch.run(CompiledForward(network, "eager")))}
 
 
 if __name__ == "__main__":
-    todo = {"rollouts": rollouts, "fails": fails}.get(sys.argv[-1], step)
+    todo = {"rollouts": rollouts, "fails": fails}.get(sys.argv[2] if len(sys.argv) > 2 else "", step)
     print(json.dumps(todo(sys.argv[1])))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import make_network, outputs, relative
+from toy import make_batch, make_network, outputs, relative
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.attention import SDPA_BACKENDS, choose_attention
@@ -206,3 +206,20 @@ def test_a_step_that_does_not_compile_is_one_sentence(tmp_path: Path) -> None:
         assert "the network's step cannot be compiled here" in sentence
         assert "install a C++ compiler" in sentence
     assert found["compiler"] != found["break"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_no_step_waits_and_a_replayed_graph_gives_the_same() -> None:
+    """torch's own sync check over all steps but the first, which makes tables; then CUDA graphs, in a process."""
+    network, batch = make_network().to("cuda"), make_batch()
+    for tensor in ("latents", "action", "proprio", "text"):
+        setattr(batch, tensor, getattr(batch, tensor).to("cuda"))
+    shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
+    noise = draw_noise(*shapes, torch.Generator("cuda").manual_seed(0))
+    try:
+        rollout(network, batch, noise=noise, progress=lambda *_: torch.cuda.set_sync_debug_mode("error"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = compiled_elsewhere("inductor", "rollouts", "cuda")
+    assert max(found["rollouts"].values()) < 1e-3  # float32 products may be TF32 in one and not in the other
