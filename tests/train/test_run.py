@@ -210,15 +210,17 @@ def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: 
 
 @pytest.mark.parametrize("path", ["sharinka0715/X-WAM", "sharinka0715/X-WAM-RoboCasa"])
 def test_released_weights_are_refused(recipe_file: Path, tmp_path: Path, console: Console, path: str) -> None:
-    with pytest.raises(UserError, match=r"reading released X-WAM weights .* is not supported by this version") as error:
+    with pytest.raises(UserError, match=r"holds X-WAM's own checkpoints, which are imported once") as error:
         training.train(recipe_file, tmp_path / "run", [f"backbone.path={path}"], console)
-    assert "recipes/wan22_5b_lora.yaml" in error.value.fix
+    assert "data_tools/import_xwam.py CKPT OUT --vae-text FOLDER" in error.value.fix
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_released_weights_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
-    (tmp_path / "weights/checkpoints/last.ckpt").mkdir(parents=True)
-    with pytest.raises(UserError, match="reading released X-WAM weights"):
+    states = tmp_path / "weights/checkpoints/last.ckpt/checkpoint/mp_rank_00_model_states.pt"
+    states.parent.mkdir(parents=True)
+    states.touch()
+    with pytest.raises(UserError, match=r"holds weights under the names of .* python data_tools/import_xwam\.py"):
         training.train(recipe_file, tmp_path / "run", [f"backbone.path={tmp_path / 'weights'}"], console)
 
 

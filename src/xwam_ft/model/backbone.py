@@ -254,13 +254,18 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
 def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     if path in (TINY, UNTRAINED):
         return tiny_folder()
-    if needs_import(Path(path)):
+    refuse_unimported(Path(path))
+    return Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+
+
+def refuse_unimported(path: Path) -> None:
+    """Raise a `UserError` naming the import command where a path holds weights in another layout than ours."""
+    if needs_import(path):
         raise UserError(
             "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
             path,
             f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
         )
-    return Path(path) if Path(path).is_dir() else _download(path, parts, revision)
 
 
 def cast_weights(module: Any, dtype: torch.dtype) -> Any:

@@ -90,21 +90,17 @@ def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console
 
 
 def refuse_released_weights(recipe: Recipe) -> None:
-    """Raise a `UserError` where the backbone is a released X-WAM checkpoint, which this version cannot read."""
+    """Raise a `UserError` where the backbone is a checkpoint that was not imported yet, by its hub id or its files."""
+    from xwam_ft.model.backbone import refuse_unimported
+
     path = recipe.backbone.path
-    files = (
-        "checkpoints/last.ckpt",
-        "last.ckpt",
-        "checkpoint/mp_rank_00_model_states.pt",
-        "mp_rank_00_model_states.pt",
-    )
-    deepspeed = path.endswith("mp_rank_00_model_states.pt") or any((Path(path) / name).exists() for name in files)
-    if path.startswith(RELEASED) or deepspeed:
+    if path.startswith(RELEASED) and not Path(path).exists():
         raise UserError(
-            f"reading released X-WAM weights ({path}) is not supported by this version",
+            f"{path} holds X-WAM's own checkpoints, which are imported once before they are trained",
             "backbone.path",
-            "start from the Wan2.2 base with recipes/wan22_5b_lora.yaml",
+            "download one, run python data_tools/import_xwam.py CKPT OUT --vae-text FOLDER, and write OUT here",
         )
+    refuse_unimported(Path(path))
 
 
 def pick_device(recipe: Recipe) -> torch.device:
