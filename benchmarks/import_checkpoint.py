@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Peak memory and time of an import, against a plain copy of the same bytes.
 
-Writes a synthetic checkpoint in X-WAM's DeepSpeed form (float32, random numbers, its own names), imports it in a process
-of its own, and prints that process' peak resident memory beside the size of what it wrote. Nothing is kept.
+Writes a synthetic checkpoint in X-WAM's DeepSpeed form (float32, random numbers, its own names), imports it in a
+process of its own, and prints that process' peak resident memory beside the size of what it wrote. Nothing is kept.
 
     python benchmarks/import_checkpoint.py --gb 1
 """

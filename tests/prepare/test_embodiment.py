@@ -79,6 +79,7 @@ def test_shipped_files_load_and_are_named_as_they_are_called(path: Path) -> None
             "joints without a unit have no pose",
         ),
         ({**POSE, "convention": "absolute"}, "a pose is commanded relative to something"),
+        ({**POSE, "convention": "xwam_robocasa_raw"}, "recordings are not prepared with it"),
         ({"kind": "gripper"}, "`columns` is missing"),
     ],
 )

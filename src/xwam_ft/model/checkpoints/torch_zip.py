@@ -14,7 +14,6 @@ import pickle
 import zipfile
 import zlib
 from collections import OrderedDict
-from io import BufferedIOBase
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -214,7 +213,7 @@ _STORAGES = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: BufferedIOBase) -> None:
+    def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.stand_ins: dict[str, type[_StandIn]] = {}
 
@@ -237,7 +236,7 @@ class _Unpickler(pickle.Unpickler):
         return Storage(record, dtype, numel)
 
 
-def _run(stream: BufferedIOBase, path: Path) -> tuple[Any, tuple[str, ...]]:
+def _run(stream: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
     unpickler = _Unpickler(stream)
     try:
         content = unpickler.load()
