@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -59,12 +59,18 @@ class Options:
 
 @dataclass(frozen=True)
 class _Part:
-    """A folder to write: its configuration and the tensors that go into it."""
+    """A folder to write: its configuration, the tensors that go into it, and those that went into the configuration."""
 
     name: str
     stem: str
     write_config: Callable[[Path], object]
     moves: list[Move]
+    in_config: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def used(self) -> dict[str, str]:
+        """Names in the checkpoint -> names in the folder."""
+        return {**self.in_config, **{move.source: move.target for move in self.moves}}
 
     def write(self, folder: Path, limit: int, where: Path, tick: Tick) -> None:
         (folder / self.name).mkdir()
@@ -105,7 +111,7 @@ def import_checkpoint(
     report = ImportReport(
         str(source),
         [_row(part, checkpoint.where.name) for part in parts],
-        {part.name: {move.source: move.target for move in part.moves} for part in parts},
+        {part.name: part.used for part in parts},
         dict(checkpoint.ignored),
         list(checkpoint.stand_ins),
         notes,
@@ -199,9 +205,11 @@ def _network_parts(
         heads = not name.startswith(("transformer.", "depth_branch."))
         return torch.float32 if heads or precise & set(name.split(".")) else options.dtype
 
+    prefix = "" if next(iter(tensors)) in checkpoint.tensors else NETWORK
+
     def moves(mine: bool) -> list[Move]:
         return [
-            Move(tensors[theirs], theirs, name.removeprefix("transformer."), dtype(name))
+            Move(tensors[theirs], prefix + theirs, name.removeprefix("transformer."), dtype(name))
             for theirs, name in ours.items()
             if name.startswith("transformer.") == mine
         ]
@@ -235,7 +243,8 @@ def _vae_part(tensors: dict[str, Stored], where: Path) -> _Part:
         {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()},
         where,
     )
-    return _Part("vae", "diffusion_pytorch_model", vae.save_config, moves)
+    in_config = {f"{VAE}{name}": f"config.json latents_{name}" for name in statistics}
+    return _Part("vae", "diffusion_pytorch_model", vae.save_config, moves, in_config)
 
 
 def _text_part(tensors: dict[str, Stored], where: Path) -> _Part:
