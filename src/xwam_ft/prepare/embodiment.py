@@ -81,7 +81,6 @@ class TimingSpec(Section):
     frame_skip: PositiveInt
     action_skip: PositiveInt
     clip_frames: PositiveInt = 9
-    fps: PositiveFloat | None = None  # for recordings that do not say it (RLDS)
 
     @model_validator(mode="after")
     def _fits(self) -> TimingSpec:
@@ -241,6 +240,7 @@ class Embodiment(Section):
     """One robot with its cameras, and the timing of what is learned from it."""
 
     name: str
+    fps: PositiveFloat | None = None  # for recordings that do not store their rate
     cameras: Annotated[dict[Name, CameraSpec], Field(min_length=1)]
     image: ImageSpec = ImageSpec()
     timing: TimingSpec
@@ -248,6 +248,13 @@ class Embodiment(Section):
     depth: DepthRange = DepthRange()
     held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
     instruction: str | None = None  # for episodes recorded without one
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _stated(cls, value: Any) -> Any:
+        if value == "TODO":
+            raise ValueError("is still TODO; these recordings do not store it, so write their frames per second")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Embodiment:

@@ -40,6 +40,25 @@ class CameraPlan:
     depth_range: tuple[float, float] | None = None  # its own near and far, metres
 
 
+def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
+    """Frames per second: the recordings' own, else the embodiment's.
+
+    Raises:
+        UserError: neither says it, or they contradict each other.
+    """
+    if info.fps is None:
+        if embodiment.fps is None:
+            raise UserError(
+                f"does not store its frames per second ({info.format})", info.path, f"write `fps: NUMBER` in {where}"
+            )
+        return embodiment.fps
+    if embodiment.fps is not None and embodiment.fps != info.fps:
+        raise UserError(
+            f"is {embodiment.fps:g}, and {info.path} says {info.fps:g}", f"{where}: fps", "leave it out, or mend one"
+        )
+    return info.fps
+
+
 def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
     """The cameras in the contract's order, which is alphabetical (X-WAM's order of views).
 
@@ -135,7 +154,8 @@ def _command(spec: SlotSpec, state_names: tuple[str, ...], info: SourceInfo, pla
             place,
             "write `command: next_state` or `command: none`, or name `command_columns` in full",
         )
-    given = spec.command_columns if spec.command_columns is not None else [plain(name) for name in state_names]
+    elements = [name.split("/", 1)[-1] for name in state_names]  # numbered ones too: action/0 for observation.state/0
+    given = spec.command_columns if spec.command_columns is not None else elements
     names = find_columns(given, pool, f"{place}.command_columns")
     own_form = spec.kind == "pose" and spec.from_ == "recorded"  # its form says how many
     if len(names) != len(state_names) and not own_form and not (spec.reduce and spec.command_columns is not None):

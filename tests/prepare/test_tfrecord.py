@@ -1,0 +1,149 @@
+"""CRC-32C against RFC 3720 and a bit-by-bit computation; records and Examples against protobuf's own encoder."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xwam_ft.prepare.episode import EpisodeError
+from xwam_ft.prepare.sources.crc32c import BLOCK, SHORT, crc32c, masked_crc32c
+from xwam_ft.prepare.sources.tfrecord import Place, check_record, example, records
+
+
+def bit_by_bit(data: bytes) -> int:
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = (state >> 1) ^ (0x82F63B78 if state & 1 else 0)
+    return state ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [  # RFC 3720, B.4, and the usual check value
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+    ],
+)
+def test_published_checksums(data: bytes, expected: int) -> None:
+    assert crc32c(data) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 12_000), st.integers(0, 2**20))
+def test_the_lanes_agree_with_bit_by_bit(length: int, seed: int) -> None:
+    data = np.random.default_rng(seed).bytes(length)
+    assert crc32c(data) == bit_by_bit(data)
+    assert crc32c(memoryview(data)) == crc32c(data)
+
+
+def test_long_data_is_shifted_over_its_blocks() -> None:
+    """Over several blocks: the CRC of a followed by the inverted complement of its CRC is a constant residue."""
+    data = np.random.default_rng(0).bytes(2 * BLOCK + SHORT + 17)
+    assert crc32c(data + struct.pack("<I", crc32c(data))) == 0x48674BC7
+
+
+def encoded(features: dict[str, Any]) -> bytes:
+    """A tf.train.Example by protobuf, its messages described here."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
+    for name, kind in (
+        ("BytesList", field.TYPE_BYTES),
+        ("FloatList", field.TYPE_FLOAT),
+        ("Int64List", field.TYPE_INT64),
+    ):
+        file.message_type.add(name=name).field.add(name="value", number=1, type=kind, label=field.LABEL_REPEATED)
+    feature = file.message_type.add(name="Feature")
+    for number, name in enumerate(("BytesList", "FloatList", "Int64List"), 1):
+        feature.field.add(name=name.lower(), number=number, type=field.TYPE_MESSAGE, type_name=f".t.{name}", label=1)
+    whole = file.message_type.add(name="Features")
+    entry = whole.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=1)
+    entry.field.add(name="value", number=2, type=field.TYPE_MESSAGE, type_name=".t.Feature", label=1)
+    whole.field.add(name="feature", number=1, type=field.TYPE_MESSAGE, type_name=".t.Features.FeatureEntry", label=3)
+    outer = file.message_type.add(name="Example")
+    outer.field.add(name="features", number=1, type=field.TYPE_MESSAGE, type_name=".t.Features", label=1)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    message = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))()
+    for name, values in features.items():
+        kind = (
+            "byteslist"
+            if isinstance(values[0], bytes)
+            else "floatlist"
+            if isinstance(values[0], float)
+            else "int64list"
+        )
+        getattr(message.features.feature[name], kind).value.extend(values)
+    return message.SerializeToString()
+
+
+def framed(data: bytes) -> bytes:
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9),
+    st.lists(st.binary(max_size=200), min_size=1, max_size=5),
+)
+def test_an_example_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, floats: list[float], ints: list[int], items: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("r") / "a.tfrecord"
+    data = encoded({"f": floats, "steps/i": ints, "b": items})
+    path.write_bytes(framed(b"x") + framed(data))
+    places, problem = records(path)
+    assert (len(places), problem) == (2, None)
+    check_record(path, places[1])
+    found = example(path, places[1])
+    assert {name: feature.kind for name, feature in found.items()} == {"f": "float", "steps/i": "int", "b": "bytes"}
+    np.testing.assert_array_equal(found["f"].floats(), np.array(floats))
+    assert found["steps/i"].ints().tolist() == ints
+    assert [bytes(item) for item in found["b"].items()] == items
+
+
+def test_floats_that_are_not_packed_are_read(tmp_path: Path) -> None:
+    """Older writers give each number its own tag."""
+    values = b"".join(b"\x0d" + struct.pack("<f", value) for value in (1.5, -2.0))
+    listed = b"\x12" + bytes([len(values)]) + values
+    entry = b"\x0a\x01f\x12" + bytes([len(listed)]) + listed
+    features = b"\x0a" + bytes([len(entry)]) + entry
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(framed(b"\x0a" + bytes([len(features)]) + features))
+    assert example(path, records(path)[0][0])["f"].floats().tolist() == [1.5, -2.0]
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tfrecord"
+    whole = framed(encoded({"a": [1.0]})) * 2
+    path.write_bytes(whole[:-3])
+    assert records(path) == ([Place(12, len(whole) // 2 - 16)], f"{path} ends in the middle of record 1")
+    path.write_bytes(whole[: len(whole) // 2 + 5])
+    assert "ends in the middle of record 1" in str(records(path)[1])
+    path.write_bytes(b"\x01" + whole[1:])
+    assert "the length of record 0 does not fit its checksum" in str(records(path)[1])
+    path.write_bytes(whole[:15] + bytes([whole[15] ^ 1]) + whole[16:])
+    with pytest.raises(EpisodeError, match="the record at byte 12 does not fit its checksum"):
+        check_record(path, records(path)[0][0])
+    path.write_bytes(framed(b"\x0b\xff\xff"))
+    with pytest.raises(EpisodeError, match=r"the record at byte 12 is not a tf.train.Example"):
+        example(path, records(path)[0][0])
+    path.write_bytes(b"")
+    assert records(path) == ([], None)
