@@ -301,7 +301,7 @@ def _index(paths: tuple[Path, ...]) -> _Recording:
         return _Recording(paths, {}, None, metadata, str(error))
     used = {name: topic for name, topic in topics.items() if messages.is_picture(topic) or messages.is_numbers(topic)}
     broken = next((file.path for file in files if not file.complete), None)
-    cut = f"{broken} ends in the middle: the recorder was stopped before it finished (try `mcap recover`)"
+    cut = f"{broken} ends in the middle: the recorder was stopped, or the file is damaged (try `mcap recover`)"
     problem = None if broken is None else cut
     pictures = {name: topic.times for name, topic in used.items() if messages.is_picture(topic)}
     numbers = {name: topic.times for name, topic in used.items() if name not in pictures}

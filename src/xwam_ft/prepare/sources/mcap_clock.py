@@ -45,20 +45,24 @@ def clock_of(where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.
         commands: topics of `numbers` that hold until the next message, so that only their first one matters.
 
     Raises:
-        EpisodeError: no camera with two pictures, or no time that all topics share.
+        EpisodeError: no camera with two pictures, or none at the times that all topics share.
     """
     cameras = {name: times for name, times in pictures.items() if len(times) > 1 and times[-1] > times[0]}
     if not cameras:
         raise EpisodeError(f"{where} has no topic with two pictures (sensor_msgs Image or CompressedImage)")
     longest = max(int(times[-1] - times[0]) for times in cameras.values())
     lasting = {name: times for name, times in cameras.items() if times[-1] - times[0] >= COVERS * longest}
-    camera = min(lasting, key=lambda name: (rate(lasting[name] * 1e-9), name))
+    # Of cameras that are equally slow, one that shows colours.
+    camera = min(lasting, key=lambda name: (round(rate(lasting[name] * 1e-9), 1), "depth" in name.lower(), name))
     ticks = cameras[camera]
     first, last = int(ticks[0]), int(ticks[-1])
     start, end, late, early = first, last, camera, camera
+    half_step = round(0.5e9 / rate(ticks * 1e-9))
     faults: dict[str, str] = {}
     for name, times in {**pictures, **numbers}.items():
-        begins, ends = int(times[0]), last if name in commands else int(times[-1])
+        # A picture half a step late is the nearest all the same; numbers are not continued beyond what was recorded.
+        slack = half_step if name in pictures else 0
+        begins, ends = int(times[0]) - slack, last if name in commands else int(times[-1]) + slack
         share = (min(ends, last) - max(begins, first)) / (last - first)
         if share < COVERS:
             faults[name] = f"{where}: topic {name} covers {max(share, 0.0):.0%} of camera {camera}"
@@ -67,7 +71,9 @@ def clock_of(where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.
         end, early = min((end, early), (ends, name))
     inside = ticks[(ticks >= start) & (ticks <= end)]
     if len(inside) < 2:
-        raise EpisodeError(f"{where} has no time that all topics share: {late} begins after {early} ends")
+        raise EpisodeError(
+            f"{where} has fewer than two pictures of {camera} between the first of {late} and the last of {early}"
+        )
     notes: list[str] = []
     if cut := int(np.count_nonzero(ticks < start)):
         notes.append(

@@ -185,7 +185,7 @@ def _records(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
     while position + HEAD.size <= size:
         stream.seek(position)
         code, length = _head(stream)
-        if position + HEAD.size + length > size:
+        if code == 0 or position + HEAD.size + length > size:  # 0 is no operation: the file is damaged
             return
         yield code, position + HEAD.size, length
         if code == FOOTER:
