@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xwam_ft.prepare.episode import EpisodeError
-from xwam_ft.prepare.sources.crc32c import BLOCK, SHORT, crc32c, masked_crc32c
+from xwam_ft.prepare.sources.crc32c import BLOCK, SHORT, crc32c
 from xwam_ft.prepare.sources.tfrecord import Place, check_record, example, records
+
+_spec = importlib.util.spec_from_file_location("tf_examples", Path(__file__).with_name("tf_examples.py"))
+assert _spec is not None
+assert _spec.loader is not None
+tf_examples: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tf_examples)
+encoded, framed = tf_examples.encoded, tf_examples.framed
 
 
 def bit_by_bit(data: bytes) -> int:
@@ -52,49 +60,6 @@ def test_long_data_is_shifted_over_its_blocks() -> None:
     """Over several blocks: the CRC of a followed by the inverted complement of its CRC is a constant residue."""
     data = np.random.default_rng(0).bytes(2 * BLOCK + SHORT + 17)
     assert crc32c(data + struct.pack("<I", crc32c(data))) == 0x48674BC7
-
-
-def encoded(features: dict[str, Any]) -> bytes:
-    """A tf.train.Example by protobuf, its messages described here."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
-    for name, kind in (
-        ("BytesList", field.TYPE_BYTES),
-        ("FloatList", field.TYPE_FLOAT),
-        ("Int64List", field.TYPE_INT64),
-    ):
-        file.message_type.add(name=name).field.add(name="value", number=1, type=kind, label=field.LABEL_REPEATED)
-    feature = file.message_type.add(name="Feature")
-    for number, name in enumerate(("BytesList", "FloatList", "Int64List"), 1):
-        feature.field.add(name=name.lower(), number=number, type=field.TYPE_MESSAGE, type_name=f".t.{name}", label=1)
-    whole = file.message_type.add(name="Features")
-    entry = whole.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=1)
-    entry.field.add(name="value", number=2, type=field.TYPE_MESSAGE, type_name=".t.Feature", label=1)
-    whole.field.add(name="feature", number=1, type=field.TYPE_MESSAGE, type_name=".t.Features.FeatureEntry", label=3)
-    outer = file.message_type.add(name="Example")
-    outer.field.add(name="features", number=1, type=field.TYPE_MESSAGE, type_name=".t.Features", label=1)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    message = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))()
-    for name, values in features.items():
-        kind = (
-            "byteslist"
-            if isinstance(values[0], bytes)
-            else "floatlist"
-            if isinstance(values[0], float)
-            else "int64list"
-        )
-        getattr(message.features.feature[name], kind).value.extend(values)
-    return message.SerializeToString()
-
-
-def framed(data: bytes) -> bytes:
-    length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 @settings(max_examples=25, deadline=None)

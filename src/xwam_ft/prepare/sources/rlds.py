@@ -210,16 +210,16 @@ class Rlds(Source):
         )
 
     def _length(self, path: Path, features: dict[str, Feature]) -> int:
-        """Steps of an episode, by its shortest list of numbers."""
+        """Steps of an episode: its pictures, else its texts, else by its shortest list of numbers."""
         of_step = [field for field in self.fields if field.of_step and field.key in features]
+        for kind in ("picture", "text"):
+            if counts := [len(features[field.key].items()) for field in of_step if field.kind == kind]:
+                return max(counts)
         numbers = [field for field in of_step if field.kind == "numbers" and field.encoding == "none"]
-        if numbers:
-            field = min(numbers, key=lambda field: len(features[field.key].body))
-            return len(field.read(features[field.key])) // field.width
-        counted = [len(features[field.key].items()) for field in of_step]
-        if not counted:
+        if not numbers:
             raise EpisodeError(f"{path}: a record holds none of the features {listed(f.key for f in self.fields)}")
-        return min(counted)
+        field = min(numbers, key=lambda field: len(features[field.key].body))
+        return len(field.read(features[field.key])) // field.width
 
     def _instructions(self, features: dict[str, Feature]) -> tuple[str, ...]:
         for field in self.fields:
