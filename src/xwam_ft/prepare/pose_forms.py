@@ -95,7 +95,8 @@ def _turn(numbers: np.ndarray, form: str, what: str) -> Rotation:
 
 def _from_matrix(matrix: np.ndarray, what: str, form: str) -> Rotation:
     off = np.abs(matrix @ matrix.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
-    _refuse((off > SLACK) | (np.linalg.det(matrix) < 0), what, f"is no rotation matrix as {form}")
+    mirrored = np.asarray(np.linalg.det(matrix) < 0)
+    _refuse(np.asarray(off > SLACK) | mirrored, what, f"is no rotation matrix as {form}")
     return Rotation.from_matrix(matrix)
 
 

@@ -114,8 +114,9 @@ def topics_of(files: list[FileIndex]) -> dict[str, Topic]:
             if channel is None:
                 continue
             schema = file.schemas.get(channel.schema_id)
-            described = ("", "", b"") if schema is None else (schema.name, schema.encoding, schema.data)
-            kind = (channel.message_encoding, *described)
+            kind: tuple[str, str, str, bytes] = (channel.message_encoding, "", "", b"")
+            if schema is not None:
+                kind = (channel.message_encoding, schema.name, schema.encoding, schema.data)
             if kinds.setdefault(channel.topic, kind) != kind:
                 raise EpisodeError(f"{file.path}: topic {channel.topic} has messages of two kinds")
             table = np.concatenate(rows)
@@ -138,6 +139,7 @@ def read_messages(paths: tuple[Path, ...], places: Int[ndarray, "n 3"]) -> Itera
     for number, chunk, offset in places.tolist():
         path = paths[number]
         data: bytes | None = None
+        length = 0
         if chunk == UNCHUNKED:
             with path.open("rb") as stream:
                 stream.seek(offset)
