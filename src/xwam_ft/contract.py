@@ -111,7 +111,8 @@ class Slot(Part):
     """One named quantity of the robot.
 
     `columns` are the numbers the robot reports for it and, transformed, give the state: as they are (`identity`),
-    through the kinematic chain (`forward_kinematics`: joints in, pose out), or averaged (`mean`).
+    through the kinematic chain (`forward_kinematics`: joints in, pose out), or reduced to one number: their `mean`,
+    their `max`, or the `norm`, the root of the sum of their squares.
     """
 
     name: Name
@@ -120,16 +121,21 @@ class Slot(Part):
     elements: tuple[str, ...]  # names of the state's numbers
     units: tuple[str, ...]  # of the state: m, rad, 1 (no unit); the command's where `command_units` is None
     command_units: tuple[str, ...] | None = None
-    transform: Literal["identity", "forward_kinematics", "mean"] = "identity"
+    transform: Literal["identity", "forward_kinematics", "mean", "max", "norm"] = "identity"
     chain: Chain | None = None
     frame: str | None = None  # pose: the base frame it is expressed in
     convention: Convention | None = None  # None: observed, never commanded
     command_from: Literal["recorded", "next_state"] = "recorded"
-    expand: Literal["equal"] | None = None  # mean: a command is sent to every column alike
+    expand: Literal["equal"] | None = None  # reduced columns: all are sent the same number
     gripper_open: float | None = None  # the state's value when fully open, and closed: its sense
     gripper_closed: float | None = None
     present: bool = True  # False: an arm the model knows and this robot lacks; zeros, mask 0
     limits: Limits | None = None
+
+    @property
+    def reduced(self) -> bool:
+        """Several columns make one number."""
+        return self.transform in ("mean", "max", "norm")
 
     @property
     def state_width(self) -> int:
@@ -174,10 +180,12 @@ class Slot(Part):
             raise ValueError("`chain` and transform `forward_kinematics` belong together")
         if self.transform == "identity" and len(self.columns) != self.state_width:
             raise ValueError(f"{len(self.columns)} columns for {self.state_width} elements")
-        if self.transform == "mean" and self.state_width != 1:
-            raise ValueError("a mean of columns is one number")
-        if self.transform == "mean" and self.commanded and self.expand is None:
-            raise ValueError("a mean of columns cannot be commanded unless `expand` says how it goes back to them")
+        if self.reduced and self.state_width != 1:
+            raise ValueError(f"a {self.transform} of columns is one number")
+        if self.reduced and self.commanded and self.expand is None:
+            raise ValueError(
+                f"a {self.transform} of columns cannot be commanded unless `expand` says how it goes back to them"
+            )
         if self.limits is not None:
             expected = self.command_width if self.for_controller else 3 if self.kind == "pose" else self.state_width
             if len(self.limits.low) != expected or len(self.limits.high) != expected:

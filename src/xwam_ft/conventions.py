@@ -154,6 +154,27 @@ def pose_apply(difference: Float[ndarray, "n 6"], reference: Float[ndarray, "n 7
     return np.concatenate([reference[:, :3] + difference[:, :3], quaternion], axis=1)
 
 
+def pose_compose(
+    poses: Float[ndarray, "n 7"], changes: Float[ndarray, "n 7"], *, along: bool, tool: bool
+) -> Float[ndarray, "n 7"]:
+    """Poses after recorded changes, each written as a pose (dp, dR).
+
+    Args:
+        along: a change adds to the pose the last one gave, from `poses[0]` on; else to `poses` at its own row.
+        tool: dp and dR are in the frame of the pose they change (p + R dp, R dR); else in the base (p + dp, dR R).
+    """
+    changed: list[np.ndarray] = []
+    before = poses[:1]
+    for pose, change in zip(poses, changes, strict=True):
+        before = before if along else pose[None]
+        turn, more = _rotation(before), _rotation(change[None])
+        position = before[:, :3] + (turn.apply(change[None, :3]) if tool else change[:3])
+        quaternion = (turn * more if tool else more * turn).as_quat(scalar_first=True)
+        before = np.concatenate([position, canonical_quaternion(quaternion)], axis=1)
+        changed.append(before[0])
+    return np.stack(changed)
+
+
 def _convert(
     contract: Contract, values: np.ndarray, state: np.ndarray, states: np.ndarray | None, *, encode: bool
 ) -> np.ndarray:

@@ -28,6 +28,7 @@ def check_files(episode: Episode, cameras: list[CameraPlan], timing: Timing, *, 
     used = [camera.source for camera in cameras]
     used += [camera.depth.source for camera in cameras if depth and camera.depth is not None]
     paths = {str(view.path) for name, view in episode.views.items() if name not in used}
+    paths -= {str(view.path) for name, view in episode.views.items() if name in used}  # one file may hold all cameras
     for problem in episode.problems:
         if not any(path in problem for path in paths):  # a fault of a camera that nobody asked for is none
             raise EpisodeError(problem)
@@ -68,6 +69,8 @@ def check_table(episode: Episode, table: Table, plans: list[SlotPlan]) -> None:
             for name in reading.columns if reading else ():
                 if name not in table.columns:
                     raise EpisodeError(f"column {name!r} of slot {plan.slot.name!r} was not recorded")
+                if name in table.problems:
+                    raise EpisodeError(table.problems[name])
                 bad = np.flatnonzero(~np.isfinite(table.columns[name]))
                 if len(bad):
                     raise EpisodeError(

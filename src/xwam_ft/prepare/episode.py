@@ -120,6 +120,7 @@ class Table:
     timestamps: Float[ndarray, " f"] | None
     task_index: ndarray | None  # [F] integers
     success: bool | None = None
+    problems: dict[str, str] = field(default_factory=dict[str, str])  # column -> why it cannot be used
 
 
 class TableHandle(Protocol):

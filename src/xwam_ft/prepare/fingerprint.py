@@ -30,8 +30,12 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
     parts: list[Any] = [FORMAT, spec.model_dump(mode="json"), plan.spec, plan.code.model_dump(mode="json")]
     if jobs:
         parts.append([slot.slot.model_dump(mode="json") for slot in jobs[0].slots])
+        if any(slot.calibration for slot in spec.slots.values()):  # what the calibration file said
+            readings = [reading for slot in jobs[0].slots for reading in (slot.state, slot.command) if reading]
+            parts.append([[reading.scale, reading.offset] for reading in readings])
     for raw in raws:
-        files = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
+        inside = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
+        files = [raw] if raw.is_file() else inside  # one HDF5 file may be a dataset
         parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])
         parts.append([sha256(path) for path in files if path.is_relative_to(raw / "meta")])
     if plan.spec == "tiny":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
 PRETRAINED_CLIP = 9
+UNKNOWN_RATE = 10.0  # what the proposal reckons with where none is stored
 ACTIONS_PER_FRAME = 4
 TABLES_READ = 20  # episodes whose numbers are looked at
 HAND = re.compile(r"grip|hand|finger|jaw", re.IGNORECASE)
@@ -59,7 +60,7 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     source = open_source(raw)
     info, episodes = source.info, source.episodes()
     lengths = np.array([max(episode.length, 0) for episode in episodes])
-    proposal = propose_timing(info.fps, lengths)
+    proposal = propose_timing(info.fps or UNKNOWN_RATE, lengths)
     tables, problems = _read_tables(episodes)
     columns = summarise(info, tables)
     if write is not None:  # before anything is printed, so that a reader who stops reading still gets the file
@@ -141,9 +142,10 @@ def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProp
     groups = _groups(states)
     mounts = [name for name, kind in groups if kind == "pose"]
     lines = [
-        f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Units are never guessed: replace",
+        f"# Starter for {raw.name} ({info.format}, {info.robot}, {_rate(info)}). Units are never guessed: replace",
         "# every TODO. Examples of finished files are in recipes/embodiments/.",
         f"name: {_slug(info.robot if info.robot != 'unknown' else raw.name)}",
+        *([] if info.fps else ["fps: TODO  # the recordings do not store it"]),
         "",
         "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",
     ]
@@ -213,15 +215,18 @@ def _read_tables(episodes: list[Episode]) -> tuple[list[Table], list[str]]:
 
 
 def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
-    seconds = lengths / info.fps
+    seconds = lengths / (info.fps or np.nan)
     low, middle, high = np.quantile(seconds, [0.05, 0.5, 0.95])
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
     table = RichTable(title=_plain(str(info.path)), show_header=False)
     table.add_row("format", info.format)
     table.add_row("robot", _plain(info.robot))
     table.add_row("episodes", str(len(episodes)))
-    table.add_row("frames", f"{int(lengths.sum())} at {info.fps:g} fps, {seconds.sum() / 60:.1f} min")
-    table.add_row("an episode", f"{middle:.1f} s (5 %: {low:.1f} s, 95 %: {high:.1f} s)")
+    if info.fps:
+        table.add_row("frames", f"{int(lengths.sum())} at {info.fps:g} fps, {seconds.sum() / 60:.1f} min")
+        table.add_row("an episode", f"{middle:.1f} s (5 %: {low:.1f} s, 95 %: {high:.1f} s)")
+    else:
+        table.add_row("frames", f"{int(lengths.sum())}, {_rate(info)}; state `fps` in the embodiment file")
     table.add_row(
         "instructions",
         _plain("\n".join(texts[:8]) or "none") + (f"\nand {len(texts) - 8} more" if len(texts) > 8 else ""),
@@ -240,7 +245,7 @@ def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) 
                 if view is not None and view.path.is_file():
                     height, width = view.size()
                     size, codec = f"{width} x {height}", view.codec()
-                    rate = f"{media.probe(view.path).fps:g}" if isinstance(view, VideoView) else f"{info.fps:g}"
+                    rate = f"{media.probe(view.path).fps:g}" if isinstance(view, VideoView) else f"{info.fps or 0:g}"
                     break
             except (UserError, EpisodeError):
                 continue
@@ -256,6 +261,10 @@ def _print_columns(columns: list[ColumnSummary], read: int, console: Console) ->
         note = f"{column.guess}" + (f", {column.missing} missing" if column.missing else "")
         table.add_row(_plain(column.name), f"{column.low:.4g}", f"{column.high:.4g}", note)
     console.print(table)
+
+
+def _rate(info: SourceInfo) -> str:
+    return f"{info.fps:g} fps" if info.fps else "rate not stored"
 
 
 def _plain(text: str) -> str:

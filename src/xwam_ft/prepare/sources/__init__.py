@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +25,7 @@ class CameraInfo:
 class SourceInfo:
     path: Path
     format: str  # "LeRobot v3.0"
-    fps: float
+    fps: float | None  # None: the format does not store it, so the embodiment file must
     robot: str
     cameras: dict[str, CameraInfo]  # by feature name
     columns: tuple[str, ...]  # every number column, full names, in recorded order
@@ -64,10 +65,14 @@ def open_source(path: Path) -> Source:
         from xwam_ft.prepare.sources.lerobot import open_lerobot
 
         return open_lerobot(path)
+    for name in ("mcap", "rlds"):
+        reader = import_module(f"{__name__}.{name}")
+        if reader.detect(path):
+            return reader.read(path)
     nested = sorted(found.parent.parent for found in path.glob("*/meta/info.json")) if path.is_dir() else []
     hint = f"; datasets are in it: give {nested[0]}" if nested else ""
     raise UserError(
-        f"is not a dataset xwam-ft can read (no meta/info.json, which LeRobot v2.1 and v3.0 have){hint}",
+        f"is not a dataset xwam-ft can read (no meta/info.json of LeRobot, no .mcap, no .tfrecord){hint}",
         path,
-        "give the folder that holds meta/, data/ and videos/",
+        "give the folder that holds meta/, data/ and videos/, or the one with the recordings",
     )

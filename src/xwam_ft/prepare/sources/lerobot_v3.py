@@ -132,7 +132,7 @@ class LeRobotV3(Source):
                     problems.append(f"{file} is listed in meta and not there")
                     continue
                 recorded = row.get(f"videos/{key}/from_timestamp")
-                expected = None if recorded is None else round(float(recorded) * self.info_.fps)
+                expected = None if recorded is None else round(float(recorded) * float(self.meta["fps"]))
                 if expected is not None and abs(expected - first) > DRIFT:
                     problems.append(
                         f"{file}: from_timestamp {recorded} puts the episode at frame {expected}, "
