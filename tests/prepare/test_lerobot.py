@@ -12,7 +12,7 @@ import pytest
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.episode import EpisodeError
 from xwam_ft.prepare.sources import open_source
-from xwam_ft.prepare.sources.lerobot import flat_names
+from xwam_ft.prepare.sources.lerobot_meta import flat_names
 
 
 def edit_info(root: Path, **changes: Any) -> None:

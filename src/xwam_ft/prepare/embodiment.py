@@ -43,9 +43,13 @@ class DepthRange(Section):
 
 
 class CameraSpec(Section):
-    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there."""
+    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there.
+
+    `channels: bgr`: the recordings have red and blue the wrong way round (RGB given to cv2.imencode); they are swapped.
+    """
 
     source: str
+    channels: Literal["rgb", "bgr"] = "rgb"
     kind: Literal["static", "wrist"] | None = None
     intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy at source resolution
     pose: Matrix4 | None = None
@@ -171,6 +175,7 @@ class Embodiment(Section):
     """One robot with its cameras, and the timing of what is learned from it."""
 
     name: str
+    fps: PositiveFloat | None = None  # for recordings that do not store their rate
     cameras: Annotated[dict[Name, CameraSpec], Field(min_length=1)]
     image: ImageSpec = ImageSpec()
     timing: TimingSpec
@@ -178,6 +183,13 @@ class Embodiment(Section):
     depth: DepthRange = DepthRange()
     held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
     instruction: str | None = None  # for episodes recorded without one
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _stated(cls, value: Any) -> Any:
+        if value == "TODO":
+            raise ValueError("is still TODO; these recordings do not store it, so write their frames per second")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Embodiment:

@@ -61,6 +61,26 @@ class CameraPlan:
     source: str  # feature name
     depth: DepthVideo | None
     depth_range: tuple[float, float] | None = None  # its own near and far, metres
+    swap: bool = False  # red and blue are recorded the wrong way round
+
+
+def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
+    """Frames per second: the recordings' own, else the embodiment's.
+
+    Raises:
+        UserError: neither says it, or they contradict each other.
+    """
+    if info.fps is None:
+        if embodiment.fps is None:
+            raise UserError(
+                f"does not store its frames per second ({info.format})", info.path, f"write `fps: NUMBER` in {where}"
+            )
+        return embodiment.fps
+    if embodiment.fps is not None and embodiment.fps != info.fps:
+        raise UserError(
+            f"is {embodiment.fps:g}, and {info.path} says {info.fps:g}", f"{where}: fps", "leave it out, or mend one"
+        )
+    return info.fps
 
 
 def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
@@ -77,7 +97,8 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
             found = _feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
             depth = DepthVideo(source=found, unit=depth.unit)
         span = spec.depth_range
-        plans.append(CameraPlan(name, source, depth, None if span is None else (span.near, span.far)))
+        near_far = None if span is None else (span.near, span.far)
+        plans.append(CameraPlan(name, source, depth, near_far, spec.channels == "bgr"))
     return plans
 
 
