@@ -26,7 +26,7 @@ import numpy as np
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
-from xwam_ft.prepare.episode import Episode, EpisodeError, Table, View
+from xwam_ft.prepare.episode import Episode, EpisodeError, Table, VideoView, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
 from xwam_ft.prepare.sources.lerobot_meta import read_calibration
 from xwam_ft.prepare.sources.views import ARRAYS, VIDEOS, find_view, natural, picture_files
@@ -107,8 +107,7 @@ class PlainFolder(Source):
                 found = find_view(path, 0, length, whole=True)
                 if isinstance(found, str):
                     problems.append(found)
-                else:
-                    views[camera] = found
+                views[camera] = VideoView(path, 0, length) if isinstance(found, str) else found
         except EpisodeError as error:
             problems.append(str(error))
         spoken = folder / "instruction.txt"

@@ -54,14 +54,14 @@ class HDF5Pictures:
     def size(self) -> tuple[int, int]:
         first = self._rows([0])[0]
         if first.ndim < 2:
-            picture = open_picture(first.tobytes(), self._name)
+            picture = open_picture(first.tobytes(), f"{self._name} frame 0")
             return picture.height, picture.width
         return _channels_last(first).shape[:2]
 
     def codec(self) -> str:
         first = self._rows([0])[0]
         if first.ndim < 2:
-            return str(open_picture(first.tobytes(), self._name).format).lower()
+            return str(open_picture(first.tobytes(), f"{self._name} frame 0").format).lower()
         return str(first.dtype)
 
     def read_rgb(self, rows: Sequence[int]) -> UInt8[ndarray, "n h w 3"]:

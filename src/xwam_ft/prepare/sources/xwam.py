@@ -139,7 +139,8 @@ class XWAMSet(Source):
                     found = self._view(view, key, length, file, name)
                     if isinstance(found, str):
                         problems.append(found)
-                    elif found is not None:
+                        found = VideoView(self.path / str(view.get(key)), 0, length)  # that it was recorded is known
+                    if found is not None:
                         views[feature] = found
         except EpisodeError as error:
             problems.append(str(error))
@@ -180,6 +181,8 @@ def _number(name: str) -> int:
 @functools.lru_cache(maxsize=4)
 def _load(path: Path) -> dict[str, Any]:
     """An episode's file with what every reader of it needs."""
+    if not path.is_file():
+        raise EpisodeError(f"{path} holds no file of this episode")
     try:
         tree = read_json(path)
     except UserError as error:
