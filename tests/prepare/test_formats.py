@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def nearest(picture: np.ndarray, recorded: np.ndarray) -> int:
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_reader_gives_what_was_written_to_a_synthesised(name: str, tmp_path: Path, short: Any) -> None:
     source = open_source(WRITERS[name](tmp_path / name, short))
-    episodes = source.episodes()
+    episodes = pickle.loads(pickle.dumps(source.episodes()))  # they are sent to worker processes
     assert [episode.length for episode in episodes] == [12, 11]
     assert source.info.fps == (None if name in ("aloha", "aloha_jpeg", "robotwin", "robomind") else 10)
     for number, episode in enumerate(episodes):
@@ -177,7 +178,13 @@ def test_the_cameras_of_a_synthesised_robotwin_set_are_calibrated(tmp_path: Path
 
 @pytest.mark.parametrize("rotation", ["rotvec", "flat", "matrix"])
 def test_all_forms_of_rotation_of_xwams_layout_are_one(rotation: str, tmp_path: Path, short: Any) -> None:
-    table = open_source(write_xwam(tmp_path / "set", short, rotation=rotation)).episodes()[1].table.read()
+    raw = write_xwam(tmp_path / "set", short, rotation=rotation)
+    (raw / "meta").mkdir()
+    (raw / "meta" / "calibration.json").write_text('{"cameras": {"front": {"intrinsics": [40, 41, 24, 16]}}}')
+    source = open_source(raw)
+    calibrated = source.info.calibration["observation.images.front"]
+    assert calibrated == {"kind": "static", "intrinsics": [40, 41, 24, 16]}
+    table = source.episodes()[1].table.read()
     turned = np.stack([table.columns[f"observation.state/left_{axis}"] for axis in ("qw", "qx", "qy", "qz")], axis=1)
     expected = Rotation.from_rotvec(poses(short, 1)[1])
     assert (Rotation.from_quat(turned, scalar_first=True) * expected.inv()).magnitude().max() < 1e-9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,12 @@ WHOLE: list[tuple[str, Any, Break, str]] = [
         write_xwam,
         edit_json(EP1, lambda tree: tree["observations"]["front"].update(fps=30)),
         "episode_000001.json: was recorded at 30 fps, others at 10",
+    ),
+    (
+        "xwam_twice",
+        write_xwam,
+        lambda root: shutil.copytree(root / "data" / "chunk-000", root / "data" / "chunk-001"),
+        "chunk-000/episode_000000.json: has the number of .*chunk-001/episode_000000.json",
     ),
     ("folder_fps", write_folder, write("recording.json", '{"fps": "fast"}'), "recording.json: fps is 'fast'"),
     ("lerobot_shape", "v21", edit_json("meta/info.json", lambda t: t["features"].update(x=3)), "feature 'x' is 3"),

@@ -56,11 +56,9 @@ def read(path: Path) -> Source:
 class XWAMTable:
     path: Path
     length: int
-    columns: tuple[str, ...]
 
     def read(self) -> Table:
-        found = _numbers(_load(self.path), self.path, self.length)
-        return Table(found, None, None)
+        return Table(_numbers(_load(self.path), self.path, self.length), None, None)
 
 
 class XWAMSet(Source):
@@ -72,7 +70,16 @@ class XWAMSet(Source):
             raise UserError("is no table of episodes and their frames", where, "restore it: {EPISODE: FRAMES}")
         files = sorted(path.glob("data/chunk-*/episode_*.json"), key=lambda file: natural(file.name))
         self.files = {_number(file.stem): file for file in files}
-        self.listing = {_number(str(name)): frames for name, frames in listing.items()}
+        if twice := [file for file in files if self.files[_number(file.stem)] != file]:
+            raise UserError(
+                f"has the number of {self.files[_number(twice[0].stem)]}",
+                twice[0],
+                "number the episodes over all chunks",
+            )
+        self.listing = {_number(Path(str(name)).stem): frames for name, frames in listing.items()}
+        self.rates: dict[float, Path] = {}
+        self.kinds: dict[str, dict[str, Any]] = {}
+        self.columns: dict[str, None] = {}
         self._episodes = [self._episode(index) for index in sorted({*self.files, *self.listing})]
         self._info = self._describe()
 
@@ -84,36 +91,28 @@ class XWAMSet(Source):
         return self._episodes
 
     def _describe(self) -> SourceInfo:
-        rates: dict[float, Path] = {}
-        cameras: dict[str, CameraInfo] = {}
-        columns: dict[str, None] = {}
-        kinds: dict[str, dict[str, Any]] = {}
-        for index, episode in zip(sorted({*self.files, *self.listing}), self._episodes, strict=True):
-            if episode.problems and not episode.views:
-                continue
-            tree = _load(self.files[index])
-            cameras |= {name: CameraInfo(name, name.endswith("_depth")) for name in episode.views}
-            columns |= dict.fromkeys(episode.table.columns)  # pyright: ignore[reportAttributeAccessIssue]
-            for name, view in tree["observations"].items():
-                kinds[CAMERA + name] = {"kind": "wrist" if view.get("type") == "dynamic" else "static"}
-                if isinstance(view.get("fps"), int | float) and view["fps"] > 0:
-                    rates.setdefault(float(view["fps"]), self.files[index])
-        if not cameras and not columns:
+        cameras = sorted({name for episode in self._episodes for name in episode.views})
+        if not self.columns:
+            problem = next((text for episode in self._episodes for text in episode.problems), "metadata.json is empty")
+            raise UserError(f"holds no episode that can be read ({problem})", self.path, "restore the files")
+        if len(self.rates) > 1:
+            one, other = list(self.rates)[:2]
             raise UserError(
-                f"holds no episode that can be read ({self._episodes[0].problems[0]})", self.path, "restore the files"
+                f"was recorded at {other:g} fps, others at {one:g}", self.rates[other], "prepare them apart"
             )
-        if len(rates) > 1:
-            (one, _), (other, file) = list(rates.items())[:2]
-            raise UserError(f"was recorded at {other:g} fps, others at {one:g}", file, "prepare them apart")
         calibration = read_calibration(self.path)
+
+        def known(feature: str) -> dict[str, Any]:
+            return calibration.get(feature, calibration.get(feature.removeprefix(CAMERA), {}))
+
         return SourceInfo(
             path=self.path,
             format="X-WAM",
-            fps=next(iter(rates), None),
+            fps=next(iter(self.rates), None),
             robot="unknown",
-            cameras=dict(sorted(cameras.items())),
-            columns=tuple(columns),
-            calibration={name: {**kind, **calibration.get(name, {})} for name, kind in kinds.items()} | calibration,
+            cameras={name: CameraInfo(name, name.endswith("_depth")) for name in cameras},
+            columns=tuple(self.columns),
+            calibration=calibration | {name: {**kind, **known(name)} for name, kind in self.kinds.items()},
         )
 
     def _episode(self, index: int) -> Episode:
@@ -121,7 +120,7 @@ class XWAMSet(Source):
         frames = self.listing.get(index)
         views: dict[str, View] = {}
         problems: list[str] = []
-        length, columns, instructions = 0, (), ()
+        length, instructions = 0, ()
         try:
             if index not in self.files:
                 raise EpisodeError(f"episode {index} is listed in {self.path / 'metadata.json'} and has no file")
@@ -131,10 +130,13 @@ class XWAMSet(Source):
                 problems.append(f"{file} is not listed in {self.path / 'metadata.json'}")
             elif frames != length:
                 problems.append(f"{file} has {length} frames, {self.path / 'metadata.json'} says {frames}")
-            columns = tuple(_numbers(tree, file, length))
+            self.columns |= dict.fromkeys(_numbers(tree, file, length))
             texts = tree.get("instructions") or ()
             instructions = tuple(map(str, [texts] if isinstance(texts, str) else texts))
             for name, view in tree["observations"].items():
+                self.kinds[CAMERA + name] = {"kind": "wrist" if view.get("type") == "dynamic" else "static"}
+                if isinstance(view.get("fps"), int | float) and view["fps"] > 0:
+                    self.rates.setdefault(float(view["fps"]), file)
                 for key, feature in (("rgb_path", CAMERA + name), ("depth_path", f"{CAMERA}{name}_depth")):
                     found = self._view(view, key, length, file, name)
                     if isinstance(found, str):
@@ -149,7 +151,7 @@ class XWAMSet(Source):
             index=index,
             length=length,
             views=views,
-            table=XWAMTable(file, length, columns),
+            table=XWAMTable(file, length),
             instructions=instructions,
             problems=tuple(problems),
         )
