@@ -146,8 +146,8 @@ def test_formats_mix_where_their_columns_have_the_same_names(tmp_path: Path, sho
     np.testing.assert_array_equal(one.proprio, two.proprio)
     np.testing.assert_array_equal(one.action, two.action)
     # The same numbers under other names would give the policy other columns to ask the robot for.
-    text = lerobot.embodiment.replace("[j1, j2]", "observation.state[0:2], command: next_state")
-    embodiment.write_text(text.replace("[grip]", "observation.state[2:3], command: next_state"))
+    text = lerobot.embodiment.replace("[j1, j2]", "'observation.state[0:2]', command: next_state")
+    embodiment.write_text(text.replace("[grip]", "'observation.state[2:3]', command: next_state"))
     raws = [raws[1], lerobot.v21(tmp_path / "unnamed", short, names=["only", "two"])]
     with pytest.raises(UserError, match=r"unnamed: has other columns for slot 'arm' \(observation.state/0, .*j1, j2"):
         pipeline.prepare(raws, tmp_path / "other", depth="none", **options)

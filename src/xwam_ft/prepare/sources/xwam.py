@@ -68,7 +68,7 @@ class XWAMSet(Source):
         listing = read_json(where)
         if not isinstance(listing, dict) or not all(isinstance(frames, int) for frames in listing.values()):
             raise UserError("is no table of episodes and their frames", where, "restore it: {EPISODE: FRAMES}")
-        files = sorted(path.glob("data/chunk-*/episode_*.json"), key=lambda file: natural(file.name))
+        files = sorted(path.glob("data/chunk-*/episode_*.json"), key=lambda file: natural(str(file)))
         self.files = {_number(file.stem): file for file in files}
         if twice := [file for file in files if self.files[_number(file.stem)] != file]:
             raise UserError(
