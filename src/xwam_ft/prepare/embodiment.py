@@ -54,9 +54,13 @@ class DepthRange(Section):
 
 
 class CameraSpec(Section):
-    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there."""
+    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there.
+
+    `channels: bgr`: the recordings have red and blue the wrong way round (RGB given to cv2.imencode); they are swapped.
+    """
 
     source: str
+    channels: Literal["rgb", "bgr"] = "rgb"
     kind: Literal["static", "wrist"] | None = None
     intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy at source resolution
     pose: Matrix4 | None = None

@@ -38,6 +38,7 @@ class CameraPlan:
     source: str  # feature name
     depth: DepthVideo | None
     depth_range: tuple[float, float] | None = None  # its own near and far, metres
+    swap: bool = False  # red and blue are recorded the wrong way round
 
 
 def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
@@ -73,7 +74,8 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
             found = _feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
             depth = DepthVideo(source=found, unit=depth.unit)
         span = spec.depth_range
-        plans.append(CameraPlan(name, source, depth, None if span is None else (span.near, span.far)))
+        near_far = None if span is None else (span.near, span.far)
+        plans.append(CameraPlan(name, source, depth, near_far, spec.channels == "bgr"))
     return plans
 
 

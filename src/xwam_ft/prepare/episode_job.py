@@ -197,6 +197,8 @@ def _decode_view(
         block = slice(rows.start, rows.stop)
         clock = time.perf_counter()
         pictures = view.read_rgb(rows)
+        if camera.swap:
+            pictures = np.ascontiguousarray(pictures[..., ::-1])
         result.sizes.setdefault(camera.name, [int(size) for size in pictures.shape[1:3]])
         rgb[block] = resize_pictures(pictures, height, width)
         seconds["decode"] += time.perf_counter() - clock

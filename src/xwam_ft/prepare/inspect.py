@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,8 +82,13 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
         console.print(f"{write}: starter embodiment; replace every TODO, then run `xwam-ft prepare`", soft_wrap=True)
 
 
-def propose_timing(fps: float, lengths: np.ndarray) -> TimingProposal:
+def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
     """Pictures near 3.75 a second, 4 actions a picture where that divides, a clip no longer than the median episode."""
+    if fps is None:
+        reason = (
+            f"frame_skip is fps / {PRETRAINED_RATE}, rounded to a multiple of {ACTIONS_PER_FRAME}; this is for 15 fps"
+        )
+        return TimingProposal(ACTIONS_PER_FRAME, 1, PRETRAINED_CLIP, reason)
     frame_skip = max(1, round(fps / PRETRAINED_RATE))
     if frame_skip > ACTIONS_PER_FRAME:
         frame_skip = max(ACTIONS_PER_FRAME, ACTIONS_PER_FRAME * round(fps / PRETRAINED_RATE / ACTIONS_PER_FRAME))
@@ -137,15 +143,17 @@ def guess_of(name: str, low: float, high: float) -> str:
 
 def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProposal, raw: Path) -> str:
     """A commented embodiment file; it loads once every TODO is replaced."""
-    commands = {column.name.split("/", 1)[-1] for column in columns if is_command(column.name)}
+    commands = Counter(_element(column.name) for column in columns if is_command(column.name))
     states = [column.name for column in columns if not is_command(column.name) and not column.name.startswith("next.")]
     groups = _groups(states)
+    shared = Counter(_element(name) for name in states)  # a name of two features is written in full
     mounts = [name for name, kind in groups if kind == "pose"]
+    rate = "rate not recorded" if info.fps is None else f"{info.fps:g} fps"
     lines = [
-        f"# Starter for {raw.name} ({info.format}, {info.robot}, {_rate(info)}). Units are never guessed: replace",
+        f"# Starter for {raw.name} ({info.format}, {info.robot}, {rate}). Units are never guessed: replace",
         "# every TODO. Examples of finished files are in recipes/embodiments/.",
         f"name: {_slug(info.robot if info.robot != 'unknown' else raw.name)}",
-        *([] if info.fps else ["fps: TODO  # the recordings do not store it"]),
+        *(["fps: TODO  # these recordings do not store their frames per second"] if info.fps is None else []),
         "",
         "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",
     ]
@@ -171,11 +179,11 @@ def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProp
         "slots:  # split these into arms (kind: joints or pose) and hands (kind: gripper); units: rad, deg, m, mm or 1",
     ]
     for (name, kind), members in groups.items():
-        recorded = all(member.split("/", 1)[-1] in commands for member in members)
+        recorded = all(commands[_element(member)] == shared[_element(member)] == 1 for member in members)
         lines += [
             f"  {name}:",
             f"    kind: {kind}",
-            f"    columns: [{', '.join(_quoted(_element(member)) for member in members)}]",
+            f"    columns: [{', '.join(_quoted(_short(member, shared)) for member in members)}]",
             "    units: TODO",
             "    command: recorded" if recorded else "    command: next_state  # no command of these names is recorded",
         ]
@@ -198,7 +206,8 @@ def _groups(states: list[str]) -> dict[tuple[str, str], list[str]]:
     for (name, kind), members in list(found.items()):
         if kind == "pose" and len(members) != 7:  # not x y z and a quaternion: leave it to the user
             found[name, "vector"] = found.pop((name, kind))
-    return found
+    names = Counter(name for name, _ in found)  # an arm recorded in joints and as a pose is two slots
+    return {(name if names[name] == 1 else f"{name}_{kind}", kind): part for (name, kind), part in found.items()}
 
 
 def _read_tables(episodes: list[Episode]) -> tuple[list[Table], list[str]]:
@@ -215,18 +224,17 @@ def _read_tables(episodes: list[Episode]) -> tuple[list[Table], list[str]]:
 
 
 def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
-    seconds = lengths / (info.fps or np.nan)
+    seconds = lengths / (info.fps or 1.0)
     low, middle, high = np.quantile(seconds, [0.05, 0.5, 0.95])
+    unit, rate = ("frames", "rate not recorded") if info.fps is None else ("s", f"{info.fps:g} fps")
+    whole = "" if info.fps is None else f", {seconds.sum() / 60:.1f} min"
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
     table = RichTable(title=_plain(str(info.path)), show_header=False)
     table.add_row("format", info.format)
     table.add_row("robot", _plain(info.robot))
     table.add_row("episodes", str(len(episodes)))
-    if info.fps:
-        table.add_row("frames", f"{int(lengths.sum())} at {info.fps:g} fps, {seconds.sum() / 60:.1f} min")
-        table.add_row("an episode", f"{middle:.1f} s (5 %: {low:.1f} s, 95 %: {high:.1f} s)")
-    else:
-        table.add_row("frames", f"{int(lengths.sum())}, {_rate(info)}; state `fps` in the embodiment file")
+    table.add_row("frames", f"{int(lengths.sum())} at {rate}{whole}")
+    table.add_row("an episode", f"{middle:.1f} {unit} (5 %: {low:.1f}, 95 %: {high:.1f})")
     table.add_row(
         "instructions",
         _plain("\n".join(texts[:8]) or "none") + (f"\nand {len(texts) - 8} more" if len(texts) > 8 else ""),
@@ -242,10 +250,11 @@ def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) 
         for episode in episodes:
             view = episode.views.get(feature)
             try:
-                if view is not None and view.path.is_file():
+                if view is not None and view.path.exists():
                     height, width = view.size()
                     size, codec = f"{width} x {height}", view.codec()
-                    rate = f"{media.probe(view.path).fps:g}" if isinstance(view, VideoView) else f"{info.fps or 0:g}"
+                    own = media.probe(view.path).fps if isinstance(view, VideoView) else info.fps
+                    rate = "-" if own is None else f"{own:g}"
                     break
             except (UserError, EpisodeError):
                 continue
@@ -263,15 +272,16 @@ def _print_columns(columns: list[ColumnSummary], read: int, console: Console) ->
     console.print(table)
 
 
-def _rate(info: SourceInfo) -> str:
-    return f"{info.fps:g} fps" if info.fps else "rate not stored"
-
-
 def _plain(text: str) -> str:
     """Text as it is, where rich would read [..] as markup."""
     from rich.markup import escape
 
     return escape(text)
+
+
+def _short(name: str, shared: Counter[str]) -> str:
+    """A column's own name, with its feature where another feature has that name too."""
+    return _element(name) if shared[_element(name)] == 1 else name
 
 
 def _element(name: str) -> str:

@@ -28,7 +28,7 @@ from xwam_ft.files import atomic_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
 from xwam_ft.prepare.depth import DepthPlan, parse_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
-from xwam_ft.prepare.embodiment_slots import frame_rate, plan_cameras, plan_slots
+from xwam_ft.prepare.embodiment_slots import SlotPlan, frame_rate, plan_cameras, plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, finished, run
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.sources import Source, open_source
@@ -120,9 +120,19 @@ def _jobs(
             )
     jobs: list[EpisodeJob] = []
     plan: DepthPlan | None = None
+    first: list[SlotPlan] | None = None
     for source in sources:
         cameras = plan_cameras(spec, source.info, where)
         slots = plan_slots(spec, source.info, where, urdf_dirs)
+        first = first or slots
+        for ours, theirs in zip(first, slots, strict=True):
+            if ours.slot != theirs.slot:
+                raise UserError(
+                    f"has other columns for slot {ours.slot.name!r} ({listed(theirs.slot.columns)}) than "
+                    f"{sources[0].info.path} ({listed(ours.slot.columns)})",
+                    source.info.path,
+                    "prepare them apart, or give the columns the same names",
+                )
         recorded = [camera.feature for camera in source.info.cameras.values() if camera.depth]
         plan = plan or parse_depth(depth, cameras, recorded, spec.depth)
         for episode in source.episodes():
