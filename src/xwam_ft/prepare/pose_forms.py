@@ -74,7 +74,7 @@ def read_pose(values: Float[ndarray, "f n"], form: str, what: str) -> Float[ndar
 def _turn(numbers: np.ndarray, form: str, what: str) -> Rotation:
     if form in ("wxyz", "xyzw"):
         length = np.linalg.norm(numbers, axis=1)
-        _refuse(np.abs(length - 1.0) > SLACK, what, "has a quaternion that is not of length 1")
+        _refuse(np.asarray(np.abs(length - 1.0) > SLACK), what, "has a quaternion that is not of length 1")
         return Rotation.from_quat(numbers, scalar_first=form == "wxyz")
     if form == "rotvec":
         return Rotation.from_rotvec(numbers)
@@ -85,7 +85,7 @@ def _turn(numbers: np.ndarray, form: str, what: str) -> Rotation:
         first, second = numbers[:, :3], numbers[:, 3:]
         second = second - first * (first * second).sum(1, keepdims=True) / np.maximum((first**2).sum(1), 1e-12)[:, None]
         lengths = np.stack([np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)], axis=1)
-        _refuse((lengths < SLACK).any(axis=1), what, f"has vectors that span no plane as {form}")
+        _refuse(np.asarray((lengths < SLACK).any(axis=1)), what, f"has vectors that span no plane as {form}")
         first, second = first / lengths[:, :1], second / lengths[:, 1:]
         matrix = np.stack([first, second, np.cross(first, second)], axis=2)
         return Rotation.from_matrix(matrix if form == "6d_columns" else matrix.transpose(0, 2, 1))
