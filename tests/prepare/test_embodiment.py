@@ -57,8 +57,7 @@ POSE = {"kind": "pose", "columns": ["x", "y", "z", "a", "b", "c", "d"], "units":
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_files_load_and_are_named_as_they_are_called(path: Path) -> None:
-    """A second file for the same robot (`..._rgb`) keeps its name, so that shards of both go together."""
-    assert path.stem.startswith(load_embodiment(path).name)
+    assert load_embodiment(path).name == path.stem
 
 
 @pytest.mark.parametrize(
