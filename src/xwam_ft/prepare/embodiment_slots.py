@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.kinematics import find_urdf, load_chain
+from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
 from xwam_ft.prepare.embodiment import SI, UNITS, Columns, DepthVideo, Embodiment, SlotSpec
 
@@ -53,6 +53,7 @@ class SlotPlan:
     slot: Slot
     state: Reading | None  # None: the robot lacks it
     command: Reading | None  # None: not commanded, or the next state
+    speed: tuple[float | None, ...] = ()  # velocity limits of the columns, where a URDF gives them
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,21 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
                 "name as many of both",
             )
         command = _reading(spec, command_names, spec.command_units or spec.units, place)
-    chain = None
+    chain, speed = None, ()
     if spec.from_ == "joints":
         assert spec.urdf is not None
         assert spec.base is not None
         assert spec.tip is not None
-        chain = load_chain(find_urdf(spec.urdf, where, urdf_dirs), spec.base, spec.tip, spec.joints)
+        urdf = find_urdf(spec.urdf, where, urdf_dirs)
+        chain = load_chain(urdf, spec.base, spec.tip, spec.joints)
+        speed = velocity_limits(urdf, chain.movable)
         if len(chain.movable) != len(plain):
             raise UserError(
                 f"has {len(plain)} columns for the {len(chain.movable)} joints {listed(chain.movable, 40)}",
                 place,
                 "give one column a joint, and `joints` in the columns' order",
             )
-    return SlotPlan(_build(name, spec, plain, state_names, chain, place), state, command)
+    return SlotPlan(_build(name, spec, plain, state_names, chain, place), state, command, speed)
 
 
 def _build(name: str, spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str], chain: Any, place: str) -> Slot:
