@@ -23,7 +23,7 @@ HAND = re.compile(r"grip|hand|finger|jaw", re.IGNORECASE)
 POSE = re.compile(r"(?:.*[._])?(?:[xyz]|q?[wxyz])")
 FILMS = 4  # episodes whose pictures are looked at
 PAIRS = 4  # of an episode
-SPAN = 1.0  # s between the pictures of a pair
+SPAN = 0.5  # s between the pictures of a pair
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,8 @@ def _named(info: SourceInfo) -> list[tuple[tuple[str, str], list[str]]]:
         feature, _, element = column.partition("/")
         side = next((side for side in ("left", "right") if side in column.lower()), "")
         kind = "gripper" if HAND.search(element or feature) else "pose" if POSE.fullmatch(element.lower()) else "joints"
-        stem = (
-            f"{side}_{'hand' if kind == 'gripper' else 'arm'}" if side else slug(feature.removeprefix("observation."))
-        )
-        name = stem if side else f"{stem}_{kind}"
+        limb = "hand" if kind == "gripper" else "arm"
+        name = f"{side}_{limb}" if side else f"{slug(feature.removeprefix('observation.'))}_{kind}"
         found.setdefault((name, kind), []).append(column)
     for (name, kind), members in list(found.items()):
         if kind == "pose" and len(members) != 7:  # not x y z and a quaternion: leave it to the user

@@ -29,7 +29,7 @@ PATHS = 40  # episodes drawn
 
 def distributions(contract: Contract, train: list[Motion]) -> str:
     """A violin a number: normalised training states, and normalised actions of all clip starts, by slot."""
-    states = conventions.normalise_state(contract, np.concatenate([motion.state for motion in train]))
+    states = conventions.normalise_proprio(contract, np.concatenate([motion.state for motion in train]))
     raw, masks = statistics.chunk_actions(contract, train)
     actions = conventions.normalise_action(contract, raw)
     state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)

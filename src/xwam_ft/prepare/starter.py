@@ -1,4 +1,4 @@
-"""The starter embodiment file that `xwam-ft inspect --write` makes: what was guessed, with how sure it is, and TODOs."""
+"""The starter embodiment file of `xwam-ft inspect --write`: what was guessed, with how sure that is, and TODOs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ACTIONS = {
 def starter(info: SourceInfo, evidence: Evidence, proposal: TimingProposal, raw: Path) -> str:
     """A commented embodiment file; it loads once every TODO is replaced. What is unsure is a TODO."""
     lines = [
-        f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Recordings do not say units, kinds of",
-        "# camera or what an action is: what stands here was guessed from numbers and pictures, each with how sure that is.",
-        "# Check it and replace every TODO. Examples of finished files are in recipes/embodiments/.",
+        f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Recordings do not say",
+        "# units, kinds of camera or what an action is: what stands here was guessed from numbers and pictures, each",
+        "# with how sure that is. Check it and replace every TODO. Examples of finished files are in recipes/embodiments/.",
         f"name: {slug(info.robot if info.robot != 'unknown' else raw.name)}",
         "",
         "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",

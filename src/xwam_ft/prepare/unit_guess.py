@@ -1,8 +1,8 @@
 """The unit of recorded numbers, told from their names and ranges; for the starter file only, never for `prepare`.
 
 What decides, for joints: values beyond a turn in radians cannot be radians; values that reach exactly +-100, or stop at
-them, are LeRobot's percentages; whole numbers of hundreds are servo ticks. For positions: an arm reaches a few metres, so
-values in tens are millimetres.
+them, are LeRobot's percentages; whole numbers of hundreds are servo ticks. For positions: an arm reaches a few metres,
+so values in tens are millimetres.
 """
 
 from __future__ import annotations
