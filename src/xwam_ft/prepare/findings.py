@@ -49,7 +49,7 @@ CHECKS = {
     "next-state-commands": "nothing needs to be done; the force with which the robot pushes is not in such commands",
     "copied-commands": "commands that repeat the present state say nothing about what comes; use `command: next_state`",
     "unrelated-commands": "look at the order and units of `command_columns`",
-    "near-constant": "nothing needs to be done; leave the number out where it is not part of the task",
+    "near-constant": "leave the slot out where it is not part of the task, so that its noise is not learned",
     "heavy-tails": "look for outliers; where they are real, more training episodes should hold them",
     "duplicate-episode": "remove one of them: held-out numbers mean nothing where training saw the same episode",
     "duplicate-pictures": "one of them has another's video; restore the file",

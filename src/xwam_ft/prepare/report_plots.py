@@ -43,18 +43,19 @@ def distributions(contract: Contract, train: list[Motion]) -> str:
             at = action_at[slot.name]
             columns = [actions[masks[:, i] > 0, i] for i in range(at.start, at.stop)]
             panels.append((f"{slot.name}: action ({_words(slot)})", action_names(slot), columns, ACTION))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
+    places = _flow([1 if len(names) <= 2 else 2 for _, names, _, _ in panels], 4)
+    down = places[-1][0] + 1
     with mpl.rc_context(STYLE):
         figure = _figure(10.4, 1.9 * down)
-        for cell, (title, names, columns, colour) in enumerate(panels):
-            axes = figure.add_subplot(down, across, cell + 1)
+        grid = figure.add_gridspec(down, 4)
+        for (row, left, wide), (title, names, columns, colour) in zip(places, panels, strict=True):
+            axes = figure.add_subplot(grid[row, left : left + wide])
             for border in (-1, 1):
                 axes.axhline(border, color="0.8", linewidth=0.8, zorder=0)
             for place, column in enumerate(columns):
                 _violin(axes, place, column, colour)
             axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=30 if len(names) > 4 else 0)
-            axes.set(xlim=(-0.6, max(len(names), 4) - 0.4), ylim=(-REACH - 0.3, REACH + 0.3), yticks=(-1, 0, 1))
+            axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-REACH - 0.3, REACH + 0.3), yticks=(-1, 0, 1))
             axes.set_title(title, loc="left", fontsize=8.5)
     return _png(figure)
 
@@ -133,6 +134,18 @@ def _violin(axes: Any, place: int, column: np.ndarray, colour: str) -> None:
     for beyond, height, word in ((column > REACH, REACH, "bottom"), (column < -REACH, -REACH, "top")):
         if np.any(beyond):
             axes.text(place, height, f"{int(beyond.sum())} beyond", ha="center", va=word, fontsize=5.5, color="0.35")
+
+
+def _flow(widths: Sequence[int], across: int) -> list[tuple[int, int, int]]:
+    """Row, first column and width of each panel, filling rows of `across` columns in order."""
+    found: list[tuple[int, int, int]] = []
+    row = left = 0
+    for width in widths:
+        if left + width > across:
+            row, left = row + 1, 0
+        found.append((row, left, width))
+        left += width
+    return found
 
 
 def _episode_ticks(axes: Any, numbers: Sequence[int]) -> None:

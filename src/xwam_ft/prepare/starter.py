@@ -26,7 +26,7 @@ def starter(info: SourceInfo, evidence: Evidence, proposal: TimingProposal, raw:
     lines = [
         f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Recordings do not say",
         "# units, kinds of camera or what an action is: what stands here was guessed from numbers and pictures, each",
-        "# with how sure that is. Check it and replace every TODO. Examples of finished files are in recipes/embodiments/.",
+        "# with how sure that is. Check it and replace every TODO. Finished files are in recipes/embodiments/.",
         f"name: {slug(info.robot if info.robot != 'unknown' else raw.name)}",
         "",
         "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",

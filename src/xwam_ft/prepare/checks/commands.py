@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Slot
     from xwam_ft.prepare.statistics import Motion
 
+MOVES = 0.05  # m or rad in an episode: what holds still, commanded or not, follows nothing
+
 
 def check_commands(slots: Sequence[Slot], motions: Sequence[Motion]) -> list[Finding]:
     """Findings about whole slots, each true of all episodes; pose and joint slots with recorded commands."""
@@ -51,7 +53,13 @@ def _judge(slot: Slot, motions: Sequence[Motion], state: slice, command: slice) 
     if guess.kind == "next_state":
         return one("next-state-commands", "note", "are the next state: what the robot did, not what it was told")
     frames = sum(len(motion.state) for motion in motions)
-    moved = any(np.ptp(motion.command[:, command][:, :width], axis=0).max() > 1e-3 for motion in motions)
+    moved = all(
+        float(np.median([np.ptp(part[:, place][:, :width], axis=0).max() for part in parts])) > MOVES
+        for parts, place in (
+            ([motion.state for motion in motions], state),
+            ([motion.command for motion in motions], command),
+        )
+    )
     if guess.kind == "unknown" and frames >= 200 and moved and guess.as_target < 0.2:
         return one("unrelated-commands", "warning", f"do not follow the state ({guess.why})")
     return []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.prepare.statistics import Motion
 
+SMALL = 10.0  # of the smallest range allowed (statistics.FLOOR): below, what is learned may be a sensor's noise
 FAR = 4.0  # of the normalised range -1..1: how far a number may reach beyond the 1 % and 99 % quantiles
 TURNS = ("dx", "dy", "dz", "rx", "ry", "rz")
 
@@ -58,6 +59,7 @@ def _judge(
     units: Sequence[str],
 ) -> list[Finding]:
     flat: list[str] = []
+    small: list[str] = []
     far: list[str] = []
     for name, column, bottom, top, unit in zip(names, columns, low, high, units, strict=False):
         if not len(column):
@@ -66,6 +68,8 @@ def _judge(
         reach = float(np.abs(2 * (column - bottom) / (top - bottom) - 1).max())
         if top - bottom <= floor * (1 + 1e-9):
             flat.append(name)
+        elif unit in statistics.FLOOR and top - bottom < SMALL * floor:
+            small.append(f"{name} ({top - bottom:.2g} {unit})")
         if reach > FAR:
             extreme = column[np.abs(column - (top + bottom) / 2).argmax()]
             far.append(f"{name} reaches {extreme:.3g} {unit if unit != '1' else ''}".strip() + f" ({reach:.0f})")
@@ -73,6 +77,12 @@ def _judge(
     if flat:
         text = f"the {what} of {slot!r} hardly moves in {', '.join(flat)}; its range is widened to the smallest allowed"
         found.append(Finding("near-constant", "note", text, f"{slot} {what}"))
+    if len(small) > len(names) / 2:  # of most of its numbers: the slot as a whole holds still
+        text = (
+            f"the {what} of {slot!r} spans almost nothing, and normalising stretches its noise to -1 to 1: "
+            f"{', '.join(small)}"
+        )
+        found.append(Finding("near-constant", "warning", text, f"{slot} {what}"))
     if far:
         text = f"the {what} of {slot!r} reaches far beyond its 1 % and 99 % quantiles (-1 and 1): {', '.join(far)}"
         found.append(Finding("heavy-tails", "warning", text, f"{slot} {what}"))
