@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.spatial.transform import Rotation
 
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
@@ -84,7 +85,8 @@ def test_commands_against_the_declaration(contract: Any) -> None:
 
 def ranged(contract: Any, change: Any) -> dict[str, tuple[str, str]]:
     state = np.zeros((400, 8))
-    state[:, :3], state[:, 3], state[:, 7] = 0.2 * wave(400), 1.0, 0.04 + 0.03 * wave(400)[:, 0]
+    turn = Rotation.from_rotvec(0.3 * wave(400, seed=1)).as_quat(scalar_first=True)
+    state[:, :3], state[:, 3:7], state[:, 7] = 0.2 * wave(400), turn, 0.04 + 0.03 * wave(400)[:, 0]
     change(state)
     motions = [Motion(state, ahead(state, 1), np.ones_like(state))]
     fields = {name: getattr(contract, name) for name in ("embodiment", "cameras", "image", "timing", "slots", "depth")}
@@ -190,10 +192,10 @@ def test_the_bundled_recordings_are_sound_by_their_numbers(tmp_path: Path) -> No
     raw = bundled("recordings/metaworld_demo")
     assert of_numbers(raw, EMBODIMENTS / "metaworld_sawyer.yaml", []) == []
     # Its controller's own changes, declared as targets, are found out.
-    text = (EMBODIMENTS / "metaworld_sawyer_rgb.yaml").read_text()
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(
-        text.split("slots:")[0] + 'slots:\n  arm: {kind: joints, columns: [x, "y", z], units: m, '
+        "name: wrong\ncameras: {corner: {source: corner}}\ntiming: {frame_skip: 4, action_skip: 1, clip_frames: 5}\n"
+        'slots:\n  arm: {kind: joints, columns: [x, "y", z], units: m, '
         "command_columns: [action.raw/dx, action.raw/dy, action.raw/dz]}\n"
     )
     assert [finding.check for _, finding in of_numbers(raw, wrong, [])] == ["delta-commands"]
