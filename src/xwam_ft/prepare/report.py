@@ -146,7 +146,7 @@ def _slot_rows(contract: Contract, slot: Slot, states: np.ndarray, actions: np.n
     action_at = conventions.action_slices(contract).get(slot.name)
     rows: list[dict[str, str]] = []
     for i in range(max(slot.state_width, slot.action_width)):
-        row = dict.fromkeys(
+        row: dict[str, str] = dict.fromkeys(
             ("state", "unit", "state_range", "state_ends", "action", "action_unit", "action_range", "action_ends"), ""
         )
         if i < slot.state_width:

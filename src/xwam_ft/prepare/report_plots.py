@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TURNS = ("dx", "dy", "dz", "rx", "ry", "rz")
 REACH = 2.5  # of normalised values shown; what is beyond is counted in a number at the border
 BINS = np.linspace(-REACH, REACH, 76)
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.6"}
+STYLE: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.6"}
 INK, HELD, ACTION = "#3b6fb5", "#d1602b", "#4a9a68"
 PATHS = 40  # episodes drawn
 

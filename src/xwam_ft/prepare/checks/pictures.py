@@ -45,7 +45,7 @@ def robot_moves(state: Float[ndarray, "f p"]) -> Bool[ndarray, " g"]:
     steps = np.abs(np.diff(state, axis=0))
     usual = np.quantile(steps, 0.9, axis=0) if len(steps) else np.zeros(state.shape[1])
     alive = (np.ptp(state, axis=0) > 1e-3) & (usual > 1e-6)
-    return (steps[:, alive] > usual[alive] / 2).any(axis=1)
+    return np.asarray((steps[:, alive] > usual[alive] / 2).any(axis=1))
 
 
 def signature(pictures: UInt8[ndarray, "n h w 3"]) -> list[float]:

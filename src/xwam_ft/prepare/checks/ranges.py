@@ -41,7 +41,8 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
         found += _judge(slot.name, "state", names, columns, low, high, units)
         if slot.commanded:
             at = conventions.action_slices(contract)[slot.name]
-            names = list(TURNS) if slot.kind == "pose" else list(slot.elements)
+            own = slot.command_units is not None and slot.action_width == 1  # another quantity than the state
+            names = list(TURNS) if slot.kind == "pose" else ["command"] if own else list(slot.elements)
             units = ["m"] * 3 + ["rad"] * 3 if slot.kind == "pose" else list(slot.command_units or slot.units)
             columns = [actions[masks[:, i] > 0, i] for i in range(at.start, at.stop)]
             low, high = quantiles.action_low[at], quantiles.action_high[at]
