@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from xwam_ft import conventions
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.kinematics import find_urdf, load_chain
+from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
 from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, SlotSpec
 from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
@@ -30,6 +30,7 @@ class SlotPlan:
     state: Reading | None  # None: the robot lacks it
     command: Reading | None  # None: not commanded, or the next state
     delta: DeltaSpec | None = None  # the commands read are changes
+    speed: tuple[float | None, ...] = ()  # velocity limits of the columns, where a URDF gives them
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,21 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
     names = tuple(plain(column) for column in state_names)
     state = state_reading(spec, state_names, place, where)
     command = _command(spec, state_names, info, place, where)
-    chain = None
+    chain, speed = None, ()
     if spec.from_ == "joints":
         assert spec.urdf is not None
         assert spec.base is not None
         assert spec.tip is not None
-        chain = load_chain(find_urdf(spec.urdf, where, urdf_dirs), spec.base, spec.tip, spec.joints)
+        urdf = find_urdf(spec.urdf, where, urdf_dirs)
+        chain = load_chain(urdf, spec.base, spec.tip, spec.joints)
+        speed = velocity_limits(urdf, chain.movable)
         if len(chain.movable) != len(names):
             raise UserError(
                 f"has {len(names)} columns for the {len(chain.movable)} joints {listed(chain.movable, 40)}",
                 place,
                 "give one column a joint, and `joints` in the columns' order",
             )
-    return SlotPlan(_build(name, spec, names, state_names, chain, place), state, command, spec.delta)
+    return SlotPlan(_build(name, spec, names, state_names, chain, place), state, command, spec.delta, speed)
 
 
 def _command(spec: SlotSpec, state_names: tuple[str, ...], info: SourceInfo, place: str, where: Path) -> Reading | None:

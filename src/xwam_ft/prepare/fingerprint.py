@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode_job import EpisodeJob
 
 RECORD = "prepared.json"
-FORMAT = 1  # raise it when the bytes of a shard set change for equal inputs
+FORMAT = 2  # raise it when the bytes of a shard set change for equal inputs
 TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml")  # edited by hand, perhaps to the same size
 LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow")
 

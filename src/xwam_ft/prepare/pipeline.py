@@ -26,10 +26,12 @@ from rich.text import Text
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
+from xwam_ft.prepare.checks.together import check_against_contract, check_together
 from xwam_ft.prepare.depth import DepthPlan, parse_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment_slots import SlotPlan, frame_rate, plan_cameras, plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, finished, run
+from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_text
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.sources import Source, open_source
 
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
 
 
+STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
 @dataclass
 class PrepareReport:
     """What became of the recordings."""
@@ -48,9 +53,13 @@ class PrepareReport:
     episodes: int
     frames: int
     rejected: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
-    warnings: int = 0
+    findings: list[FindingGroup] = field(default_factory=list[FindingGroup])
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
     already_prepared: bool = False
+
+    def count(self, severity: Severity) -> int:
+        """Different findings of a severity; one may concern many episodes."""
+        return sum(group.severity == severity for group in self.findings)
 
 
 def prepare(
@@ -92,6 +101,7 @@ def prepare(
         console.print(f"depth: {plan.spec} ({plan.note})", markup=False)
     _take_up(_staging(out), fingerprint, console)
     results = _run_all(jobs, workers, strict, console)
+    check_together(jobs, results, strict=strict)
     report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     report.seconds["all"] = time.perf_counter() - started
     _say(report, console)
@@ -267,10 +277,11 @@ def _finish(
     with console.status("statistics, shards, report"):
         clock = time.perf_counter()
         contract, chosen = assemble.contract_of(accepted, results, spec, plan, sources)
+        check_against_contract(contract, accepted, results, chosen)
         staged_set = _staging(out) / "set"
         shutil.rmtree(staged_set, ignore_errors=True)
         assemble.write_set(staged_set, contract, accepted, results, chosen)
-        assemble.write_records(staged_set, rejected, spec, plan, fingerprint, sources)
+        assemble.write_records(staged_set, results, spec, plan, fingerprint, sources)
         assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
         with atomic_folder(out) as folder:
             for path in sorted(staged_set.iterdir()):
@@ -287,7 +298,7 @@ def _finish(
         episodes=len(kept),
         frames=sum(result.frames for result in kept),
         rejected=rejected,
-        warnings=sum(len(result.warnings) for result in kept),
+        findings=grouped((result.number, finding) for result in results for finding in result.findings),
         seconds=seconds,
     )
 
@@ -301,9 +312,13 @@ def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
 def _say(report: PrepareReport, console: Console) -> None:
     took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
+    for group in report.findings:
+        where = f"episode{'s' if len(group.episodes) > 1 else ''} {numbers_text(group.episodes)}"
+        console.print(Text(group.severity, STYLES[group.severity]), end=" ")
+        console.print(f"{group.check}: {group.summary} [{where}]", markup=False, soft_wrap=True)
     console.print(
-        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, {report.warnings} warnings; "
-        f"see {report.out / 'report.html'}",
+        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
+        f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
         soft_wrap=True,
     )
     console.print(took)
