@@ -1,0 +1,31 @@
+"""The pages in docs/ say what is so: their embodiment file loads, and they leave no finding, option or key out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, SlotSpec, load_embodiment
+from xwam_ft.prepare.findings import CHECKS
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_embodiment_page_shows_a_file_that_loads(tmp_path: Path) -> None:
+    block = re.findall(r"```yaml\n(.*?)```", (DOCS / "embodiment.md").read_text(), re.DOTALL)[0]
+    (tmp_path / "my_robot.yaml").write_text(block)
+    assert load_embodiment(tmp_path / "my_robot.yaml").name == "my_robot"
+
+
+@pytest.mark.parametrize("section", [Embodiment, CameraSpec, SlotSpec])
+def test_the_embodiment_page_names_every_key(section: type[Embodiment | CameraSpec | SlotSpec]) -> None:
+    page = (DOCS / "embodiment.md").read_text()
+    keys = {field.alias or name for name, field in section.model_fields.items()}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()
+
+
+def test_the_prepare_page_names_every_finding() -> None:
+    page = (DOCS / "prepare.md").read_text()
+    assert {name for name in CHECKS if f"`{name}`" not in page} == set()
