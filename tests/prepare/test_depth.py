@@ -46,7 +46,9 @@ def test_counts_become_metres(unit: Any, metres: float) -> None:
 def test_without_a_choice_recorded_depth_is_taken_or_asked_for() -> None:
     assert parse_depth(None, [WITH], [], SPAN).spec == "sensor"
     assert parse_depth("sensor", [WITH, PLAIN], [], SPAN).note == "front: no recorded depth, stored as invalid"
-    with pytest.raises(UserError, match="choose sensor, tiny, transformers:ID, files:PATTERN or none"):
+    with pytest.raises(
+        UserError, match="choose sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"
+    ):
         parse_depth(None, [PLAIN], [], SPAN)
     with pytest.raises(UserError, match="depth was recorded as 'front_depth': name it under `cameras`"):
         parse_depth(None, [PLAIN], ["front_depth"], SPAN)

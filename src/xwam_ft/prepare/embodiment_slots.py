@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.kinematics import find_urdf, load_chain
 from xwam_ft.observation import slot_state
-from xwam_ft.prepare.embodiment import SI, UNITS, Columns, DepthVideo, Embodiment, SlotSpec
+from xwam_ft.prepare.embodiment import SI, UNITS, Columns, DepthVideo, Embodiment, SlotSpec, StereoPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,9 @@ class SlotPlan:
 
 @dataclass(frozen=True)
 class CameraPlan:
+    # Calibration, filled in by `calibrated`: fx fy cx cy at source resolution, and the pair for stereo matching.
+    intrinsics: tuple[float, float, float, float] | None = field(default=None, kw_only=True)
+    stereo: StereoPair | None = field(default=None, kw_only=True)
     name: str
     source: str  # feature name
     depth: DepthVideo | None
@@ -79,6 +82,25 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
         span = spec.depth_range
         plans.append(CameraPlan(name, source, depth, None if span is None else (span.near, span.far)))
     return plans
+
+
+def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
+    """The plans with what depth estimation asks of a camera: intrinsics, and the source of its stereo pair.
+
+    Raises:
+        UserError: malformed intrinsics, or a pair the recordings do not have.
+    """
+    found: list[CameraPlan] = []
+    for plan in plans:
+        spec = embodiment.cameras[plan.name]
+        # The picture's size does not matter to the calibration.
+        camera = contract_camera(embodiment, plan, info, (1, 1))
+        pair = spec.stereo
+        if pair is not None:
+            source = _feature(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
+            pair = StereoPair(source=source, baseline=pair.baseline)
+        found.append(replace(plan, intrinsics=camera.intrinsics, stereo=pair))
+    return found
 
 
 def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, size: tuple[int, int]) -> Camera:

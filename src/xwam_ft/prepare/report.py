@@ -12,7 +12,8 @@ import numpy as np
 
 from xwam_ft import conventions
 from xwam_ft.prepare import statistics
-from xwam_ft.prepare.episode_job import load_motion
+from xwam_ft.prepare.depth.outcome import depth_outcomes
+from xwam_ft.prepare.episode_job import Motions
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract, Slot
@@ -48,7 +49,7 @@ def render(
         for job in accepted
         if job.number in chosen
     ]
-    train = [load_motion(job) for job in accepted if job.number not in held_out]
+    train = Motions([job for job in accepted if job.number not in held_out])
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         contract=contract,
@@ -67,6 +68,7 @@ def render(
         hidden=len(kept) - len(sheets),
         histograms=histograms(contract, train),
         depth=depth,
+        depth_rows=depth_outcomes(kept) if depth.estimator or depth.aligned or depth.check else {},
         codecs=kept[0].codecs,
     )
 
@@ -109,7 +111,7 @@ def _slot_rows(contract: Contract, slot: Slot) -> dict[str, Any]:
     return {"slot": slot, "rows": rows}
 
 
-def histograms(contract: Contract, train: list[statistics.Motion]) -> str:
+def histograms(contract: Contract, train: Sequence[statistics.Motion]) -> str:
     """Normalised training actions, one small plot a slot, as a data URL."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
