@@ -35,7 +35,7 @@ def card(measured: Mapping[str, Any], folder: Path) -> str:
         "",
         "| stage | minutes | processes | steps | loss |",
         "|---|---|---|---|---|",
-        *_stage("vae", vae, "L1 + 2 MSE + 0.15 (1 - SSIM) + 1e-6 KL"),
+        *(_stage("vae", {"runs": [run]}, _vae_loss(run))[0] for run in vae["runs"]),
         *_stage("video", video, "flow matching of the future from first frame and text, 3 views"),
         *_stage("depth", depth, "L1 of log depth and of its differences"),
         "",
@@ -63,6 +63,11 @@ def card(measured: Mapping[str, Any], folder: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _vae_loss(run: Mapping[str, Any]) -> str:
+    woken = f"; first {run['woken']} empty latent channels were woken" if run["woken"] else ""
+    return f"L1 + 2 MSE + 0.15 (1 - SSIM) + {run['kl']:g} KL{woken}"
 
 
 def _stage(name: str, row: Mapping[str, Any], loss: str) -> list[str]:

@@ -19,7 +19,8 @@ from _optimizers import MuonAndAdamW, Report, train_by_clock
 from xwam_ft.evaluate.metaworld import instruction
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.noise import add_noise, shift
-from xwam_ft.model.sampler import SHIFT, SampleNoise, sample
+from xwam_ft.model.sampler import SampleNoise, sample
+from xwam_ft.model.solver import SHIFT
 
 CLIP = 5
 BATCH = 32

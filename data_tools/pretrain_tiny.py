@@ -93,7 +93,7 @@ def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, 
     rng = np.random.default_rng(seed)
     clips, depths = unseen.clips(64, rng), unseen.depths(32, rng)
     measured = {
-        "runs": [*before, _run(minutes, threads, seed, steps) | {"woken": woken}],
+        "runs": [*before, _run(minutes, threads, seed, steps) | {"kl": vae_of.KL, "woken": woken}],
         "latents_mean": mean,
         "latents_std": std,
         "held_out_psnr": {

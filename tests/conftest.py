@@ -36,7 +36,7 @@ def _check_shapes() -> None:
         getattr(importlib.import_module("diffusers"), name)  # lazily imported; now, before the flag changes
     from jaxtyping import install_import_hook
 
-    files = ("tokens", "blocks", "network", "noise", "losses", "sampler", "reference", "backbone", "adapters")
+    files = ("tokens", "blocks", "network", "noise", "losses", "solver", "sampler", "reference", "backbone", "adapters")
     assert "xwam_ft.model.network" not in sys.modules, "imported before its shapes could be checked"
     typing.TYPE_CHECKING = True
     try:

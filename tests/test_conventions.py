@@ -22,16 +22,21 @@ STEPS = 8
 def mixed(make: Make, convention: str) -> Contract:
     """A commanded pose, an observed-only vector, joints and a gripper, in that order, under one convention."""
     pose = "relative_to_chunk_start" if convention == "absolute" else convention
+    raw = convention == "xwam_robocasa_raw"
     slots = (
         Slot(
-            name="tool", kind="pose", columns=POSE_ELEMENTS, elements=POSE_ELEMENTS, units=POSE_UNITS, convention=pose
+            name="tool", kind="pose", columns=POSE_ELEMENTS, elements=POSE_ELEMENTS, units=POSE_UNITS, convention=pose,
+            command_units=("1",) * 6 if raw else None,
         ),
         Slot(name="force", kind="vector", columns=("f",), elements=("f",), units=("1",)),
         Slot(
             name="joints", kind="joints", columns=("a", "b"), elements=("a", "b"), units=("rad", "rad"),
-            convention=convention,
+            convention="absolute" if raw else convention,
         ),
-        Slot(name="grip", kind="gripper", columns=("g",), elements=("g",), units=("m",), convention="absolute"),
+        Slot(
+            name="grip", kind="gripper", columns=("g",), elements=("g",), units=("m",),
+            convention=convention if raw else "absolute", command_units=("1",) if raw else None,
+        ),
     )  # fmt: skip
     return make(slots=slots, cameras=make().cameras[:1], quantiles=flat_quantiles(11, 9))
 
@@ -52,11 +57,11 @@ def trajectory(seed: int, contract: Contract, commanded_only: bool) -> np.ndarra
     for slot in contract.slots:
         if commanded_only and not slot.commanded:
             continue
-        if slot.kind == "pose":
+        if slot.kind == "pose" and not (commanded_only and slot.for_controller):
             turn = Rotation.random(STEPS, random_state=rng).as_quat(scalar_first=True)
             parts += [rng.normal(size=(STEPS, 3)), conventions.canonical_quaternion(turn)]
         else:
-            parts.append(rng.normal(size=(STEPS, slot.state_width)))
+            parts.append(rng.normal(size=(STEPS, slot.command_width if commanded_only else slot.state_width)))
     return np.concatenate(parts, axis=1)
 
 
@@ -71,6 +76,9 @@ def test_decoding_inverts_encoding(contract_with: Make, convention: str, seed: i
     assert actions.shape == (STEPS, contract.action_dim)
     back = conventions.decode_actions(contract, actions, states[0], along)
     tool = conventions.command_slices(contract)["tool"]
+    if convention == "xwam_robocasa_raw":
+        np.testing.assert_array_equal(back, commands)
+        return
     np.testing.assert_allclose(
         conventions.pose_matrix(back[:, tool]), conventions.pose_matrix(commands[:, tool]), atol=1e-9
     )
@@ -78,7 +86,7 @@ def test_decoding_inverts_encoding(contract_with: Make, convention: str, seed: i
     assert (back[:, tool.start + 3] >= 0).all()
 
 
-@pytest.mark.parametrize("convention", ["relative_to_chunk_start", "step_delta", "absolute"])
+@pytest.mark.parametrize("convention", ["relative_to_chunk_start", "step_delta", "absolute", "xwam_robocasa_raw"])
 def test_only_the_first_state_is_needed(contract_with: Make, convention: str) -> None:
     contract = mixed(contract_with, convention)
     states, commands = trajectory(1, contract, False), trajectory(2, contract, True)
@@ -138,6 +146,21 @@ def test_step_delta_of_a_pose_accumulates_to_the_chunk_relative_one(contract_wit
     for delta, whole in zip(by_step[:, 3:6], by_start[:, 3:6], strict=True):
         turn = Rotation.from_rotvec(delta) * turn
         np.testing.assert_allclose(turn.as_matrix(), Rotation.from_rotvec(whole).as_matrix(), atol=1e-9)
+
+
+def test_a_controllers_input_passes_through_with_the_gripper_negated(contract_with: Make) -> None:
+    contract = mixed(contract_with, "xwam_robocasa_raw")
+    states, commands = trajectory(8, contract, False), trajectory(9, contract, True)
+    assert (contract.command_dim, contract.action_dim) == (9, 9)
+    actions = conventions.encode_actions(contract, commands, states[0])
+    np.testing.assert_array_equal(actions, np.concatenate([commands[:, :8], -commands[:, 8:]], axis=1))
+    np.testing.assert_array_equal(actions, conventions.encode_actions(contract, commands, states[3]))  # no state in it
+    mask = np.ones((2, 9))
+    mask[1, 4] = 0  # one number of the pose command: it stands for itself
+    np.testing.assert_array_equal(conventions.command_to_action_mask(contract, mask), mask)
+    held = contract.slot("tool").model_copy(update={"command_units": None}).model_dump()
+    with pytest.raises(ValueError, match="needs 6 `command_units`"):
+        Slot.model_validate(held)
 
 
 def test_an_absent_arm_is_zeros_and_masked(contract_with: Make) -> None:

@@ -58,7 +58,7 @@ def test_all_mistakes_are_told_at_once(recipe: Path) -> None:
     assert "unknown key 'model.lora.rnk' (did you mean 'rank'?)" in message
     assert "unknown key 'sed' (did you mean 'seed'?)" in message
     assert "'data.clip_stride': input should be greater than 0, not 0" in message
-    assert "'model.depth.branch': input should be 'copy' or 'none', not 'coppy'" in message
+    assert "'model.depth.branch': input should be 'auto', 'adapter', 'copy' or 'none', not 'coppy'" in message
     assert "'trainer.max_steps' is missing" in message
 
 
@@ -118,3 +118,47 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
 
 def test_a_relative_path_stays_as_typed(recipe: Path) -> None:
     assert load_recipe(recipe).data.shards == "out/shards"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["model.lora.targets=[attn1.to_p]"], "'attn1.to_p' is no layer of a block (did you mean 'attn1.to_v'?)"),
+        (["model.lora.targets=[atention]"], "(did you mean 'attention'?)"),
+        (["model.lora.targets=[]"], "'model.lora.targets': list should have at least 1 item"),
+        (["model.lora.dropout=1"], "'model.lora.dropout': input should be less than 1"),
+        (["model.train=full", "model.depth.branch=adapter"], "would move with the video"),
+        (["model.depth.train=full", "model.depth.branch=adapter"], "holds no blocks that train: full could train"),
+        (["backbone.quantize=nf4", "model.train=full"], "holds a frozen base"),
+        (["backbone.quantize=nf4", "model.depth.branch=copy"], "cannot be copied for the depth branch"),
+        (["backbone.quantize=int4"], "input should be 'int8' or 'nf4', not 'int4'"),
+        (["optim.adamw_8bit=true", "optim.fused=true"], "adamw_8bit has no fused form"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(recipe: Path, overrides: list[str], part: str) -> None:
+    message = refused(recipe, *overrides)
+    assert part in message
+    assert "''" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "form"),
+    [
+        ([], "adapter"),
+        (["model.train=heads"], "adapter"),
+        (["model.train=full"], "copy"),
+        (["model.depth.train=full"], "copy"),
+        (["model.depth.branch=copy"], "copy"),
+        (["model.depth.branch=none"], "none"),
+    ],
+)
+def test_the_form_of_the_branch_follows_from_what_trains(recipe: Path, overrides: list[str], form: str) -> None:
+    assert load_recipe(recipe, overrides).model.branch == form
+
+
+def test_layers_are_named_once_whatever_names_them(recipe: Path) -> None:
+    lora = load_recipe(recipe, ["model.lora.targets=[attn1.*, attention, attn1.to_q]"]).model.lora
+    assert lora.layers == [
+        *(f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+        *(f"attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    ]

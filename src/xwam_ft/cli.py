@@ -53,7 +53,7 @@ def prepare(
     depth: Annotated[
         str | None,
         typer.Option(
-            help="sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none. Default: sensor where recorded."
+            help="sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN, none. Default: sensor where recorded."
         ),
     ] = None,
     depth_check: Annotated[bool, typer.Option(help="Compare that depth with recorded depth.")] = False,

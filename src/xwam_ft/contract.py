@@ -5,7 +5,8 @@
 Vectors, all float, in the order of `slots`:
     state    [P]   absolute: what the robot reports. Slot widths: pose 7 (x y z in metres, quaternion w x y z with
                    w >= 0), joints n, gripper n, vector n. The model's proprio is the normalised state, so Dp = P.
-    command  [Q]   absolute: what the robot is told; the same layout as state, commanded slots only.
+    command  [Q]   absolute: what the robot is told; the same layout as state, commanded slots only. Under
+                   `xwam_robocasa_raw` it is what a controller is told: 6 numbers for a pose, in the controller's units.
     action   [Da]  what the model predicts, per convention: pose 6 (dx dy dz in metres, rotation vector in radians,
                    both in the base frame), everything else its own width. Commanded slots only.
 Clip: T frames `frame_skip` source frames apart; Ta = (T-1) * actions_per_frame actions `action_skip` apart.
@@ -27,8 +28,9 @@ from xwam_ft.kinematics import Chain
 SCHEMA_VERSION = 1
 POSE_ELEMENTS = ("x", "y", "z", "qw", "qx", "qy", "qz")
 POSE_UNITS = ("m", "m", "m", "1", "1", "1", "1")
+POSE_ACTION_ELEMENTS = ("dx", "dy", "dz", "rx", "ry", "rz")
 
-Convention = Literal["relative_to_chunk_start", "step_delta", "delta_to_state", "absolute"]
+Convention = Literal["relative_to_chunk_start", "step_delta", "delta_to_state", "absolute", "xwam_robocasa_raw"]
 Matrix4 = Annotated[tuple[tuple[float, ...], ...], Field(min_length=4, max_length=4)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
@@ -109,7 +111,8 @@ class Slot(Part):
     """One named quantity of the robot.
 
     `columns` are the numbers the robot reports for it and, transformed, give the state: as they are (`identity`),
-    through the kinematic chain (`forward_kinematics`: joints in, pose out), or averaged (`mean`).
+    through the kinematic chain (`forward_kinematics`: joints in, pose out), or reduced to one number: their `mean`,
+    their `max`, or the `norm`, the root of the sum of their squares.
     """
 
     name: Name
@@ -118,16 +121,21 @@ class Slot(Part):
     elements: tuple[str, ...]  # names of the state's numbers
     units: tuple[str, ...]  # of the state: m, rad, 1 (no unit); the command's where `command_units` is None
     command_units: tuple[str, ...] | None = None
-    transform: Literal["identity", "forward_kinematics", "mean"] = "identity"
+    transform: Literal["identity", "forward_kinematics", "mean", "max", "norm"] = "identity"
     chain: Chain | None = None
     frame: str | None = None  # pose: the base frame it is expressed in
     convention: Convention | None = None  # None: observed, never commanded
     command_from: Literal["recorded", "next_state"] = "recorded"
-    expand: Literal["equal"] | None = None  # mean: a command is sent to every column alike
+    expand: Literal["equal"] | None = None  # reduced columns: all are sent the same number
     gripper_open: float | None = None  # the state's value when fully open, and closed: its sense
     gripper_closed: float | None = None
     present: bool = True  # False: an arm the model knows and this robot lacks; zeros, mask 0
     limits: Limits | None = None
+
+    @property
+    def reduced(self) -> bool:
+        """Several columns make one number."""
+        return self.transform in ("mean", "max", "norm")
 
     @property
     def state_width(self) -> int:
@@ -138,12 +146,22 @@ class Slot(Part):
         return self.convention is not None
 
     @property
+    def for_controller(self) -> bool:
+        """Commands are a controller's input in its own units, never metres: only that controller can follow them."""
+        return self.convention == "xwam_robocasa_raw"
+
+    @property
     def command_width(self) -> int:
-        return self.state_width if self.commanded else 0
+        return self.action_width if self.for_controller else self.state_width if self.commanded else 0
 
     @property
     def action_width(self) -> int:
-        return 0 if not self.commanded else 6 if self.kind == "pose" else self.state_width
+        return len(self.action_elements)
+
+    @property
+    def action_elements(self) -> tuple[str, ...]:
+        """Names of the action's numbers."""
+        return () if not self.commanded else POSE_ACTION_ELEMENTS if self.kind == "pose" else self.elements
 
     @model_validator(mode="after")
     def _consistent(self) -> Slot:
@@ -151,18 +169,25 @@ class Slot(Part):
             raise ValueError(f"a pose slot has the elements {POSE_ELEMENTS}")
         if self.kind == "pose" and self.convention == "absolute":
             raise ValueError("a pose is commanded relative to something; `absolute` is for joints, grippers and bases")
+        if self.for_controller:
+            if self.kind not in ("pose", "gripper") or self.transform != "identity":
+                raise ValueError("`xwam_robocasa_raw` is for poses and grippers that are reported as they are")
+            if self.command_units is None or len(self.command_units) != self.command_width:
+                raise ValueError(f"`xwam_robocasa_raw` needs {self.command_width} `command_units`: a controller's own")
         if len(self.units) != self.state_width:
             raise ValueError(f"{len(self.units)} units for {self.state_width} elements")
         if (self.chain is not None) != (self.transform == "forward_kinematics"):
             raise ValueError("`chain` and transform `forward_kinematics` belong together")
         if self.transform == "identity" and len(self.columns) != self.state_width:
             raise ValueError(f"{len(self.columns)} columns for {self.state_width} elements")
-        if self.transform == "mean" and self.state_width != 1:
-            raise ValueError("a mean of columns is one number")
-        if self.transform == "mean" and self.commanded and self.expand is None:
-            raise ValueError("a mean of columns cannot be commanded unless `expand` says how it goes back to them")
+        if self.reduced and self.state_width != 1:
+            raise ValueError(f"a {self.transform} of columns is one number")
+        if self.reduced and self.commanded and self.expand is None:
+            raise ValueError(
+                f"a {self.transform} of columns cannot be commanded unless `expand` says how it goes back to them"
+            )
         if self.limits is not None:
-            expected = 3 if self.kind == "pose" else self.state_width
+            expected = self.command_width if self.for_controller else 3 if self.kind == "pose" else self.state_width
             if len(self.limits.low) != expected or len(self.limits.high) != expected:
                 raise ValueError(
                     f"limits of {len(self.limits.low)} and {len(self.limits.high)} numbers, not {expected}"

@@ -5,6 +5,8 @@ Conventions (names as in the contract). Action i of a chunk that starts at t:
     step_delta                command at t+i relative to the command before it (the first: to the state at t)
     delta_to_state            command at t+i relative to the *state at t+i*; decoding needs the measured states
     absolute                  the command itself
+    xwam_robocasa_raw         the controller's input as recorded (its own units, never metres), the gripper negated;
+                              only that controller can follow what is decoded
 "Relative" for a pose: position difference in the base frame, and the rotation vector of R_command * R_reference^T
 (base frame, X-WAM's form). For everything else: the difference. Quaternions are w x y z with w >= 0.
 
@@ -110,7 +112,8 @@ def command_to_action_mask(contract: Contract, mask: Float[ndarray, "ta q"]) -> 
     for slot in contract.slots:
         if slot.commanded:
             part = mask[:, places[slot.name]]
-            columns.append(np.repeat(part.min(axis=1, keepdims=True), 6, axis=1) if slot.kind == "pose" else part)
+            whole = slot.kind == "pose" and not slot.for_controller
+            columns.append(np.repeat(part.min(axis=1, keepdims=True), 6, axis=1) if whole else part)
     return np.concatenate(columns, axis=1) * action_mask(contract)
 
 
@@ -151,6 +154,27 @@ def pose_apply(difference: Float[ndarray, "n 6"], reference: Float[ndarray, "n 7
     return np.concatenate([reference[:, :3] + difference[:, :3], quaternion], axis=1)
 
 
+def pose_compose(
+    poses: Float[ndarray, "n 7"], changes: Float[ndarray, "n 7"], *, along: bool, tool: bool
+) -> Float[ndarray, "n 7"]:
+    """Poses after recorded changes, each written as a pose (dp, dR).
+
+    Args:
+        along: a change adds to the pose the last one gave, from `poses[0]` on; else to `poses` at its own row.
+        tool: dp and dR are in the frame of the pose they change (p + R dp, R dR); else in the base (p + dp, dR R).
+    """
+    changed: list[np.ndarray] = []
+    before = poses[:1]
+    for pose, change in zip(poses, changes, strict=True):
+        before = before if along else pose[None]
+        turn, more = _rotation(before), _rotation(change[None])
+        position = before[:, :3] + (turn.apply(change[None, :3]) if tool else change[:3])
+        quaternion = (turn * more if tool else more * turn).as_quat(scalar_first=True)
+        before = np.concatenate([position, canonical_quaternion(quaternion)], axis=1)
+        changed.append(before[0])
+    return np.stack(changed)
+
+
 def _convert(
     contract: Contract, values: np.ndarray, state: np.ndarray, states: np.ndarray | None, *, encode: bool
 ) -> np.ndarray:
@@ -173,6 +197,8 @@ def _convert(
 def _encode_slot(slot: Slot, commands: np.ndarray, start: np.ndarray, along: np.ndarray | None) -> np.ndarray:
     if slot.convention == "absolute":
         return commands
+    if slot.for_controller:
+        return _controller(slot, commands)
     if slot.convention == "step_delta":
         reference = np.concatenate([start[None], commands[:-1]])
     elif slot.convention == "delta_to_state":
@@ -185,6 +211,8 @@ def _encode_slot(slot: Slot, commands: np.ndarray, start: np.ndarray, along: np.
 def _decode_slot(slot: Slot, actions: np.ndarray, start: np.ndarray, along: np.ndarray | None) -> np.ndarray:
     if slot.convention == "absolute":
         return actions
+    if slot.for_controller:
+        return _controller(slot, actions)
     if slot.convention == "step_delta":
         if slot.kind != "pose":
             return start + np.cumsum(actions, axis=0)
@@ -198,6 +226,11 @@ def _decode_slot(slot: Slot, actions: np.ndarray, start: np.ndarray, along: np.n
         _needed(slot, along) if slot.convention == "delta_to_state" else np.broadcast_to(start, (len(actions), width))
     )
     return pose_apply(actions, reference) if slot.kind == "pose" else reference + actions
+
+
+def _controller(slot: Slot, values: np.ndarray) -> np.ndarray:
+    """Both ways alike: RoboCasa's controller opens a gripper at -1, X-WAM's actions at 1."""
+    return -values if slot.kind == "gripper" else values
 
 
 def _needed(slot: Slot, along: np.ndarray | None) -> np.ndarray:

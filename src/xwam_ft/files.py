@@ -89,6 +89,48 @@ def move_folder(source: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+def link_tree(source: Path, target: Path) -> int:
+    """Give `target` the files of `source`: hard links where the disk allows them, copies elsewhere.
+
+    Symbolic links are followed (a hub's cache is made of them). Returns the bytes of all files.
+    """
+    total = 0
+    for path in sorted(source.rglob("*")):
+        if path.is_dir():
+            continue
+        real, place = path.resolve(), target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(real, place)
+        except OSError:
+            shutil.copy2(real, place)
+        total += real.stat().st_size
+    return total
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise a `UserError` unless the disk of `folder` has `size` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"{size / 1e9:.1f} GB are to be written and its disk has {free / 1e9:.1f} GB free",
+            folder.parent,
+            "free some space, or choose a folder on another disk",
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Generator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        reason = os.strerror(error.errno).lower()
+        raise UserError(f"cannot be written ({reason})", target, "choose a folder with room to write") from error
+
+
 def write_bytes_atomic(target: Path, data: bytes) -> None:
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)

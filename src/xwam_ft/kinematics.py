@@ -214,6 +214,17 @@ def load_chain(urdf_path: Path, base: str, tip: str, joint_order: list[str] | No
     )
 
 
+def velocity_limits(urdf_path: Path, joints: list[str]) -> tuple[float | None, ...]:
+    """The URDF's velocity limit of each joint, rad/s or m/s; None where it gives none, or 0."""
+    elements = {element.get("name", ""): element.find("limit") for element in _parse(urdf_path).findall("joint")}
+    found: list[float | None] = []
+    for name in joints:
+        limit = elements.get(name)
+        text = None if limit is None else limit.get("velocity")
+        found.append((float(text) or None) if text else None)
+    return tuple(found)
+
+
 def find_urdf(name: str, beside: Path, extra_dirs: list[Path]) -> Path:
     """Find a URDF file: beside the embodiment file, then in `extra_dirs`, then in the folders of XWAM_FT_URDF_PATH.
 

@@ -2,7 +2,7 @@
 
 An observation is a plain dict:
     {"images": {camera: uint8 [H, W, 3] RGB}, "state": {slot: numbers in the slot's `columns` order}, "prompt": str}
-Slots computed from joints (`forward_kinematics`) or from several columns (`mean`) take those columns, as recorded, and
+Slots computed from joints (`forward_kinematics`) or from several columns (`mean`, `max`, `norm`) take those columns and
 are transformed here by the code that `prepare` uses. SI units: metres, radians.
 """
 
@@ -49,12 +49,16 @@ class Commands:
 
 
 def slot_state(slot: Slot, columns: Float[ndarray, "f n"]) -> Float[ndarray, "f w"]:
-    """Reported columns of one slot -> its state: as is, by forward kinematics, or averaged."""
+    """Reported columns of one slot -> its state: as is, by forward kinematics, or reduced to one number."""
     if slot.transform == "forward_kinematics":
         assert slot.chain is not None
         return conventions.matrix_pose(slot.chain.forward(columns))
     if slot.transform == "mean":
         return columns.mean(axis=-1, keepdims=True)
+    if slot.transform == "max":
+        return columns.max(axis=-1, keepdims=True)
+    if slot.transform == "norm":
+        return np.linalg.norm(columns, axis=-1, keepdims=True)
     if slot.kind == "pose":
         quaternion = conventions.canonical_quaternion(columns[..., 3:])
         return np.concatenate([columns[..., :3], quaternion], axis=-1)
@@ -122,8 +126,9 @@ def decode(
             assert slot.chain is not None
             seed = np.asarray(_mapping(observation, "state")[name], dtype=np.float64)
             slots[name], residual[name] = slot.chain.inverse_path(conventions.pose_matrix(command), seed)
-        elif slot.transform == "mean":
-            slots[name] = np.repeat(command, len(slot.columns), axis=1)  # `expand: equal`
+        elif slot.reduced:  # `expand: equal`
+            count = len(slot.columns)
+            slots[name] = np.repeat(command / (np.sqrt(count) if slot.transform == "norm" else 1.0), count, axis=1)
         else:
             slots[name] = command
     return Commands(table, slots, residual, clamped)

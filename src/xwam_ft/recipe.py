@@ -6,11 +6,21 @@ All mistakes of a file are reported at once, each with its place and, for a miss
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from xwam_ft.errors import UserError, did_you_mean, listed
 
@@ -26,11 +36,13 @@ class Section(BaseModel):
 class BackboneSpec(Section):
     """The pretrained video model: a diffusers-format folder or hub id, or the built-in `tiny`.
 
-    `tiny-untrained` is that one without its video prior, to compare with.
+    `tiny-untrained` is that one without its video prior, to compare with. `quantize` holds the frozen linears of its
+    blocks in 8 or 4 bits while adapters train; it wants the [quant] extra.
     """
 
     path: str
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantize: Literal["int8", "nf4"] | None = None
     revision: str | None = None
 
 
@@ -40,26 +52,70 @@ class DataSpec(Section):
     encode_batch: PositiveInt = 4  # clips a VAE call
 
 
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": tuple(f"{attention}.{name}" for attention in ("attn1", "attn2") for name in _PROJECTIONS),
+    "feedforward": ("ffn.net.0.proj", "ffn.net.2"),
+}
+"""Presets of `lora.targets`, and between them every linear layer of a Wan block (attn2 is the text's)."""
+
+
 class LoraSpec(Section):
-    """LoRA through peft on the frozen backbone. `alpha / rank` scales the update (`alpha / sqrt(rank)` with rslora)."""
+    """LoRA through peft on the frozen backbone. `alpha / rank` scales the update (`alpha / sqrt(rank)` with rslora).
+
+    `dora` learns the length of every output's weights beside their direction (arXiv 2402.09353). `targets` are presets
+    (`attention`, `feedforward`), layers of a block (`attn1.to_q`), or patterns of them (`attn1.*`, `*.to_v`).
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16.0
     rslora: bool = False
-    dropout: Fraction = 0.0
-    targets: list[Literal["attention", "feedforward"]] = ["attention", "feedforward"]
+    dora: bool = False
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Annotated[list[str], Field(min_length=1)] = ["attention", "feedforward"]
+
+    @field_validator("targets")
+    @classmethod
+    def _known(cls, targets: list[str]) -> list[str]:
+        layers = [name for names in LORA_TARGETS.values() for name in names]
+        for target in targets:
+            if not _layers_of(target):
+                hint = did_you_mean(target, [*LORA_TARGETS, *layers])
+                raise ValueError(f"{target!r} is no layer of a block{hint}; known: {listed([*LORA_TARGETS, *layers])}")
+        return targets
+
+    @property
+    def layers(self) -> list[str]:
+        """The linear layers of a block that `targets` name, each once."""
+        return list(dict.fromkeys(name for target in self.targets for name in _layers_of(target)))
+
+
+def _layers_of(target: str) -> list[str]:
+    if target in LORA_TARGETS:
+        return list(LORA_TARGETS[target])
+    return [name for names in LORA_TARGETS.values() for name in names if fnmatchcase(name, target)]
 
 
 class DepthSpec(Section):
-    """The depth branch: a copy of the last `blocks` transformer blocks that regresses clean depth latents.
+    """The depth branch, which regresses clean depth latents: the last `blocks` transformer blocks once more.
 
-    `train: lora` freezes the copied linears and trains LoRA on them, their modulation and the head;
-    `train: full` trains the whole copy (1.64 B parameters at 5B size). `branch: none` leaves it out.
+    `branch: adapter` runs the frozen blocks themselves a second time under LoRA weights of the branch's own; `copy`
+    holds copies of them; `none` leaves it out. `auto` is `copy` where the backbone brings a trained depth branch, where
+    the backbone itself trains, or with `train: full`; otherwise `adapter`. `train: lora` trains LoRA, modulation
+    tables and head; `train: full` every weight of a copy (1.64 B parameters at 5B size).
     """
 
-    branch: Literal["copy", "none"] = "copy"
+    branch: Literal["auto", "adapter", "copy", "none"] = "auto"
     blocks: PositiveInt = 10
     train: Literal["lora", "full"] = "lora"
+
+    @model_validator(mode="after")
+    def _whole_only_of_a_copy(self) -> DepthSpec:
+        if self.branch == "adapter" and self.train == "full":
+            raise ValueError(
+                "branch 'adapter' holds no blocks that train: full could train; set branch: copy, or train: lora"
+            )
+        return self
 
 
 class ModelSpec(Section):
@@ -69,6 +125,22 @@ class ModelSpec(Section):
     lora: LoraSpec = LoraSpec()
     depth: DepthSpec = DepthSpec()
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _shared_blocks_are_frozen(self) -> ModelSpec:
+        if self.train == "full" and self.depth.branch == "adapter":
+            raise ValueError(
+                "with train: full the blocks that a depth branch 'adapter' shares would move with the video; "
+                "set depth.branch: copy"
+            )
+        return self
+
+    @property
+    def branch(self) -> Literal["adapter", "copy", "none"]:
+        """`depth.branch` with `auto` decided, for a backbone that brings no depth branch of its own."""
+        if self.depth.branch != "auto":
+            return self.depth.branch
+        return "copy" if self.train == "full" or self.depth.train == "full" else "adapter"
 
 
 class NoiseSpec(Section):
@@ -92,7 +164,10 @@ class LossSpec(Section):
 
 
 class OptimSpec(Section):
-    """AdamW with linear warm-up and cosine to 0. Adapters, new heads and the depth branch have their own rates."""
+    """AdamW with linear warm-up and cosine to 0. Adapters, new heads and the depth branch have their own rates.
+
+    `fused` takes torch's one-kernel step: `auto` on a GPU only. `adamw_8bit` keeps AdamW's moments in 8 bits ([quant]).
+    """
 
     lr_lora: PositiveFloat = 1e-4
     lr_backbone: PositiveFloat = 1e-5  # of the whole transformer, with `model.train: full`
@@ -103,6 +178,14 @@ class OptimSpec(Section):
     clip_norm: PositiveFloat = 1.0
     warmup_steps: Natural = 200
     ema_decay: Fraction | None = None  # None: no EMA is kept
+    fused: bool | Literal["auto"] = "auto"
+    adamw_8bit: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind_of_adamw(self) -> OptimSpec:
+        if self.adamw_8bit and self.fused is True:
+            raise ValueError("adamw_8bit has no fused form; set fused: auto")
+        return self
 
 
 class TrainerSpec(Section):
@@ -147,6 +230,19 @@ class Recipe(Section):
     validation: ValidationSpec = ValidationSpec()
     logging: LoggingSpec = LoggingSpec()
     seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _quantized_is_frozen(self) -> Recipe:
+        if self.backbone.quantize is not None:
+            if self.model.train == "full":
+                raise ValueError(
+                    "backbone.quantize holds a frozen base, and model.train: full trains it; set one of them"
+                )
+            if self.model.branch == "copy":
+                raise ValueError(
+                    "backbone.quantize cannot be copied for the depth branch; set model.depth.branch: adapter"
+                )
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -230,7 +326,8 @@ def _describe(schema: type[BaseModel], error: ValidationError) -> str:
         else:
             given = f", not {item['input']!r}" if not isinstance(item["input"], dict | list) else ""
             message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-            parts.append(f"{location!r}: {message[:1].lower() + message[1:]}{given}")
+            place = f"{location!r}: " if location else ""  # none: keys of several sections disagree
+            parts.append(f"{place}{message[:1].lower() + message[1:]}{given}")
     count = f"{len(parts)} mistakes: " if len(parts) > 1 else ""
     return count + "; ".join(parts)
 

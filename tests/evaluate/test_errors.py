@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from xwam_ft import conventions
 from xwam_ft.contract import Contract, Quantiles, Slot
+from xwam_ft.evaluate.baselines import hold_still
 from xwam_ft.evaluate.errors import Measure, command_errors
 
 STILL = np.array([0.1, 0.2, 0.3, 1.0, 0.0, 0.0, 0.0, 0.04])
@@ -108,3 +112,25 @@ def test_joints_are_in_degrees_and_everything_else_in_its_own_units(mixed: Contr
     assert details[-1] == ("hand", "command", "1")
     masked = command_errors(mixed, predicted, np.zeros((1, 8)), np.array([[1.0, 0, 1, 1, 1, 1, 1, 1]]))
     assert masked.error[0, 0] == pytest.approx(np.rad2deg(0.1))
+
+
+def test_a_controllers_input_is_compared_in_its_own_units(contract_with: Callable[..., Contract]) -> None:
+    plain = contract_with()
+    raw = {"convention": "xwam_robocasa_raw"}
+    slots = (
+        plain.slot("tool").model_copy(update={**raw, "command_units": ("1",) * 6}),
+        plain.slot("gripper").model_copy(update={**raw, "command_units": ("1",)}),
+    )
+    contract = contract_with(slots=slots)
+    recorded = np.array([[0.5, -1.0, 0.0, 0.1, 0.0, 0.0, 1.0]])
+    predicted = recorded + np.array([0.1, 0.3, 0.0, 0.0, 0.0, 0.2, -0.5])
+    table = command_errors(contract, predicted, recorded, np.ones((1, 7)))
+    assert {measure.unit for measure in table.measures} == {"1"}
+    named = {(m.slot, m.name): table.error[0, i] for i, m in enumerate(table.measures)}
+    assert named["tool", "command"] == pytest.approx(0.1)  # the mean of six
+    assert named["tool", "dy"] == pytest.approx(0.3)
+    assert named["gripper", "command"] == pytest.approx(0.5)
+    mean = np.full((contract.timing.action_steps, 7), 0.25)
+    held = conventions.denormalise_action(contract, hold_still(contract, np.zeros(8), mean))
+    np.testing.assert_allclose(held[:, :6], 0.0, atol=1e-12)  # no motion asked of the controller
+    np.testing.assert_allclose(held[:, 6], conventions.denormalise_action(contract, mean)[:, 6])

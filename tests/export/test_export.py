@@ -73,6 +73,13 @@ def test_the_bundle_acts_as_the_run_s_unmerged_network(
     inputs = [clip_observation(folder.contract, shard_set.read_clip(ref)) for ref in shard_set.clips(None, 20)]
     seeds = list(range(len(inputs)))
     np.testing.assert_allclose(exported.infer_batch(inputs, seeds), live.infer_batch(inputs, seeds), atol=2e-4)
+    # The run's branch is an adapter on shared blocks, the bundle's is copies: the depth is the same.
+    assert network.config.depth_shared
+    assert not exported.network.config.depth_shared
+    ours, theirs = exported.imagine(inputs[0], 0).depth, live.imagine(inputs[0], 0).depth
+    assert ours is not None
+    assert theirs is not None
+    assert int(np.abs(ours.astype(int) - theirs.astype(int)).max()) <= 16  # of 65535
 
 
 def test_averaged_and_last_weights_differ(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
@@ -168,6 +175,36 @@ def test_a_taken_folder_and_a_run_without_checkpoint_are_refused(trained_run: Pa
     with pytest.raises(UserError, match="exists already"):
         export_run(trained_run, tmp_path / "taken", console=QUIET)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_heads_alone_with_a_depth_adapter_are_exported_with_and_without_depth(
+    contract: Contract, make_shard_set: Callable[[Path, Contract], ShardSet], tmp_path: Path
+) -> None:
+    shards = make_shard_set(tmp_path / "shards", contract)
+    tree = {
+        "backbone": {"path": "tiny", "dtype": "float32"},
+        "data": {"shards": str(shards.folder), "clip_stride": 7},
+        "model": {"train": "heads", "lora": {"rank": 2, "dora": True}, "depth": {"blocks": 1}},
+        "optim": {"lr_heads": 1e-2, "lr_depth": 1e-2, "warmup_steps": 0},
+        "trainer": {"max_steps": 2, "batch_size": 2, "threads": 1, "accelerator": "cpu"},
+        "validation": {"every_steps": 2, "clips": 1, "action_steps": 2, "video_steps": 3},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    run = train_run(tmp_path / "recipe.yaml", tmp_path / "run", [], QUIET)
+    assert not (run / "adapter").exists()
+    assert (run / "adapter-depth" / "adapter_model.safetensors").is_file()
+    whole, slim = (
+        Policy.load(export_run(run, tmp_path / name, depth=depth, console=QUIET), "cpu")
+        for name, depth in (("whole", True), ("slim", False))
+    )
+    ours, theirs = whole.network.state_dict(), slim.network.state_dict()
+    assert not [name for name in (*ours, *theirs) if "lora" in name]
+    assert {name for name in ours if name not in theirs} == {name for name in ours if name.startswith("depth_branch.")}
+    base = load_backbone("tiny", dtype="float32", parts=("transformer",)).transformer.state_dict()
+    for name, tensor in base.items():
+        assert torch.equal(ours[f"transformer.{name}"], tensor)
+        assert torch.equal(theirs[f"transformer.{name}"], tensor)
 
 
 @pytest.mark.parametrize("train", ["heads", "full"])

@@ -12,14 +12,14 @@ from toy import Batch, make_network, make_transformer, outputs, relative
 from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import (
     load_trainable,
-    merge_adapters,
     parameter_groups,
     prepare_for_training,
-    summary_table,
     trainable_state,
     write_peft_adapter,
 )
+from xwam_ft.model.merge import merge_adapters
 from xwam_ft.model.network import JointNetwork
+from xwam_ft.model.summary import summary_table
 from xwam_ft.recipe import DepthSpec, LoraSpec, OptimSpec
 
 LORA = LoraSpec(rank=4, alpha=8.0)
@@ -83,6 +83,10 @@ def test_targets_choose_the_adapted_layers() -> None:
     assert adapted("attention") == attention
     assert adapted("feedforward") == {"ffn.net.0.proj", "ffn.net.2"}
     assert adapted("attention", "feedforward") == attention | {"ffn.net.0.proj", "ffn.net.2"}
+    assert adapted("attn1.to_q") == {"attn1.to_q"}
+    assert adapted("attn2.*", "*.to_v", "feedforward") == {
+        "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "ffn.net.0.proj", "ffn.net.2",
+    }  # fmt: skip
 
 
 def test_what_trains_is_float32_on_a_bfloat16_base_and_a_step_runs(batch: Batch) -> None:
@@ -106,10 +110,14 @@ def test_checkpointing_gives_the_same_gradients_under_adapters(batch: Batch) -> 
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_merged_is_unmerged(batch: Batch, rslora: bool) -> None:
-    network = stirred(prepared(lora=LoraSpec(rank=4, alpha=8.0, rslora=rslora))).eval()
+def test_merged_is_unmerged(batch: Batch, rslora: bool, dora: bool) -> None:
+    network = stirred(prepared(lora=LoraSpec(rank=4, alpha=8.0, rslora=rslora, dora=dora))).eval()
     with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_magnitude_vector" in name:
+                parameter.mul_(1.2)  # a length of its own
         base, wanted = outputs(batch.run(make_network())), outputs(batch.run(network))
         merged = merge_adapters(network)
         ours = outputs(batch.run(merged))
@@ -117,6 +125,26 @@ def test_merged_is_unmerged(batch: Batch, rslora: bool) -> None:
     for name, tensor in wanted.items():
         assert relative(base[name], tensor) > 1e-3
         assert relative(ours[name], tensor) < 1e-5
+
+
+def test_a_merged_dora_layer_in_closed_form_on_a_bfloat16_base() -> None:
+    network = stirred(prepared(lora=LoraSpec(rank=4, alpha=8.0, dora=True), base=torch.bfloat16))
+    layer = network.transformer.blocks[0].attn1.to_q
+    torch.nn.init.uniform_(layer.lora_magnitude_vector.default.weight, 0.5, 1.5)
+    length, direction = layer.lora_magnitude_vector.default.weight, layer.get_base_layer().weight.float()
+    direction = direction + 8.0 / 4 * layer.lora_B.default.weight @ layer.lora_A.default.weight
+    wanted = length[:, None] * direction / direction.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(merge_adapters(network).transformer.blocks[0].attn1.to_q.weight, wanted)
+
+
+def test_dropout_belongs_to_training_alone(batch: Batch) -> None:
+    network = stirred(prepared(lora=LoraSpec(rank=4, dropout=0.5))).eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = batch.run(network).action, batch.run(network).action
+        assert torch.equal(first, second)
+        network.train()
+        assert relative(batch.run(network).action, batch.run(network).action) > 1e-4
 
 
 def test_merging_a_small_adapter_is_float32_and_in_bfloat16_would_lose_it() -> None:

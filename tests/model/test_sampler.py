@@ -9,7 +9,8 @@ from toy import make_batch
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.network import JointNetwork, Prediction, TextContext
-from xwam_ft.model.sampler import SampleNoise, Solver, draw_noise, flow_grid, guide, sample
+from xwam_ft.model.sampler import SampleNoise, draw_noise, guide, sample
+from xwam_ft.model.solver import Solver, flow_grid
 
 
 def noise_like(batch, seed: int = 0) -> SampleNoise:

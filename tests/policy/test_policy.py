@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from xwam_ft import conventions
 from xwam_ft.errors import UserError
 from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.policy.text import TextCache
 from xwam_ft.shards import Clip, ShardSet
 
 
@@ -145,3 +148,80 @@ def test_changes_of_the_measured_state_are_not_decoded_as_a_chunk(
     other = Policy(policy.network, policy.codec, policy.prompts, contract_with("delta_to_state"), policy.settings)
     with pytest.raises(UserError, match="no chunk follows from one"):
         other.infer(request_)
+
+
+def test_an_instruction_is_encoded_once_until_weights_move(bundle: Path, clip: Clip) -> None:
+    policy = Policy.load(bundle, "cpu", selfcheck=False)
+    inputs = clip_observation(policy.contract, clip)
+    encoded: list[int] = []
+    encode = policy.network.encode_text
+    policy.network.encode_text = lambda text: encoded.append(1) or encode(text)  # pyright: ignore
+
+    def answer() -> np.ndarray:
+        return policy.infer_batch([inputs], [0])[0]
+
+    first = answer()
+    np.testing.assert_array_equal(answer(), first)
+    assert len(encoded) == 1
+    fresh = Policy(policy.network, policy.codec, policy.prompts, policy.contract, policy.settings)
+    np.testing.assert_array_equal(fresh.infer_batch([inputs], [0])[0], first)
+    assert len(encoded) == 2
+    with torch.no_grad():
+        policy.network.transformer.blocks[0].attn2.to_v.weight.mul_(2.0)
+    moved = answer()
+    assert len(encoded) == 3
+    assert np.abs(moved - first).max() > 1e-6
+    policy.prompts[inputs.prompt] = policy.prompts[""]
+    assert np.abs(answer() - moved).max() > 1e-6
+    assert len(encoded) == 4
+    policy.texts.clear()
+    answer()
+    assert len(encoded) == 5
+
+
+def test_only_the_instructions_last_used_are_kept(policy: Policy) -> None:
+    texts = TextCache(policy.network, kept=2)
+    embeddings = {name: policy.prompts[""].clone() for name in "abc"}
+    first = texts.context("a", embeddings["a"])
+    texts.context("b", embeddings["b"])
+    assert texts.context("a", embeddings["a"]) is first
+    texts.context("c", embeddings["c"])  # b goes, not a
+    assert len(texts) == 2
+    assert texts.context("a", embeddings["a"]) is first
+
+
+def test_a_policy_call_is_that_of_a_vae_that_encodes_the_whole_clip(policy: Policy, clip: Clip) -> None:
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    import slow_ways
+
+    inputs = clip_observation(policy.contract, clip)
+    wanted = policy.infer_batch([inputs], [1])[0]
+    with slow_ways.all_frames_encoded(policy.codec, policy.contract.timing.clip_frames):
+        np.testing.assert_allclose(policy.infer_batch([inputs], [1])[0], wanted, atol=1e-5)
+
+
+def test_a_policy_can_choose_its_attention_kernel(policy: Policy, clip: Clip, bundle: Path) -> None:
+    inputs = clip_observation(policy.contract, clip)
+    other = Policy.load(bundle, "cpu", attention="flash")  # its self-check passes
+    np.testing.assert_allclose(other.infer_batch([inputs], [1]), policy.infer_batch([inputs], [1]), atol=1e-4)
+    with pytest.raises(UserError, match="'cudnn' does not run on cpu"):
+        Policy.load(bundle, "cpu", attention="cudnn")
+    with pytest.raises(UserError, match="'none' is no backend"):
+        Policy.load(bundle, "cpu", compile="none")
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_gives_the_same_answer(bundle: Path) -> None:
+    """In a process of its own: the tests' checks of shapes cannot be traced."""
+    code = """
+import sys
+from pathlib import Path
+from xwam_ft.policy import selfcheck
+from xwam_ft.policy.policy import Policy
+bundle = Path(sys.argv[1])
+policy = Policy.load(bundle, "cpu", compile="aot_eager")
+print(selfcheck.load(bundle / "selfcheck.safetensors", policy).difference(policy))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 1e-5

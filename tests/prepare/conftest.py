@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from xwam_ft.media import write_gray16, write_rgb
+
+sys.path.append(str(Path(__file__).parent))  # tests are imported by path: lets them import formats.py
 
 FPS = 10
 HEIGHT, WIDTH = 32, 48

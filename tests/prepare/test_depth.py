@@ -16,7 +16,7 @@ from xwam_ft.prepare.depth.sensor import lerobot_log12, to_metres
 from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
 from xwam_ft.prepare.embodiment_slots import CameraPlan
 from xwam_ft.prepare.episode import Episode, EpisodeError
-from xwam_ft.prepare.sources.lerobot import LeRobotTable
+from xwam_ft.prepare.sources.lerobot_table import LeRobotTable
 
 PLAIN = CameraPlan("front", "observation.images.front", None)
 WITH = CameraPlan("front", "observation.images.front", DepthVideo(source="front_depth", unit="mm"))

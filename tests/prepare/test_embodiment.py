@@ -66,7 +66,7 @@ def test_shipped_files_load_and_are_named_as_they_are_called(path: Path) -> None
         ({**ARM, "colums": []}, r"unknown key 'slots.s.colums' \(did you mean 'columns'\?\)"),
         ({"kind": "joints", "columns": ["j1"]}, "`units` is not stated; recordings do not say it"),
         ({**ARM, "units": "TODO"}, "`units` is still TODO"),
-        ({**ARM, "units": "degrees"}, "`units` is 'degrees', not one of rad, deg, m, mm, 1"),
+        ({**ARM, "units": "degrees"}, "`units` is 'degrees', not one of rad, deg, m, mm, 1, rad/s"),
         (
             HAND,
             "a mean of columns cannot be inverted into commands for each; write `command: none`, or `expand: equal`",
@@ -79,6 +79,7 @@ def test_shipped_files_load_and_are_named_as_they_are_called(path: Path) -> None
             "joints without a unit have no pose",
         ),
         ({**POSE, "convention": "absolute"}, "a pose is commanded relative to something"),
+        ({**POSE, "convention": "xwam_robocasa_raw"}, "recordings are not prepared with it"),
         ({"kind": "gripper"}, "`columns` is missing"),
     ],
 )
@@ -171,7 +172,7 @@ def test_a_recorded_pose_in_any_rotation_form_is_the_same_state(tmp_path: Path, 
     rows = table()
     names = ["x", "y", "z", "a", "b", "c", "d"][: 3 + numbers.shape[1]]
     for i, name in enumerate(names[3:]):
-        rows.columns[f"observation.state/{name}"] = numbers[:, i]
+        rows.columns[f"observation.state/{name}"] = rows.columns[f"action/{name}"] = numbers[:, i]
     spec = {**POSE, "columns": names, "units": "mm", "rotation": rotation, "rotation_units": "deg"}
     (plan,) = plans(tmp_path, {"s": spec})
     state = motion([plan], rows, 1)[0]

@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
+from xwam_ft.prepare.camera_kind import edge_change, guess_kind, guess_mount
 from xwam_ft.prepare.embodiment import load_embodiment
+from xwam_ft.prepare.evidence import gather
 from xwam_ft.prepare.inspect import inspect, propose_timing
+from xwam_ft.prepare.sources import open_source
+from xwam_ft.prepare.unit_guess import guess_units
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,8 @@ def test_the_starter_asks_for_units_and_then_loads(v21: Path, tmp_path: Path) ->
     text = target.read_text()
     with pytest.raises(UserError, match="`units` is still TODO"):
         load_embodiment(target)
+    assert "units: TODO  # rad? unsure: values of up to" in text  # small numbers of two joints may be anything
+    assert "command: recorded  # unsure: targets, 0 frames ahead of the state" in text  # 37 frames are few
     target.write_text(text.replace("unit: TODO", "unit: mm").replace("units: TODO", "units: rad"))
     spec = load_embodiment(target)
     assert list(spec.cameras) == ["front_view"]
@@ -55,3 +62,81 @@ def test_the_starter_asks_for_units_and_then_loads(v21: Path, tmp_path: Path) ->
     assert spec.slots["state_gripper"].kind == "gripper"
     with pytest.raises(UserError, match="exists already"):
         inspect(v21, target, Console(quiet=True))
+
+
+ARM = np.sin(np.arange(400)[:, None] / 40 + np.arange(6)) * np.array([1.9, 1.2, 0.9, 0.5, 0.4, 2.4])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "unit", "sure"),
+    [
+        ("joints", ARM, "rad", "sure"),
+        ("joints", np.degrees(ARM), "deg", "sure"),
+        ("joints", np.clip(ARM * 60, -100, 100), None, "likely"),  # LeRobot's percentages stop at 100
+        ("joints", np.round(2048 + 600 * ARM), None, "sure"),  # servo ticks
+        ("joints", ARM / 5, "rad", "unsure"),  # or normalised numbers
+        ("joints", 0 * ARM, None, "unsure"),
+        ("pose", ARM[:, :3] / 4, "m", "sure"),
+        ("pose", 250 * ARM[:, :3], "mm", "sure"),
+        ("gripper", 0.04 + 0.04 * ARM[:, :1] / 1.9, "m", "likely"),
+        ("gripper", 0.5 + 0.5 * ARM[:, :1] / 1.9, "1", "likely"),
+        ("gripper", 50 + 50 * ARM[:, :1], None, "unsure"),
+    ],
+)
+def test_units_are_guessed_from_ranges(kind: str, values: np.ndarray, unit: str | None, sure: str) -> None:
+    found = guess_units(kind, values)
+    assert (found.unit, found.sure) == (unit, sure)
+
+
+def shots(moving_camera: bool) -> list[float]:
+    """Edge changes of pairs of pictures: a room of random boxes, an arm that covers a part of it."""
+    random = np.random.default_rng(0)
+    room = random.integers(0, 255, (1, 12, 24, 3)).repeat(16, 1).repeat(16, 2)[0].astype(np.uint8)
+    changes = []
+    for pair in range(8):
+        views = []
+        for side in range(2):
+            left = (7 * pair + 11 * side) % 100 if moving_camera else 40
+            view = room[20:140, left : left + 160].copy()
+            view[60:, 30 + 40 * side : 60 + 40 * side] = 128  # the arm
+            views.append(view)
+        changes.append(edge_change(views[0], views[1]))
+    return changes
+
+
+def test_a_camera_that_moves_with_the_arm_is_told_from_one_that_does_not() -> None:
+    assert (guess_kind(shots(False)).kind, guess_kind(shots(False)).sure) == ("static", "sure")
+    assert (guess_kind(shots(True)).kind, guess_kind(shots(True)).sure) == ("wrist", "sure")
+    assert guess_kind([]).sure == "unsure"
+    assert np.isnan(edge_change(*np.full((2, 48, 64, 3), 90, np.uint8)))  # nothing to see
+    moved = {"left": list(range(8)), "right": [3, 1, 4, 1, 5, 9, 2, 6]}
+    assert guess_mount([value / 10 for value in range(8)], moved) == "left"
+    assert guess_mount([0.5] * 8, moved) is None
+
+
+def guesses(raw: Path) -> Any:
+    source = open_source(raw)
+    episodes = source.episodes()
+    return gather(source.info, episodes, {0: episodes[0].table.read(), 3: episodes[3].table.read()})
+
+
+def test_the_bundled_recordings_are_seen_through() -> None:
+    """Two static cameras, one at the wrist; positions in metres; targets a few frames ahead."""
+    found = guesses(bundled("recordings/metaworld_demo"))
+    kinds = {name.rsplit(".", 1)[-1]: guess.kind for name, guess in found.kinds.items()}
+    assert kinds == {"corner": "static", "corner3": "static", "gripper": "wrist"}
+    assert found.mounts == {"observation.images.gripper": "state_pose"}
+    arm, hand = found.groups
+    assert (arm.units.unit, arm.units.sure, arm.action.kind, arm.action.sure) == ("m", "sure", "target", "sure")
+    assert arm.action.lead > 0
+    assert (hand.units.unit, hand.action) == ("1", None)
+
+
+def test_the_g1_recordings_are_seen_through(real_data: Path) -> None:
+    found = guesses(real_data / "lerobot_v21_g1")
+    (kind,) = found.kinds.values()
+    assert kind.kind == "static"  # unsure: arms and hands fill much of what the head sees
+    arms = {group.name: group for group in found.groups if group.kind == "joints"}
+    assert set(arms) == {"left_arm", "right_arm"}
+    assert (arms["right_arm"].units.unit, arms["right_arm"].action.kind) == ("rad", "target")
+    assert arms["right_arm"].action.lead > 0

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.episode import EpisodeError
+from xwam_ft.prepare.depth.sensor import to_metres
+from xwam_ft.prepare.embodiment import DepthVideo
+from xwam_ft.prepare.episode import EpisodeError, LogCode
 from xwam_ft.prepare.sources import open_source
-from xwam_ft.prepare.sources.lerobot import flat_names
+from xwam_ft.prepare.sources.lerobot_meta import flat_names
 
 
 def edit_info(root: Path, **changes: Any) -> None:
@@ -127,17 +133,97 @@ def test_a_table_of_another_length_is_told(v21: Path) -> None:
         open_source(v21).episodes()[1].table.read()
 
 
-def test_what_is_no_dataset_says_so(tmp_path: Path, v21: Path) -> None:
-    with pytest.raises(UserError, match="the folder does not exist"):
-        open_source(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"not a dataset xwam-ft can read .*give .*v21"):
-        open_source(tmp_path)
-    edit_info(v21, codebase_version="v1.6")
-    with pytest.raises(UserError, match=r"codebase_version is '1.6'; v2.0, v2.1 and v3.0 are read"):
-        open_source(v21)
-    edit_info(v21, fps=None)
-    with pytest.raises(UserError, match="fps is None"):
-        open_source(v21)
-    (v21 / "meta" / "info.json").write_text("{}")
-    with pytest.raises(UserError, match="has no `features` table"):
-        open_source(v21)
+def test_an_interrupted_recording_is_read_from_its_pictures(v21: Path, made: Any, lerobot: Any) -> None:
+    (v21 / "videos" / "chunk-000" / lerobot.camera / "episode_000001.mp4").unlink()
+    folder = v21 / "images" / lerobot.camera / "episode_000001"
+    folder.mkdir(parents=True)
+    for at, picture in enumerate(made.pictures[1]):
+        Image.fromarray(picture).save(folder / f"frame_{at:06d}.png")
+    episode = open_source(v21).episodes()[1]
+    assert episode.problems == ()
+    assert "was never encoded; its pictures in" in episode.notes[0]
+    np.testing.assert_array_equal(episode.views[lerobot.camera].read_rgb([10, 2]), made.pictures[1][[10, 2]])
+    (folder / "frame_000010.png").unlink()
+    assert "holds 10 of its 11 pictures: the recording was interrupted" in open_source(v21).episodes()[1].problems[0]
+
+
+def test_what_meta_does_not_list_is_rejected_by_name(v21: Path, v30: Path, lerobot: Any) -> None:
+    listing = v21 / "meta" / "episodes.jsonl"
+    listing.write_text("\n".join(listing.read_text().splitlines()[:2]))
+    for root, folder in ((v21, "episode_000005"), (v30, "episode-000005")):
+        (root / "images" / lerobot.camera / folder).mkdir(parents=True)
+    old, new = open_source(v21).episodes(), open_source(v30).episodes()
+    assert [episode.index for episode in old] == [0, 1, 2, 5]
+    assert [episode.index for episode in new] == [0, 1, 2, 5]
+    assert "episode_000002.parquet belongs to an episode that meta does not list" in old[2].problems[0]
+    assert "episode-000005 belongs to an episode that meta does not list" in new[3].problems[0]
+
+
+def with_image_columns(root: Path, made: Any, lerobot: Any, *, by_path: bool) -> None:
+    """Turn the videos of a set into image columns, as LeRobot records without videos."""
+    info = root / "meta" / "info.json"
+    tree = json.loads(info.read_text())
+    for key in (lerobot.camera, lerobot.depth):
+        tree["features"][key]["dtype"] = "image"
+    info.write_text(json.dumps(tree | {"video_path": None}))
+    for path in sorted((root / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        for key, frames, kind in ((lerobot.camera, made.pictures, "PNG"), (lerobot.depth, made.depths, "TIFF")):
+            cells = []
+            for episode, frame in zip(
+                *(table.column(n).to_pylist() for n in ("episode_index", "frame_index")), strict=True
+            ):
+                buffer = io.BytesIO()
+                Image.fromarray(frames[episode][frame]).save(buffer, kind)
+                name = f"images/{key}/{episode}_{frame}.{kind.lower()}"
+                if by_path:
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    (root / name).write_bytes(buffer.getvalue())
+                cells.append({"bytes": None if by_path else buffer.getvalue(), "path": name})
+            table = table.append_column(
+                key, pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+            )
+        pq.write_table(table, path, row_group_size=7)
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_image_columns_are_keyed_by_value(v21: Path, v30: Path, made: Any, lerobot: Any, by_path: bool) -> None:
+    for root in (v21, v30):  # the rows of v30 are shuffled
+        with_image_columns(root, made, lerobot, by_path=by_path)
+        for number, episode in enumerate(open_source(root).episodes()):
+            assert not episode.problems
+            rows = [10, 3, 3, 0]
+            np.testing.assert_array_equal(episode.views[lerobot.camera].read_rgb(rows), made.pictures[number][rows])
+            np.testing.assert_array_equal(episode.views[lerobot.depth].read_gray16(rows), made.depths[number][rows])
+            assert episode.views[lerobot.camera].size() == (32, 48)
+
+
+def test_depth_is_decoded_as_its_recording_says(v30: Path, lerobot: Any) -> None:
+    info = v30 / "meta" / "info.json"
+    tree = json.loads(info.read_text())
+    coded = {"video.is_depth_map": True, "video.depth_min": 0.2, "video.depth_max": 32.8, "video.shift": 1.5}
+    for more, expected in (
+        ({}, LogCode(0.2, 32.8, 1.5, True)),
+        ({"video.use_log": False}, LogCode(0.2, 32.8, 1.5, False)),
+    ):
+        tree["features"][lerobot.depth]["info"] = {**coded, **more}
+        info.write_text(json.dumps(tree))
+        view = open_source(v30).episodes()[0].views[lerobot.depth]
+        assert getattr(view, "code", None) == expected
+    counts = np.array([[0, 1, 2000, 4095]], dtype=np.uint16)
+    video = DepthVideo(source="x", unit="lerobot_log12")
+    logarithmic = to_metres(counts, video, LogCode(0.2, 32.8, 1.5))[0]
+    np.testing.assert_allclose(logarithmic[[0, 3]], [0, 32.8], rtol=1e-6)
+    np.testing.assert_allclose(np.log((logarithmic[2] + 1.5) / 1.7) / np.log(34.3 / 1.7), 2000 / 4095, rtol=1e-5)
+    linear = to_metres(counts, video, LogCode(0.2, 32.8, 1.5, False))[0]
+    np.testing.assert_allclose(linear, [0, 0.2 + 32.6 / 4095, 0.2 + 32.6 * 2000 / 4095, 32.8], rtol=1e-6)
+
+
+def test_versions_2_0_and_2_1_are_read_alike(v21: Path) -> None:
+    newer = [episode.table.read().columns for episode in open_source(v21).episodes()]
+    edit_info(v21, codebase_version="v2.0")
+    source = open_source(v21)
+    assert source.info.format == "LeRobot v2.0"
+    for one, other in zip(newer, [episode.table.read().columns for episode in source.episodes()], strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)

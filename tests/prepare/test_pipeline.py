@@ -30,7 +30,7 @@ def prepared(raws: Path | list[Path], out: Path, embodiment: Path, **more: Any) 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a small preparation is matplotlib; test_report.py looks at the plots."""
-    monkeypatch.setattr(report, "histograms", lambda contract, train: "data:image/png;base64,")
+    monkeypatch.setattr(report, "plots", lambda *_: {"distributions": "data:,", "paths": None, "timing": "data:,"})
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pytest
 from rich.console import Console
 
+from xwam_ft.bundled import bundled
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.pipeline import prepare
+
+EMBODIMENTS = Path(__file__).parents[2] / "recipes" / "embodiments"
 
 
 def test_the_report_needs_no_network_and_shows_warnings(
     v21: Path, toy: Path, tmp_path: Path, made: Any, lerobot: Any
 ) -> None:
     path = v21 / "videos" / "chunk-000" / lerobot.camera / "episode_000000.mp4"
-    write_rgb(path, np.zeros_like(made.pictures[0]), lerobot.fps)
+    dark = made.pictures[0].copy()
+    dark[3:6] = 0
+    write_rgb(path, dark, lerobot.fps)
     outcome = prepare(
         [v21],
         tmp_path / "out",
@@ -28,8 +35,54 @@ def test_the_report_needs_no_network_and_shows_warnings(
         urdf_dirs=[],
         console=Console(quiet=True),
     )
-    assert outcome.warnings == 1
+    assert [group.check for group in outcome.findings if group.severity == "warning"] == ["black-camera"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "camera &#39;front&#39; is black" in page
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("data:image/jpeg") == 3
+    assert "camera &#39;front&#39; is black in 3 of 14 pictures, first in frame 3" in page
+    assert "episode 0, front, frame 3" in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert page.count("data:image/jpeg") == 3 + 1  # contact sheets, and the black frame
+    assert page.count("data:image/png") == 2  # distributions and timing; there is no pose to draw paths of
+
+
+BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+def test_a_browser_shows_the_report_without_errors_or_requests(tmp_path: Path) -> None:
+    """In chromium: every picture is decoded, nothing is fetched, the console stays empty, the text is not cut off."""
+    shards = tmp_path / "out"
+    prepare(
+        [bundled("recordings/metaworld_demo")],
+        shards,
+        embodiment=EMBODIMENTS / "metaworld_sawyer.yaml",
+        depth="sensor",
+        workers=0,
+        strict=False,
+        urdf_dirs=[],
+        console=Console(quiet=True),
+    )
+    page = shards / "report.html"
+    probe = """<script>addEventListener("load", () => {
+      const broken = [...document.images].filter(image => !image.naturalWidth).length;
+      const fetched = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+      const wide = document.documentElement.scrollWidth > innerWidth ? 1 : 0;
+      document.title = `seen ${document.images.length} broken ${broken} fetched ${fetched} wide ${wide}`;
+    });</script>"""
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text() + probe)
+    assert BROWSER is not None
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *QUIET,
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    command += ["--window-size=1200,2000", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([*command, probed.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr
+    count = 2 + 1 + 3 * 12  # plots with paths, and the contact sheets of three cameras
+    assert f"<title>seen {count} broken 0 fetched 0 wide 0</title>" in done.stdout

@@ -151,7 +151,7 @@ def test_a_depth_branch_without_depth_is_refused(recipe: Recipe, contract_with: 
     from xwam_ft.contract import DepthCode
 
     bare = contract_with(depth=DepthCode(kind="none"))  # pyright: ignore
-    with pytest.raises(UserError, match=r"model\.depth\.branch is 'copy', but the shards hold no depth"):
+    with pytest.raises(UserError, match=r"model\.depth\.branch is 'auto', but the shards hold no depth"):
         wants_depth(recipe, bare)
 
 

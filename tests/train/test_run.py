@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
+from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
 from xwam_ft.train.session import Session
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -43,6 +46,7 @@ def cut_back(finished: Path, target: Path, step: int) -> Path:
     """The run as it was when its checkpoint of `step` was the newest."""
     shutil.copytree(finished, target)
     shutil.rmtree(target / "adapter")
+    shutil.rmtree(target / "adapter-depth")
     for folder in (target / "checkpoints").iterdir():
         if folder.name > f"step-{step:06d}":
             shutil.rmtree(folder)
@@ -60,6 +64,8 @@ def test_a_run_folder_holds_exactly_this(finished: Path, shard_set: ShardSet) ->
         "metrics.jsonl",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "adapter-depth/adapter_config.json",
+        "adapter-depth/adapter_model.safetensors",
         *(f"checkpoints/step-{step:06d}/{name}" for step in (3, 6) for name in checkpoint),
     }
     assert (finished / "contract.json").read_bytes() == (shard_set.folder / "contract.json").read_bytes()
@@ -88,9 +94,9 @@ def test_resuming_gives_the_same_bits(finished: Path, tmp_path: Path, console: C
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train/" in line]
     assert steps == sorted(set(steps))
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
-    assert (run / "adapter/adapter_model.safetensors").read_bytes() == (
-        finished / "adapter/adapter_model.safetensors"
-    ).read_bytes()
+    for name in ("adapter", "adapter-depth"):
+        ours, theirs = (folder / name / "adapter_model.safetensors" for folder in (run, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(
@@ -99,6 +105,42 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     run = cut_back(finished, tmp_path / "cut", 0)
     training.resume(run, console)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+def with_weights(run: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """The run with other weights in its newest checkpoint."""
+    old = latest_checkpoint(run)
+    assert old is not None
+    trainable, ema, optimizer = old.trainable(), old.ema(), old.optimizer()
+    shutil.rmtree(old.folder)
+    write_checkpoint(run, old.state, change(trainable), optimizer, ema, keep=2)
+    return run
+
+
+def test_resuming_says_which_adapters_are_still_zero(
+    finished: Path, shard_set: ShardSet, cache: LatentCache, tmp_path: Path
+) -> None:
+    name = "depth_branch.blocks.0.attn1.to_k.lora_B.weight"
+    run = cut_back(finished, tmp_path / "cut", 3)
+    with_weights(run, lambda weights: weights | {name: torch.zeros_like(weights[name])})
+    shown = io.StringIO()
+    Session(training.open_run(run), shard_set, cache, Console(file=shown, width=200))
+    assert re.search(
+        r"after 3 steps 1 of \d+ adapters are still zero: depth_branch.blocks.0.attn1.to_k", shown.getvalue()
+    )
+
+
+def test_adapters_of_another_rank_are_named_as_such(
+    finished: Path, shard_set: ShardSet, cache: LatentCache, tmp_path: Path, console: Console
+) -> None:
+    def doubled(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: torch.cat([t, t], dim=int("lora_B" in n)) if ".lora_" in n else t for n, t in weights.items()}
+
+    run = with_weights(cut_back(finished, tmp_path / "cut", 3), doubled)
+    with pytest.raises(UserError, match="holds adapters of rank 4, and the recipe's are of rank 2") as error:
+        Session(training.open_run(run), shard_set, cache, console)
+    assert error.value.where.endswith("step-000003/trainable.safetensors")
+    assert "set model.lora.rank to 4" in error.value.fix
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, console: Console) -> None:
@@ -210,15 +252,17 @@ def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: 
 
 @pytest.mark.parametrize("path", ["sharinka0715/X-WAM", "sharinka0715/X-WAM-RoboCasa"])
 def test_released_weights_are_refused(recipe_file: Path, tmp_path: Path, console: Console, path: str) -> None:
-    with pytest.raises(UserError, match=r"reading released X-WAM weights .* is not supported by this version") as error:
+    with pytest.raises(UserError, match=r"holds X-WAM's own checkpoints, which are imported once") as error:
         training.train(recipe_file, tmp_path / "run", [f"backbone.path={path}"], console)
-    assert "recipes/wan22_5b_lora.yaml" in error.value.fix
+    assert "data_tools/import_xwam.py CKPT OUT --vae-text FOLDER" in error.value.fix
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_released_weights_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
-    (tmp_path / "weights/checkpoints/last.ckpt").mkdir(parents=True)
-    with pytest.raises(UserError, match="reading released X-WAM weights"):
+    states = tmp_path / "weights/checkpoints/last.ckpt/checkpoint/mp_rank_00_model_states.pt"
+    states.parent.mkdir(parents=True)
+    states.touch()
+    with pytest.raises(UserError, match=r"holds weights under the names of .* python data_tools/import_xwam\.py"):
         training.train(recipe_file, tmp_path / "run", [f"backbone.path={tmp_path / 'weights'}"], console)
 
 

@@ -64,6 +64,8 @@ def hold_still(
     state_at = conventions.state_slices(contract)
     for name, place in conventions.action_slices(contract).items():
         slot = contract.slot(name)
+        if slot.for_controller and slot.kind == "gripper":
+            continue  # its input is an effort, so the mean action: the state says nothing there
         if slot.convention != "absolute":
             raw[:, place] = 0.0
         elif slot.command_units is None:

@@ -65,7 +65,7 @@ def command_errors(
         slot = contract.slot(name)
         if not slot.present:
             continue
-        compare = _pose if slot.kind == "pose" else _numbers
+        compare = _pose if slot.kind == "pose" and not slot.for_controller else _numbers
         for measure, error, weight in compare(slot, predicted[:, place], recorded[:, place], mask[:, place]):
             if measure.dimension:
                 details.append((measure, error, weight))
@@ -111,7 +111,7 @@ def _numbers(slot: Slot, predicted: np.ndarray, recorded: np.ndarray, mask: np.n
         name = _quantity(slot, unit) + (f" ({unit})" if len(set(units)) > 1 else "")
         columns.append((Measure(slot.name, name, unit), mean, (counted > 0).astype(np.float64)))
     other = slot.command_units is not None and len(own) == 1
-    names = ("command",) if other else slot.elements
+    names = ("command",) if other else slot.action_elements if slot.for_controller else slot.elements
     for index, (name, unit) in enumerate(zip(names, units, strict=True)):
         columns.append((Measure(slot.name, name, unit, True), error[:, index], mask[:, index]))
     return columns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,10 @@ from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import proof
 from xwam_ft.files import move_folder
-from xwam_ft.model.adapters import load_trainable, merge_adapters
+from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import Backbone, cast_weights, load_backbone
+from xwam_ft.model.merge import drop_branch, merge_adapters
+from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import load_policy, write_bundle
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
@@ -74,23 +75,24 @@ def export_run(
     inputs = _recorded(folder)
 
     console.print("loading the backbone")
-    backbone = load_backbone(recipe.backbone.path, dtype=recipe.backbone.dtype, revision=recipe.backbone.revision)
+    base = recipe.backbone
+    backbone = load_backbone(base.path, dtype=base.dtype, revision=base.revision, quantize=base.quantize)
+    if base.quantize is not None:
+        dequantize_blocks(backbone.transformer)
     trained, averaged = _weights(folder.checkpoint, ema=ema)
     network = _trained_network(folder, folder.checkpoint, backbone, trained, depth=depth)
     policy = _policy(network, backbone, folder, prompts or [])
-    adapters, proofs = 0, []
-    if recipe.model.train == "lora" or recipe.model.depth.branch == "copy":
-        adapters = proof.require_adapter(_kept(trained, depth=depth), folder.checkpoint.folder)
-    if recipe.model.train == "lora":
-        console.print("merging the adapter in float32, and comparing")
-        adapted = proof.outputs(network, policy, inputs)
-        with proof.adapters_off(network):
-            base = proof.outputs(network, policy, inputs)
-        merge_adapters(network, DTYPES[dtype])
-        proofs = proof.merge_proofs(base, adapted, proof.outputs(network, policy, inputs))
-        proof.require_merge(proofs, dtype, folder.checkpoint.folder)
-    else:
-        merge_adapters(network, DTYPES[dtype])  # of the depth branch, where it has any
+    kept = _kept(trained, depth=depth)
+    adapters = proof.require_adapter(kept, folder.checkpoint.folder)
+    console.print("merging adapters in float32, and comparing")
+    adapted = proof.outputs(network, policy, inputs)
+    with proof.adapters_off(network):
+        unadapted = proof.outputs(network, policy, inputs)
+    merge_adapters(network, DTYPES[dtype])
+    merged = proof.outputs(network, policy, inputs)
+    proofs = proof.merge_proofs(unadapted, adapted, merged, proof.adapted_streams(kept))
+    proof.require_merge(proofs, dtype, folder.checkpoint.folder)
+    if recipe.model.train != "lora":
         cast_weights(network.transformer, DTYPES[dtype])
 
     origin = {
@@ -152,9 +154,8 @@ def _trained_network(
     network = trainable_network(backbone, folder.recipe, folder.contract)
     file = TRAINABLE_FILE if not (checkpoint.folder / EMA_FILE).exists() else f"{TRAINABLE_FILE} or {EMA_FILE}"
     load_trainable(network, trained, checkpoint.folder / file)
-    if not depth and network.depth_branch is not None:
-        network.depth_branch = None
-        network.config = replace(network.config, depth_blocks=0)
+    if not depth:
+        drop_branch(network)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.to(device).eval().requires_grad_(False)
 

@@ -11,11 +11,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.model.adapters import zero_adapters
+from xwam_ft.model.branch import lora_layers
 from xwam_ft.model.network import Prediction
 from xwam_ft.model.sampler import draw_noise
 
@@ -52,16 +54,21 @@ class MergeProof:
 
 def require_adapter(trained: dict[str, Tensor], where: Path) -> int:
     """Raise a `UserError` if an adapter has stayed where it began, at zero; returns how many there are."""
-    ups = {name: tensor for name, tensor in trained.items() if ".lora_B." in name}
-    still = sorted(name for name, tensor in ups.items() if not torch.any(tensor))
+    still, adapters = zero_adapters(trained)
     if still:
-        names = listed((name.removesuffix(".weight") for name in still), 3)
         raise UserError(
-            f"{len(still)} of {len(ups)} adapters are zero, so they would change nothing: {names}",
+            f"{len(still)} of {adapters} adapters are zero, so they would change nothing: {listed(still, 3)}",
             where,
             "train on, or find out why they got no gradient",
         )
-    return len(ups)
+    return adapters
+
+
+def adapted_streams(trained: dict[str, Tensor]) -> list[str]:
+    """The outputs that the adapters of a trained state have a part in: the transformer's all, the branch's depth."""
+    names = [name for name in trained if ".lora_B." in name]
+    main = ["action", "video"] if any(name.startswith("transformer.") for name in names) else []
+    return main + (["depth"] if any(name.startswith("depth_branch.") for name in names) else [])
 
 
 @torch.no_grad()
@@ -85,9 +92,10 @@ def outputs(network: JointNetwork, policy: Policy, inputs: EncodedObservation) -
     ]
 
 
-def merge_proofs(base: list[Prediction], adapter: list[Prediction], merged: list[Prediction]) -> list[MergeProof]:
-    """Compare the three on actions and video (and depth, where it is predicted)."""
-    streams = ["action", "video"] + (["depth"] if adapter[0].depth is not None else [])
+def merge_proofs(
+    base: list[Prediction], adapter: list[Prediction], merged: list[Prediction], streams: list[str]
+) -> list[MergeProof]:
+    """Compare the three on these outputs."""
     return [
         MergeProof(stream, _difference(adapter, base, stream), _difference(merged, adapter, stream))
         for stream in streams
@@ -123,16 +131,14 @@ def require_equal(written: Policy, reloaded: Policy, where: Path) -> None:
 @contextmanager
 def adapters_off(network: JointNetwork) -> Generator[None]:
     """The network without its adapters, for comparison."""
-    layers: list[Any] = [module for module in network.modules() if hasattr(module, "lora_A")]
-    scalings = [dict(layer.scaling) for layer in layers]
+    layers = lora_layers(network)
     try:
         for layer in layers:
-            for name in layer.scaling:
-                layer.scaling[name] = 0.0
+            layer._disable_adapters = True  # peft's `enable_adapters` would change what trains as well
         yield
     finally:
-        for layer, scaling in zip(layers, scalings, strict=True):
-            layer.scaling.update(scaling)
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def _difference(left: list[Prediction], right: list[Prediction], stream: str) -> float:

@@ -1,12 +1,13 @@
 """A batch -> velocities -> losses or samples: pure functions and `nn.Module`s, no input or output but loading.
 
 backbone.py   find and load a Wan transformer, VAE and text encoder (folder, hub id); tiny.py the one that ships
-network.py    the joint network on diffusers' own Wan blocks; tokens.py its sequence, blocks.py one block
+network.py    the joint network on diffusers' own Wan blocks; tokens.py its sequence, blocks.py one block;
+              attention.py the kernel of its attention
 assemble.py   a network from a backbone, or from a configuration and its weights
 adapters.py   LoRA through peft: what trains, what is frozen, the audit of trained keys
 noise.py      asynchronous noise sampling and its two baselines
 losses.py     masked squared errors as sums and counts
-sampler.py    asynchronous denoising
+sampler.py    asynchronous denoising; solver.py its UniPC steps; compiled.py one network call compiled
 reference.py  X-WAM checkpoint names <-> ours
 parity.py     our network and sampler against golden tensors of the reference
 """

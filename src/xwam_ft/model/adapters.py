@@ -4,19 +4,24 @@ Groups: `lora` (adapters on the transformer's blocks), `backbone` (the transform
 `heads` (view embedding, encoders and decoders of actions and proprio) and `depth` (the branch: adapters, modulation
 tables and head, or all of it). Whatever trains is float32, also on a bfloat16 base; peft casts at each Linear.
 
-Names of trained tensors are those of `named_parameters` without peft's adapter name ("default").
+Names of trained tensors are those of `named_parameters` without peft's adapter names. The depth adapter on shared
+blocks (branch.py) is named as it would be on copies of them, `depth_branch.blocks.i...`: what trained in one form of
+the branch loads into the other.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import re
+import warnings
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from xwam_ft.errors import UserError
+from xwam_ft.model.branch import DEPTH, MAIN, lora_layers, use_adapters
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.model.reference import check_state
 
@@ -28,13 +33,7 @@ if TYPE_CHECKING:
 
 Train = Literal["lora", "heads", "full"]
 GROUPS = ("backbone", "lora", "heads", "depth")
-_ADAPTER = "default"  # peft's own name for a lone adapter: its folder form knows no other
-_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": tuple(f"{attention}.{name}" for attention in ("attn1", "attn2") for name in _PROJECTIONS),
-    "feedforward": ("ffn.net.0.proj", "ffn.net.2"),
-}
-"""Linear layers of a Wan block that a recipe's `lora.targets` stand for."""
+_BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.")
 
 
 def prepare_for_training(
@@ -44,27 +43,31 @@ def prepare_for_training(
 
     The adapters start at zero, so the outputs stay those of the base. `seed` draws their A matrices. With `train`
     "heads" the transformer stays as it is; with "full" all of it trains, and the backbone's own tensors with it.
+    A branch on shared blocks gets its adapter on them, whether or not the main stream has one there.
     """
-    from peft import inject_adapter_in_model
-
+    shared = network.config.depth_shared
+    assert not (shared and (train == "full" or depth.train == "full")), "shared blocks are frozen (recipe.py)"
     network.requires_grad_(False)
-    adapted: list[Any] = [network.transformer] if train == "lora" else []
-    if network.depth_branch is not None and depth.train == "lora":
-        adapted.append(network.depth_branch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in adapted:
-            inject_adapter_in_model(lora_config(lora), module, adapter_name=_ADAPTER)
-    for name, parameter in network.named_parameters():
-        group = _group(name, whole_branch=depth.train == "full")
+        if train == "lora":
+            _inject(lora_config(lora.layers, lora), network.transformer, MAIN)
+        if network.depth_branch is not None and network.config.depth_blocks and depth.train == "lora":
+            if shared:
+                _inject(lora_config(_pattern(network, lora.layers), lora), network.transformer, DEPTH)
+            else:
+                _inject(lora_config(lora.layers, lora), network.depth_branch, MAIN)
+    use_adapters(lora_layers(network.transformer), [MAIN] if train == "lora" else [])
+    for raw, parameter in network.named_parameters():
+        group = _group(stable_name(network, raw), whole_branch=depth.train == "full")
         if group is not None and (group != "backbone" or train == "full"):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
     return network
 
 
-def lora_config(lora: LoraSpec) -> LoraConfig:
-    """A recipe's `lora` section in peft's terms."""
+def lora_config(targets: list[str] | str, lora: LoraSpec) -> LoraConfig:
+    """A recipe's `lora` section in peft's terms, on layers of these names (or that this regular expression matches)."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -72,13 +75,38 @@ def lora_config(lora: LoraSpec) -> LoraConfig:
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - peft divides it; a float is right
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
-        target_modules=[name for target in lora.targets for name in TARGETS[target]],
+        use_dora=lora.dora,
+        target_modules=targets,
         bias="none",
     )
 
 
+def _inject(config: LoraConfig, module: Any, name: str) -> None:
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the second adapter is meant
+        inject_adapter_in_model(config, module, adapter_name=name)
+
+
+def _pattern(network: JointNetwork, layers: list[str]) -> str:
+    """These layers of the blocks that the branch shares, as peft matches names of the transformer's modules."""
+    blocks = len(network.transformer.blocks)
+    shared = "|".join(str(index) for index in range(blocks - network.config.depth_blocks, blocks))
+    return rf"blocks\.({shared})\.({'|'.join(re.escape(layer) for layer in layers)})"
+
+
+def stable_name(network: JointNetwork, raw: str) -> str:
+    """The name under which a parameter is stored; `raw` is its name in `network.named_parameters()`."""
+    if f".{DEPTH}." in raw:
+        first = len(network.transformer.blocks) - network.config.depth_blocks
+        raw = _BLOCK.sub(lambda match: f"depth_branch.blocks.{int(match[1]) - first}.", raw)
+        return raw.replace(f".{DEPTH}.", ".")
+    return raw.replace(f".{MAIN}.", ".")
+
+
 def _group(name: str, *, whole_branch: bool) -> str | None:
-    """The group that would train a parameter, None for one that never trains."""
+    """The group that would train a parameter of this stable name, None for one that never trains."""
     if name.startswith("transformer."):
         return "lora" if ".lora_" in name else "backbone"
     if not name.startswith("depth_branch."):
@@ -87,15 +115,21 @@ def _group(name: str, *, whole_branch: bool) -> str | None:
     return "depth" if whole_branch or own else None
 
 
+def named_trainable(network: JointNetwork) -> Generator[tuple[str, nn.Parameter]]:
+    """Every parameter that trains, with its stable name."""
+    for raw, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            yield stable_name(network, raw), parameter
+
+
 def parameter_groups(network: JointNetwork, optim: OptimSpec) -> list[dict[str, Any]]:
     """Optimizer groups, each {"name", "params", "lr", "weight_decay"}; groups without parameters are left out."""
     rates = {"backbone": optim.lr_backbone, "lora": optim.lr_lora, "heads": optim.lr_heads, "depth": optim.lr_depth}
     members: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            group = _group(name, whole_branch=True)
-            assert group is not None, f"{name} trains, but belongs to no group"
-            members[group].append(parameter)
+    for name, parameter in named_trainable(network):
+        group = _group(name, whole_branch=True)
+        assert group is not None, f"{name} trains, but belongs to no group"
+        members[group].append(parameter)
     return [
         {"name": name, "params": params, "lr": rates[name], "weight_decay": optim.weight_decay}
         for name, params in members.items()
@@ -105,79 +139,57 @@ def parameter_groups(network: JointNetwork, optim: OptimSpec) -> list[dict[str, 
 
 def trainable_state(network: JointNetwork) -> dict[str, Tensor]:
     """Every tensor that trains, under its stable name, detached (not copied)."""
-    return {
-        _stable(name): parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad
-    }
+    return {name: parameter.detach() for name, parameter in named_trainable(network)}
 
 
 def load_trainable(network: JointNetwork, tensors: Mapping[str, Tensor], where: object) -> None:
     """Set every trained tensor of a prepared network.
 
     Raises:
-        UserError: a trained tensor missing, unexpected, of another shape or not finite; `where` names the file.
+        UserError: adapters of another rank; a trained tensor missing, unexpected, of another shape or not finite;
+            `where` names the file.
     """
     own = trainable_state(network)
+    for name in own.keys() & tensors.keys():
+        if ".lora_A." in name and len(tensors[name]) != len(own[name]):
+            theirs, ours = len(tensors[name]), len(own[name])
+            raise UserError(
+                f"holds adapters of rank {theirs}, and the recipe's are of rank {ours}",
+                where,
+                f"set model.lora.rank to {theirs}, or start a new run",
+            )
     check_state(tensors, own, where)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
 
-def _stable(name: str) -> str:
-    return name.replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")
+def zero_adapters(trained: Mapping[str, Tensor]) -> tuple[list[str], int]:
+    """Adapters of a trained state that have stayed where they began, at zero, and how many adapters there are."""
+    ups = {name: tensor for name, tensor in trained.items() if ".lora_B." in name}
+    return sorted(name.removesuffix(".weight") for name, tensor in ups.items() if not torch.any(tensor)), len(ups)
 
 
-@torch.no_grad()
-def merge_adapters(network: JointNetwork, dtype: torch.dtype = torch.float32) -> JointNetwork:
-    """Fold every adapter into its Linear, computed in float32, and remove it; in place.
+def write_peft_adapter(network: JointNetwork, folder: Path, base: str | None = None, *, adapter: str = MAIN) -> None:
+    """Write an adapter on the transformer in peft's folder form (`adapter_config.json`, `adapter_model.safetensors`).
 
-    Merged layers get `dtype`. In bfloat16 a small update mostly vanishes in rounding (at 0.13 % of the weight's
-    rms three quarters of it): compare outputs before shipping such a merge.
-    """
-    for parent in list(network.modules()):
-        for name, layer in list(parent.named_children()):
-            if not hasattr(layer, "lora_A"):
-                continue
-            lora: Any = layer
-            base = lora.get_base_layer()
-            weight = base.weight.float()
-            for adapter in lora.active_adapters:
-                down, up = lora.lora_A[adapter].weight.float(), lora.lora_B[adapter].weight.float()
-                weight = weight + lora.scaling[adapter] * (up @ down)
-            # A new Linear: the base's tensors may belong to a backbone that others use.
-            merged = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-            merged.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
-            if base.bias is not None:
-                merged.bias = torch.nn.Parameter(base.bias.to(dtype, copy=True), requires_grad=False)
-            setattr(parent, name, merged.train(lora.training))
-    for module in (network.transformer, network.depth_branch):
-        if hasattr(module, "peft_config"):
-            delattr(module, "peft_config")
-    return network
-
-
-def write_peft_adapter(network: JointNetwork, folder: Path, base: str | None = None) -> None:
-    """Write the transformer's adapter in peft's folder form (`adapter_config.json`, `adapter_model.safetensors`).
-
-    `peft.PeftModel.from_pretrained(transformer, folder)` reads it. `base` names the backbone it belongs to.
+    `peft.PeftModel.from_pretrained(transformer, folder)` reads it. `base` names the backbone it belongs to. The depth
+    adapter's folder holds its LoRA alone: modulation tables and head of the branch are no part of a transformer.
     """
     import copy
-    import json
 
+    from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
     from xwam_ft.files import atomic_path, write_text_atomic
 
-    config = copy.copy(network.transformer.peft_config[_ADAPTER])
+    transformer = network.transformer
+    config = copy.copy(transformer.peft_config[adapter])
     config.base_model_name_or_path = base
     config.inference_mode = True
     values = {key: _plain(value) for key, value in config.to_dict().items()}
-    prefix = "transformer."
-    tensors = {
-        f"base_model.model.{name.removeprefix(prefix)}": tensor.cpu().contiguous()
-        for name, tensor in trainable_state(network).items()
-        if name.startswith(prefix)
-    }
+    state = get_peft_model_state_dict(transformer, adapter_name=adapter, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_text_atomic(folder / "adapter_config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
     with atomic_path(folder / "adapter_model.safetensors") as temporary:
         temporary.write_bytes(save(tensors, {"format": "pt"}))
@@ -185,30 +197,3 @@ def write_peft_adapter(network: JointNetwork, folder: Path, base: str | None = N
 
 def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else value
-
-
-@dataclass(frozen=True)
-class SummaryRow:
-    """One group of modules: how many numbers it holds, how many of them train, in which dtypes."""
-
-    group: str
-    parameters: int
-    trainable: int
-    dtypes: tuple[str, ...]
-
-
-def summary_table(network: JointNetwork) -> list[SummaryRow]:
-    """Rows for the transformer, each new part, the depth branch, and the adapters on transformer and branch."""
-    rows: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        top = name.split(".", 1)[0]
-        rows.setdefault(f"{top} (LoRA)" if ".lora_" in name else top, []).append(parameter)
-    return [
-        SummaryRow(
-            group,
-            sum(math.prod(parameter.shape) for parameter in parameters),
-            sum(math.prod(parameter.shape) for parameter in parameters if parameter.requires_grad),
-            tuple(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})),
-        )
-        for group, parameters in rows.items()
-    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.errors import UserError
+from xwam_ft.model.joint import Layout, graft
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.reference import check_state
 
@@ -18,11 +19,25 @@ if TYPE_CHECKING:
     from xwam_ft.model.backbone import Backbone
 
 
-def build_network(backbone: Backbone, config: NetworkConfig, seed: int) -> JointNetwork:
+def build_network(
+    backbone: Backbone,
+    config: NetworkConfig,
+    seed: int,
+    *,
+    layout: Layout | None = None,
+    report: list[str] | None = None,
+) -> JointNetwork:
     """The joint network on a backbone's transformer, its new parts drawn from `seed`.
+
+    Where the backbone was imported from X-WAM weights, its own encoders, decoders, views and depth branch take the
+    place of what was drawn, as far as they fit (joint.py).
 
     The network has a copy of the transformer's module tree on the same frozen tensors, so adapters injected into
     one network are not in the backbone, and no weight is held twice.
+
+    Args:
+        layout: names of the network's numbers and cameras: what of imported weights still means the same.
+        report: is given sentences that say what was kept of imported weights.
 
     Raises:
         UserError: a depth branch of more blocks than the transformer has.
@@ -36,7 +51,11 @@ def build_network(backbone: Backbone, config: NetworkConfig, seed: int) -> Joint
             f"choose at most {blocks}",
         )
     network = JointNetwork(_shared_copy(backbone.transformer), config, torch.Generator().manual_seed(seed))
-    if backbone.view_embedding is not None:  # views that it knows; further ones keep their drawn values
+    if backbone.joint is not None:
+        sentences = graft(network, backbone.joint, layout)
+        if report is not None:
+            report.extend(sentences)
+    elif backbone.view_embedding is not None:  # views that it knows; further ones keep their drawn values
         known = min(len(backbone.view_embedding), config.num_views)
         with torch.no_grad():
             network.view_embedding.weight[:known] = backbone.view_embedding[:known]

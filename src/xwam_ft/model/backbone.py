@@ -1,6 +1,6 @@
 """Find and load a backbone: a Wan transformer, its VAE and its text encoder, in diffusers' folder layout.
 
-    <folder or hub id>/transformer  vae  text_encoder  tokenizer
+    <folder or hub id>/transformer  vae  text_encoder  tokenizer  [joint: X-WAM's own parts, see joint.py]
 
 Wan2.2-TI2V-5B-Diffusers is the published one; `tiny` ships with the package (see tiny.py).
 Pictures are [.., T, H, W, 3] uint8 or [N, 3, T, H, W] floats in [-1, 1]; latents are normalised by the VAE's own
@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.model.checkpoints.source import needs_import
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
+from xwam_ft.model.joint import JOINT, JointWeights, read_joint
+from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Backbone:
         text_len: positions every prompt is padded or cut to.
         trained: False for weights nobody trained: pictures made with them want a caption saying so.
         view_embedding: of the transformer's own training on several views [V, D], where there was one.
+        joint: everything X-WAM adds to its transformer, where the folder was imported from its weights.
     """
 
     name: str
@@ -62,11 +66,12 @@ class Backbone:
     trained: bool
     _fingerprint: Callable[[Part], str]
     view_embedding: Float[Tensor, "v d"] | None = None
+    joint: JointWeights | None = None
     _fingerprints: dict[Part, str] = field(default_factory=lambda: dict[Part, str]())
 
     @property
     def fingerprint(self) -> str:
-        """Content hash (sha256) of the transformer's configuration and weights."""
+        """Content hash (sha256) of the transformer's configuration and weights, and of X-WAM's own parts."""
         return self.part_fingerprint("transformer")
 
     def part_fingerprint(self, part: Part) -> str:
@@ -181,6 +186,7 @@ def load_backbone(
     dtype: str | torch.dtype = "bfloat16",
     parts: Sequence[Part] = PARTS,
     revision: str | None = None,
+    quantize: Quantize | None = None,
 ) -> Backbone:
     """Load the asked-for parts on the CPU, frozen and in evaluation mode.
 
@@ -189,14 +195,17 @@ def load_backbone(
         dtype: of transformer and text encoder ("bfloat16", "float32"); the VAE stays float32, and so do those
             of the transformer's parts whose arithmetic is float32 (time embedding, norms, modulation).
         revision: of a hub id.
+        quantize: pack the linears of the transformer's blocks in 8 or 4 bits (quantize.py).
 
     Raises:
-        UserError: no such folder or hub id, or a part that is missing or incomplete.
+        UserError: no such folder or hub id, a part that is missing or incomplete, or no library that quantises.
     """
+    if quantize is not None:
+        require_bitsandbytes("backbone.quantize")
     kept: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     folder = _located(path, parts, revision)
     for part in parts:
-        _check_part(folder, part)
+        check_part(folder, part)
     loaded: dict[str, Any] = {}
     for part in parts:
         if path == UNTRAINED and part == "transformer":
@@ -209,6 +218,10 @@ def load_backbone(
             raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
     if path != UNTRAINED and "transformer" in parts and (views := folder / "transformer" / VIEWS_FILE).is_file():
         loaded["views"] = _view_embedding(views, loaded["transformer"].proj_out.in_features)
+    if path != UNTRAINED and "transformer" in parts:
+        loaded["joint"] = read_joint(folder)
+    if quantize is not None and "transformer" in loaded:
+        quantize_blocks(loaded["transformer"], quantize)
     return _assembled(
         path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: _part_fingerprint(path, folder, part)
     )
@@ -222,7 +235,7 @@ def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None 
     """
     folder = _located(path, parts, revision)
     for part in parts:
-        _check_part(folder, part)
+        check_part(folder, part)
     return {part: _part_fingerprint(path, folder, part) for part in parts}
 
 
@@ -241,13 +254,25 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         trained=trained,
         _fingerprint=fingerprint,
         view_embedding=loaded.get("views"),
+        joint=loaded.get("joint"),
     )
 
 
 def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     if path in (TINY, UNTRAINED):
         return tiny_folder()
+    refuse_unimported(Path(path))
     return Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+
+
+def refuse_unimported(path: Path) -> None:
+    """Raise a `UserError` naming the import command where a path holds weights in another layout than ours."""
+    if needs_import(path):
+        raise UserError(
+            "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
+            path,
+            f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
+        )
 
 
 def cast_weights(module: Any, dtype: torch.dtype) -> Any:
@@ -287,7 +312,8 @@ def _view_embedding(path: Path, width: int) -> Tensor:
     return found
 
 
-def _check_part(folder: Path, part: Part) -> None:
+def check_part(folder: Path, part: Part) -> None:
+    """Raise a `UserError` where a part of a backbone folder is missing or incomplete."""
     for name in _FOLDERS[part]:
         config = folder / name / ("tokenizer_config.json" if name == "tokenizer" else "config.json")
         if not config.is_file():
@@ -312,7 +338,7 @@ def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [f"{name}/*" for part in parts for name in _FOLDERS[part]]
+    patterns = [f"{name}/*" for part in parts for name in _fingerprinted(part)]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -324,4 +350,9 @@ def _part_fingerprint(path: str, folder: Path, part: Part) -> str:
     if path == UNTRAINED and part == "transformer":
         # Of a fresh build: the loaded one may be cast or carry adapters by now.
         return module_fingerprint({"transformer": untrained_transformer()})
-    return folder_fingerprint(folder, _FOLDERS[part])
+    return folder_fingerprint(folder, _fingerprinted(part))
+
+
+def _fingerprinted(part: Part) -> tuple[str, ...]:
+    """The folders of a part; X-WAM's own parts, where there are any, belong to its transformer."""
+    return (*_FOLDERS[part], JOINT) if part == "transformer" else _FOLDERS[part]

@@ -9,6 +9,7 @@ Keys and values are [B, heads, tokens, head_dim].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 Module: TypeAlias = Any
 """A diffusers or peft module: their submodules are known by name, not by type."""
 
-
 SHORT = 512
-"""Tokens up to which plain attention is used on a CPU."""
+"""Tokens up to which plain attention is used on a CPU, unless a kernel was chosen."""
 
 
 class KeysValues(NamedTuple):
@@ -75,10 +75,16 @@ def linear_float32(linear: Module, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*
     return F.linear(x, linear.weight.float(), linear.bias.float())
 
 
+def weight_dtype(linear: Module) -> torch.dtype:
+    """The dtype a Linear computes in; a quantised one's weights are packed integers, and its bias is not."""
+    dtype: torch.dtype = linear.weight.dtype
+    return dtype if dtype.is_floating_point else linear.bias.dtype
+
+
 def text_keys_values(block: Module, text: Float[Tensor, "b s d"]) -> KeysValues:
     """Cross-attention keys and values of projected text: they depend on neither noise nor step."""
     attention = block.attn2
-    text = text.to(attention.to_k.weight.dtype)
+    text = text.to(weight_dtype(attention.to_k))
     keys = attention.norm_k(attention.to_k(text))
     return KeysValues(_heads(attention, keys), _heads(attention, attention.to_v(text)))
 
@@ -102,7 +108,7 @@ def block_forward(
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table.float() + time).unbind(dim=2)
 
     attention = block.attn1
-    h = modulate(block.norm1(x), shift, scale, spans).to(attention.to_q.weight.dtype)
+    h = modulate(block.norm1(x), shift, scale, spans).to(weight_dtype(attention.to_q))
     own = KeysValues(
         _heads(attention, attention.norm_k(attention.to_k(h)), rotary), _heads(attention, attention.to_v(h))
     )
@@ -114,9 +120,9 @@ def block_forward(
     cross = block.attn2
     if not isinstance(text, KeysValues):
         text = text_keys_values(block, text)
-    x = x + _attend(cross, block.norm2(x).to(cross.to_q.weight.dtype), text).float()
+    x = x + _attend(cross, block.norm2(x).to(weight_dtype(cross.to_q)), text).float()
 
-    h = modulate(block.norm3(x), ffn_shift, ffn_scale, spans).to(block.ffn.net[2].weight.dtype)
+    h = modulate(block.norm3(x), ffn_shift, ffn_scale, spans).to(weight_dtype(block.ffn.net[2]))
     return add_gated(x, block.ffn(h), ffn_gate, spans), own
 
 
@@ -124,11 +130,11 @@ def _attend(
     attention: Module, h: Float[Tensor, "b n d"], seen: KeysValues, rotary: Rotary | None = None
 ) -> Float[Tensor, "b n d"]:
     query = _heads(attention, attention.norm_q(attention.to_q(h)), rotary)
-    if query.device.type == "cpu" and query.shape[2] <= SHORT:
+    kernel: SDPBackend | None = getattr(attention, "sdpa_backend", None)  # attention.py
+    if kernel is None and query.device.type == "cpu" and query.shape[2] <= SHORT:
         # torch's fused kernel takes a third of a training step at a hundred tokens: its backward is slow there.
-        with sdpa_kernel(SDPBackend.MATH):
-            out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
-    else:
+        kernel = SDPBackend.MATH
+    with nullcontext() if kernel is None else sdpa_kernel(kernel):
         out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
     return attention.to_out[0](out.transpose(1, 2).flatten(2).to(h.dtype))
 

@@ -13,8 +13,8 @@ The transformer is diffusers' `WanTransformer3DModel`: we call its submodules, s
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from xwam_ft.model.blocks import KeysValues, Module, Rotary, block_forward, linear_float32, modulate, text_keys_values
+from xwam_ft.model.blocks import KeysValues, Module, Rotary, linear_float32, modulate
+from xwam_ft.model.branch import DepthBranch, branch_blocks, run_block, text_of_block
 from xwam_ft.model.tokens import SequenceLayout, rotary_tables, sinusoid, to_tokens, unpatchify
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class NetworkConfig:
         num_views: cameras, each with a learned embedding.
         action_dim, proprio_dim: numbers in one action step and one state.
         actions_per_frame: action steps a clip frame (sets the actions' rotary positions).
-        depth_blocks: M, the last blocks that the depth branch copies; 0 = no branch.
+        depth_blocks: M, the last blocks that the depth branch runs once more; 0 = no branch.
         depth_head: with `depth_blocks` 0, a branch that is a head alone on the last video tokens.
+        depth_shared: the branch runs the transformer's own blocks under a second adapter, not copies (branch.py).
     """
 
     num_views: int
@@ -53,6 +55,7 @@ class NetworkConfig:
     actions_per_frame: int
     depth_blocks: int
     depth_head: bool = False
+    depth_shared: bool = False
 
     @property
     def has_depth(self) -> bool:
@@ -90,21 +93,26 @@ class TextContext:
     def of_depth_block(self, index: int) -> Float[Tensor, "b s d"] | KeysValues:
         return self.projected if self.depth_blocks is None else self.depth_blocks[index]
 
+    @staticmethod
+    def batch(contexts: Sequence[TextContext]) -> TextContext:
+        """Encoded instructions of several samples as those of one batch."""
+        if len(contexts) == 1:
+            return contexts[0]
+
+        def joined(parts: Sequence[tuple[KeysValues, ...] | None]) -> tuple[KeysValues, ...] | None:
+            kept = [part for part in parts if part is not None]
+            return tuple(KeysValues(*map(torch.cat, zip(*of, strict=True))) for of in zip(*kept, strict=True)) or None
+
+        return TextContext(
+            torch.cat([context.projected for context in contexts]),
+            joined([context.blocks for context in contexts]),
+            joined([context.depth_blocks for context in contexts]),
+        )
+
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """The published encoder and decoder of actions and proprio: Linear, GELU (tanh), Linear."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, outputs))
-
-
-class DepthBranch(nn.Module):
-    """Copies of the last M blocks with their own output head."""
-
-    def __init__(self, transformer: WanTransformer3DModel, depth_blocks: int) -> None:
-        super().__init__()
-        blocks = list(transformer.blocks)
-        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks[len(blocks) - depth_blocks :])
-        self.proj_out = nn.Linear(transformer.proj_out.in_features, transformer.proj_out.out_features)
-        self.scale_shift_table = nn.Parameter(torch.empty(1, 2, transformer.proj_out.in_features))
 
 
 class JointNetwork(nn.Module):
@@ -132,7 +140,9 @@ class JointNetwork(nn.Module):
             self.action_decoder = mlp(width, width, config.action_dim)
             self.proprio_encoder = mlp(config.proprio_dim, width, width)
             self.proprio_decoder = mlp(width, width, config.proprio_dim)
-            self.depth_branch = DepthBranch(transformer, config.depth_blocks) if config.has_depth else None
+            self.depth_branch = (
+                DepthBranch(transformer, config.depth_blocks, shared=config.depth_shared) if config.has_depth else None
+            )
         self.gradient_checkpointing = False
         self._rotary_cache: dict[tuple[SequenceLayout, torch.device], Rotary] = {}
         self._init_new_parts(generator or torch.Generator().manual_seed(0))
@@ -179,11 +189,10 @@ class JointNetwork(nn.Module):
     def encode_text(self, text: Float[Tensor, "b s dt"]) -> TextContext:
         """Project an instruction once a request: the steps of a sampler all reuse it."""
         projected = self._project_text(text)
-        branch = [] if self.depth_branch is None else self.depth_branch.blocks
         return TextContext(
             projected,
-            tuple(text_keys_values(block, projected) for block in self.transformer.blocks),
-            tuple(text_keys_values(block, projected) for block in branch),
+            tuple(text_of_block(block, projected) for block in self.transformer.blocks),
+            tuple(text_of_block(block, projected) for block in self._twins(self.depth_branch)),
         )
 
     def forward(
@@ -213,7 +222,7 @@ class JointNetwork(nn.Module):
 
         blocks = self.transformer.blocks
         branch = self.depth_branch if with_depth else None
-        twins = [] if branch is None else list(branch.blocks)
+        twins = self._twins(branch)
         video = slice(layout.first_video, layout.first_action)
         video_rotary = rotary.part(video.start, video.stop)
         depth: Any = None
@@ -236,6 +245,9 @@ class JointNetwork(nn.Module):
             proprio=_decode(self.proprio_decoder, states),
             depth=None if depth is None else self._head(branch, depth, embedding, layout),
         )
+
+    def _twins(self, branch: DepthBranch | None) -> list[Any]:
+        return [] if branch is None else branch_blocks(branch, self.transformer.blocks)
 
     def _layout(self, latents: Tensor, action: Tensor, proprio: Tensor) -> SequenceLayout:
         p_t, p_h, p_w = self.patch_size
@@ -264,7 +276,9 @@ class JointNetwork(nn.Module):
         """Embedding and block modulation of the three timesteps (held, video, action), in float32."""
         embedder = self.transformer.condition_embedder
         timesteps = torch.stack([torch.zeros_like(t_video), t_video, t_action], dim=1)
-        with torch.autocast(t_video.device.type, enabled=False):
+        kind = t_video.device.type
+        autocasts = torch.amp.is_autocast_available(kind)  # not on meta, where FLOPs are counted
+        with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
             features = sinusoid(timesteps, embedder.timesteps_proj.num_channels)
             hidden = F.silu(linear_float32(embedder.time_embedder.linear_1, features))
             embedding = linear_float32(embedder.time_embedder.linear_2, hidden)
@@ -281,6 +295,10 @@ class JointNetwork(nn.Module):
         actions = _encode(self.action_encoder, action)
         return torch.cat([states[:, :1], video.flatten(1, 4), actions, states[:, 1:]], dim=1)
 
+    def rotary_of(self, latents: Tensor, action: Tensor, proprio: Tensor) -> Rotary:
+        """The rotary table of inputs of these shapes; made once and kept."""
+        return self._rotary(self._layout(latents, action, proprio))
+
     def _rotary(self, layout: SequenceLayout) -> Rotary:
         key = (layout, self.device)
         if key not in self._rotary_cache:
@@ -293,8 +311,8 @@ class JointNetwork(nn.Module):
     def _run(self, block: Module, x: Tensor, *rest: Any) -> tuple[Tensor, KeysValues]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             run: Callable[..., Any] = checkpoint
-            return run(block_forward, block, x, *rest, use_reentrant=False)
-        return block_forward(block, x, *rest)
+            return run(run_block, block, x, *rest, use_reentrant=False)
+        return run_block(block, x, *rest)
 
     def _head(
         self, head: Module, x: Float[Tensor, "b n d"], embedding: Float[Tensor, "b 3 d"], layout: SequenceLayout

@@ -25,7 +25,8 @@ import torch
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.network import JointNetwork, Prediction
 from xwam_ft.model.reference import build_from_reference
-from xwam_ft.model.sampler import SampleNoise, Solver, guide, sample
+from xwam_ft.model.sampler import SampleNoise, guide, sample
+from xwam_ft.model.solver import Solver
 
 if TYPE_CHECKING:
     from torch import Tensor

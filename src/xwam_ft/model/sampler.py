@@ -9,24 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.network import JointNetwork, Prediction, TextContext
+from xwam_ft.model.solver import SHIFT, Solver
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from numpy.typing import NDArray
+    from jaxtyping import Float
     from torch import Tensor
-
-SHIFT = 5.0
-"""Time shift the released model was trained and is sampled with."""
-
-FIRST_SIGMA = 0.999
-"""Where the unshifted grid starts."""
 
 
 @dataclass(frozen=True)
@@ -56,47 +49,6 @@ def draw_noise(
     return SampleNoise(*(torch.randn(shape, generator=generator, device=generator.device) for shape in shapes))
 
 
-def flow_grid(steps: int, shift: float = SHIFT) -> NDArray[np.float64]:
-    """The sigmas of `steps` steps, noisiest first: evenly spaced from 0.999 towards 0, shifted; 0 not included."""
-    sigma = np.linspace(FIRST_SIGMA, 0.0, steps + 1)[:-1]
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-class Solver:
-    """UniPC (order 2, bh2) for flow velocities on `flow_grid`; diffusers' own grid differs by up to 4 timesteps.
-
-    `timesteps` are what the network is given: 1000 * sigma, truncated.
-    """
-
-    def __init__(self, steps: int, shift: float = SHIFT) -> None:
-        from diffusers import UniPCMultistepScheduler
-
-        # flow_shift 1 leaves the grid we hand over as it is.
-        self._scheduler: Any = UniPCMultistepScheduler(
-            num_train_timesteps=1000,
-            solver_order=2,
-            solver_type="bh2",
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=1.0,
-        )
-        self._scheduler.set_timesteps(sigmas=flow_grid(steps, shift))
-        self._scheduler.set_begin_index(0)
-
-    @property
-    def timesteps(self) -> Int[Tensor, " n"]:
-        return self._scheduler.timesteps
-
-    @property
-    def sigmas(self) -> Float[Tensor, " n1"]:
-        """The grid with its final 0."""
-        return self._scheduler.sigmas
-
-    def step(self, velocity: Tensor, k: int, x: Tensor) -> Tensor:
-        """x at sigma_k -> x at sigma_(k+1); steps are taken in order, each once."""
-        return self._scheduler.step(velocity, self._scheduler.timesteps[k], x, return_dict=False)[0]
-
-
 @torch.no_grad()
 def sample(
     network: JointNetwork,
@@ -112,6 +64,7 @@ def sample(
     shift: float = SHIFT,
     actions_only: bool = False,
     with_depth: bool = True,
+    forward: Callable[..., Prediction] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sample:
     """Denoise one clip from `noise`, given its first latent frame, first state and instruction.
@@ -121,6 +74,7 @@ def sample(
             Depth is never guided.
         actions_only: a policy call: stop once the actions are clean (no depth, video left noisy).
         with_depth: run the depth branch on the last step.
+        forward: takes the network's steps in its place, with the same arguments (compiled.py).
         progress: called with (steps done, steps in all) after each step.
 
     Raises:
@@ -139,8 +93,14 @@ def sample(
     guided = guidance not in (0.0, 1.0)
     context = _encoded(network, text)
     null = _encoded(network, null_text) if guided and null_text is not None else None
+    predict = forward or network
     video_solver = Solver(video_steps, shift)
     action_solver, proprio_solver = Solver(action_steps, shift), Solver(action_steps, shift)
+    batch = noise.video.shape[0]
+    steps = action_steps if actions_only else video_steps
+    # On the device before the first step: the loop neither copies from the host nor waits for the device.
+    device = noise.video.device
+    t_video, t_action = (_timetable(solver, steps, batch, device) for solver in (video_solver, action_solver))
 
     def hold(video: Tensor, proprio: Tensor) -> None:
         if proprio.shape[1]:
@@ -149,18 +109,14 @@ def sample(
 
     video, action, proprio = noise.video.clone(), noise.action.clone(), noise.proprio.clone()
     hold(video, proprio)
-    batch = video.shape[0]
-    steps = action_steps if actions_only else video_steps
     depth = None
     for k in range(steps):
         acting = k < action_steps
-        t_video = video_solver.timesteps[k].to(video).expand(batch)
-        t_action = action_solver.timesteps[k].to(video).expand(batch) if acting else torch.zeros_like(t_video)
         depth_now = with_depth and not actions_only and k == steps - 1
         inputs = (video, action, proprio)
-        out = network(*inputs, context, t_video, t_action, with_depth=depth_now)
+        out = predict(*inputs, context, t_video[k], t_action[k], with_depth=depth_now)
         if null is not None:
-            out = guide(out, network(*inputs, null, t_video, t_action, with_depth=False), guidance)
+            out = guide(out, predict(*inputs, null, t_video[k], t_action[k], with_depth=False), guidance)
         depth = out.depth
         video = video_solver.step(out.video, k, video)
         if acting:
@@ -180,6 +136,14 @@ def guide(conditional: Prediction, null: Prediction, guidance: float) -> Predict
         proprio=torch.lerp(null.proprio, conditional.proprio, guidance),
         depth=conditional.depth,
     )
+
+
+def _timetable(solver: Solver, steps: int, batch: int, device: torch.device) -> list[Float[Tensor, " b"]]:
+    """A stream's timestep at every step, 0 after its own last one; each a tensor of its own, aligned alike."""
+    table = torch.zeros(steps, batch)
+    known = solver.timesteps[:steps]
+    table[: len(known)] = known[:, None]
+    return [row.clone() for row in table.to(device)]
 
 
 def _encoded(network: JointNetwork, text: Tensor | TextContext) -> TextContext:

@@ -41,6 +41,7 @@ from xwam_ft.policy.policy import Policy, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xwam_ft.model.attention import Attention
     from xwam_ft.observation import EncodedObservation
 
 SCHEMA_VERSION = 1
@@ -144,19 +145,26 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
     return read_json(bundle / "config.json")
 
 
-def load_policy(bundle: Path, device: str = "auto", *, selfcheck: bool = True) -> Policy:
+def load_policy(
+    bundle: Path,
+    device: str = "auto",
+    *,
+    selfcheck: bool = True,
+    compile: bool | str = False,
+    attention: Attention | None = None,
+) -> Policy:
     """See `Policy.load`."""
     config = verify_bundle(bundle)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = _read(bundle, config, device)
+    policy = _read(bundle, config, device, compile=compile, attention=attention)
     if selfcheck:
         check = checks.load(bundle / "selfcheck.safetensors", policy)
         check.require(policy, config["dtype"], bundle / "selfcheck.safetensors")
     return policy
 
 
-def _read(bundle: Path, config: Mapping[str, Any], device: str) -> Policy:
+def _read(bundle: Path, config: Mapping[str, Any], device: str, **options: Any) -> Policy:
     """The policy of a bundle's model, prompts and contract."""
     from diffusers import AutoencoderKLWan
     from safetensors import safe_open
@@ -190,6 +198,7 @@ def _read(bundle: Path, config: Mapping[str, Any], device: str) -> Policy:
         load_contract(bundle / "contract.json"),
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
+        **options,
     )
 
 

@@ -21,9 +21,14 @@ import torch
 from xwam_ft import conventions, observation
 from xwam_ft.depth_code import picture_to_code
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.model.sampler import SHIFT, Sample, SampleNoise, draw_noise, sample
+from xwam_ft.model.attention import choose_attention
+from xwam_ft.model.compiled import INDUCTOR, CompiledForward
+from xwam_ft.model.network import TextContext
+from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
+from xwam_ft.model.solver import SHIFT
 from xwam_ft.observation import Commands, EncodedObservation
 from xwam_ft.pictures import centre_crop
+from xwam_ft.policy.text import TextCache
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.contract import Contract
+    from xwam_ft.model.attention import Attention
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.shards import Clip
@@ -87,6 +93,12 @@ class Policy:
         codec: a backbone of which only the VAE is used.
         prompts: instruction -> text embedding [S, Dt]; "" is the empty one.
         trained: False where the backbone was never trained; pictures made with it want a caption saying so.
+        compile: compile the network's step at the first request of each batch size (True, or a backend's name
+            for `torch.compile`): a minute or two at 5B, then faster; answers change by rounding alone.
+        attention: the attention kernel, set on the network; None leaves it as it is.
+
+    Raises:
+        UserError: an attention kernel that does not run here.
     """
 
     def __init__(
@@ -98,23 +110,38 @@ class Policy:
         settings: Settings | None = None,
         *,
         trained: bool = True,
+        compile: bool | str = False,
+        attention: Attention | None = None,
     ) -> None:
+        if attention is not None:
+            choose_attention(network, attention)
         self.network, self.codec, self.contract = network, codec, contract
         self.prompts = dict(prompts)
+        self.texts = TextCache(network)
+        self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
         self.trained = trained
         self.calls = 0
 
     @classmethod
-    def load(cls, bundle: Path | str, device: str = "auto", *, selfcheck: bool = True) -> Policy:
-        """Read a bundle: every file's hash is checked, then its recorded request is repeated.
+    def load(
+        cls,
+        bundle: Path | str,
+        device: str = "auto",
+        *,
+        selfcheck: bool = True,
+        compile: bool | str = False,
+        attention: Attention | None = None,
+    ) -> Policy:
+        """Read a bundle: every file's hash is checked, then its recorded request is repeated (and so compiled).
 
         Raises:
-            UserError: not a bundle, a file changed, or an action other than the one recorded.
+            UserError: not a bundle, a file changed, or an action other than the one recorded; a step that cannot be
+                compiled here, or an attention kernel that does not run here.
         """
         from xwam_ft.policy.bundle import load_policy
 
-        return load_policy(Path(bundle), device, selfcheck=selfcheck)
+        return load_policy(Path(bundle), device, selfcheck=selfcheck, compile=compile, attention=attention)
 
     @property
     def device(self) -> torch.device:
@@ -169,12 +196,12 @@ class Policy:
         settings = self.settings
         latents = self.condition(np.stack([item.pictures for item in inputs]))
         proprio = np.stack([item.proprio for item in inputs])
-        null = self.embedding(NO_TEXT)[None].expand(len(inputs), -1, -1) if settings.guidance else None
+        null = self._context([NO_TEXT] * len(inputs)) if settings.guidance else None
         return sample(
             self.network,
             latents,
             torch.from_numpy(proprio).float().to(self.device),
-            torch.stack([self.embedding(item.prompt) for item in inputs]),
+            self._context([item.prompt for item in inputs]),
             noise=self._noise(seeds),
             video_steps=max(settings.video_steps, settings.action_steps),
             action_steps=settings.action_steps,
@@ -182,7 +209,12 @@ class Policy:
             guidance=settings.guidance,
             shift=settings.shift,
             actions_only=actions_only,
+            forward=self.forward,
         )
+
+    def _context(self, prompts: Sequence[str]) -> TextContext:
+        names = [self._known(prompt) for prompt in prompts]
+        return TextContext.batch([self.texts.context(name, self.prompts[name]) for name in names])
 
     def condition(self, pictures: UInt8[ndarray, "b v height width 3"]) -> Float[Tensor, "b c v h w"]:
         """Pictures at the contract's size -> the latents of clip frame 0.
@@ -199,6 +231,9 @@ class Policy:
         Raises:
             UserError: it is not among those the bundle was exported with.
         """
+        return self.prompts[self._known(prompt)].to(self.device)
+
+    def _known(self, prompt: str) -> str:
         prompt = " ".join(prompt.split())
         if prompt not in self.prompts:
             known = [text for text in self.prompts if text]
@@ -207,7 +242,7 @@ class Policy:
                 "observation.prompt",
                 f"use one of: {listed(map(repr, known))}; or export again with --prompt {prompt!r}",
             )
-        return self.prompts[prompt].to(self.device)
+        return prompt
 
     def _noise(self, seeds: Sequence[int]) -> SampleNoise:
         timing, image = self.contract.timing, self.contract.image

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.sources import Source
 
 REJECTED = "rejected.jsonl"
+FINDINGS = "findings.jsonl"
 REPORT = "report.html"
 DEPTH = "depth.json"
 
@@ -47,18 +48,11 @@ def contract_of(
 ) -> tuple[Contract, set[int]]:
     """The contract with its quantiles over the training episodes, and the numbers of the held-out ones.
 
-    Camera sizes are those of the first accepted episode; others that differ are warned about.
+    Camera sizes are those of the first accepted episode.
     """
     chosen = held_out([job.number for job in accepted], spec.held_out)
     first = results[accepted[0].number]
     info = next(source.info for source in sources if source.info.path == accepted[0].episode.dataset)
-    for job in accepted:
-        for camera, size in results[job.number].sizes.items():
-            if size != first.sizes[camera]:
-                usual = first.sizes[camera]
-                results[job.number].warnings.append(
-                    f"camera {camera!r} is {size[0]}x{size[1]}, and {usual[0]}x{usual[1]} in the first episode"
-                )
     cameras = tuple(
         contract_camera(spec, camera, info, (first.sizes[camera.name][0], first.sizes[camera.name][1]))
         for camera in accepted[0].cameras
@@ -110,18 +104,16 @@ def write_set(
 
 def write_records(
     folder: Path,
-    rejected: list[EpisodeResult],
+    results: list[EpisodeResult],
     spec: Embodiment,
     plan: DepthPlan,
     fingerprint: str,
     sources: list[Source],
 ) -> None:
-    """rejected.jsonl (empty where none is), and what the set was made from."""
-    lines = [
-        {"episode": r.number, "dataset": r.dataset, "dataset_episode": r.index, "reason": r.reason} for r in rejected
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_bytes_atomic(folder / REJECTED, text.encode())
+    """rejected.jsonl and findings.jsonl (empty where there is none), and what the set was made from."""
+    rejected = [result for result in results if result.reason is not None]
+    _write_lines(folder / REJECTED, [{**_name(result), "reason": result.reason} for result in rejected])
+    _write_lines(folder / FINDINGS, [{**_name(r), **asdict(finding)} for r in results for finding in r.findings])
     record = {
         "fingerprint": fingerprint,
         "depth": plan.spec,
@@ -136,6 +128,14 @@ def write_depth(folder: Path, depth: Mapping[str, DepthOutcome], plan: DepthPlan
     if depth:
         cameras = {name: asdict(found) for name, found in depth.items()}
         write_json_atomic(folder / DEPTH, {"depth": plan.spec, "kind": plan.code.kind, "cameras": cameras})
+
+
+def _name(result: EpisodeResult) -> dict[str, Any]:
+    return {"episode": result.number, "dataset": result.dataset, "dataset_episode": result.index}
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_bytes_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def write_report(

@@ -1,25 +1,36 @@
 """The embodiment file: what of the recordings the model sees, in a strict YAML schema; see recipes/embodiments/.
 
-Units are stated, never guessed: `rad`, `deg`, `m`, `mm`, or `1` (no unit, as recorded). Degrees and millimetres become
-radians and metres here. `embodiment_slots.py` turns a slot into the contract's and finds its columns in a recording.
+Units are stated, never guessed: `rad`, `deg`, `m`, `mm`, these a second (`rad/s`, ...), `1` (no unit, as recorded), or
+a servo's with its calibration file (joint_units.py). What the model sees is in radians and metres.
+`embodiment_slots.py` turns a slot into the contract's and finds its columns in a recording.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
-from xwam_ft.errors import UserError, listed
+from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.prepare.joint_units import SERVO, UNITS
+from xwam_ft.prepare.pose_forms import FORMS
 from xwam_ft.recipe import Fraction, Section, parse, read_yaml
 
-UNITS = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "1": 1.0}
-SI = {"rad": "rad", "deg": "rad", "m": "m", "mm": "m", "1": "1"}
 JOINT_FIELDS = ("urdf", "base", "tip", "joints")
+CALIBRATION_FIELDS = ("motors", "signs", "zeros")
 Columns = str | list[str]
+
+
+def _form(value: str) -> str:
+    if value not in FORMS:
+        near = did_you_mean(value, FORMS) or f" ({listed(FORMS, 60)})"
+        raise ValueError(f"{value!r} is not a form of rotation{near}")
+    return value
+
+
+Form = Annotated[str, AfterValidator(_form)]
 
 
 class DepthVideo(Section):
@@ -57,9 +68,13 @@ class DepthRange(Section):
 
 
 class CameraSpec(Section):
-    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there."""
+    """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there.
+
+    `channels: bgr`: the recordings have red and blue the wrong way round (RGB given to cv2.imencode); they are swapped.
+    """
 
     source: str
+    channels: Literal["rgb", "bgr"] = "rgb"
     kind: Literal["static", "wrist"] | None = None
     intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy at source resolution
     pose: Matrix4 | None = None
@@ -100,8 +115,22 @@ class LimitsSpec(Section):
     high: float | list[float]
 
 
+class DeltaSpec(Section):
+    """What a recorded change is a change of. `to`: the state at its own step, or the command before it (the first: the
+    state). `frame`, of a pose: `base`, dp + p and dR R; `tool`, p + R dp and R dR."""
+
+    to: Literal["state", "command"]
+    frame: Literal["base", "tool"] = "base"
+
+
 class SlotSpec(Section):
-    """One quantity of the robot; what the fields mean is shown in recipes/embodiments/unitree_g1_inspire_poses.yaml."""
+    """One quantity of the robot; what the fields mean is shown in recipes/embodiments/unitree_g1_inspire_poses.yaml.
+
+    Beyond what stands there: `rotation` is a form of pose_forms.py. `calibration` is LeRobot's file (joint_units.py),
+    `motors` its names in the columns' order. A joint stands at 0 where its column shows `zeros`, and counts the other
+    way round where `signs` has -1. `command: delta` and `delta`: recorded actions are changes; `command_scale`: units a
+    recorded number, of controller units from -1 to 1, say. `gripper_open`, `gripper_closed` and `limits` are in SI.
+    """
 
     kind: Literal["pose", "joints", "gripper", "vector"]
     columns: Columns = Field(default_factory=list)
@@ -111,13 +140,21 @@ class SlotSpec(Section):
     base: str | None = None
     tip: str | None = None
     joints: list[str] | None = None
-    rotation: Literal["wxyz", "xyzw", "rotvec", "rpy"] = "wxyz"
+    calibration: str | None = None
+    motors: list[str] | None = None
+    signs: list[Literal[-1, 1]] | None = None
+    zeros: list[float] | None = None
+    rotation: Form = "wxyz"
     rotation_units: Literal["rad", "deg"] = "rad"
     frame: str | None = None
-    reduce: Literal["mean"] | None = None
-    command: Literal["recorded", "next_state", "none"] = "recorded"
+    reduce: Literal["mean", "max", "norm"] | None = None
+    command: Literal["recorded", "delta", "next_state", "none"] = "recorded"
     command_columns: Columns | None = None
     command_units: str | list[str] | None = None
+    command_rotation: Form | None = None
+    command_rotation_units: Literal["rad", "deg"] | None = None
+    command_scale: float | list[float] | None = None
+    delta: DeltaSpec | None = None
     expand: Literal["equal"] | None = None
     convention: Convention | None = None
     limits: LimitsSpec | None = None
@@ -145,27 +182,62 @@ class SlotSpec(Section):
             self._from_joints()
         elif given := [name for name in JOINT_FIELDS if getattr(self, name) is not None]:
             raise ValueError(f"{listed(given)}: only for `from: joints`")
+        self._reduced()
+        self._commanded()
+        self._calibrated()
+        if (self.gripper_open is None) != (self.gripper_closed is None) or (
+            self.gripper_open is not None and self.gripper_open == self.gripper_closed
+        ):
+            raise ValueError("`gripper_open` and `gripper_closed` are two different values, given together")
+        return self
+
+    def _reduced(self) -> None:
         if self.reduce and self.kind not in ("gripper", "vector"):
-            raise ValueError("`reduce: mean` is for a gripper or a vector")
+            raise ValueError(f"`reduce: {self.reduce}` is for a gripper or a vector")
         if self.reduce and self.command != "none" and self.expand is None:
             raise ValueError(
-                "a mean of columns cannot be inverted into commands for each; write `command: none`, or "
+                f"a {self.reduce} of columns cannot be inverted into commands for each; write `command: none`, or "
                 "`expand: equal` to send every one of them the same value"
             )
         if self.expand and not self.reduce:
-            raise ValueError("`expand` is only for `reduce: mean`")
+            raise ValueError("`expand` is only for `reduce`")
+
+    def _commanded(self) -> None:
         if self.convention and self.command == "none":
             raise ValueError("`convention` is given and `command: none`: one of them is meant")
+        if self.convention == "xwam_robocasa_raw":
+            raise ValueError("`xwam_robocasa_raw` is for imported weights; recordings are not prepared with it")
         if self.kind == "pose" and self.convention == "absolute":
             raise ValueError("a pose is commanded relative to something; `absolute` is for joints, grippers and bases")
-        return self
+        if (self.delta is not None) != (self.command == "delta"):
+            raise ValueError("`command: delta` and `delta: {to: state or command, frame: base or tool}` go together")
+        recorded_pose = self.kind == "pose" and self.from_ == "recorded"
+        own = {"command_rotation": self.command_rotation, "command_rotation_units": self.command_rotation_units}
+        for name, value in own.items():
+            if value is not None and (not recorded_pose or self.command not in ("recorded", "delta")):
+                raise ValueError(f"`{name}` is for the recorded commands of a recorded pose")
+        if self.command_scale is not None and self.command not in ("recorded", "delta"):
+            raise ValueError(f"`command_scale` is given and `command: {self.command}`")
+
+    def _calibrated(self) -> None:
+        units = [self.units] if isinstance(self.units, str) else self.units or []
+        servo = [unit for unit in units if unit in SERVO]
+        if servo and self.calibration is None:
+            raise ValueError(f"`units: {servo[0]}` needs `calibration: FILE`, which says what they are in radians")
+        given = [name for name in CALIBRATION_FIELDS if getattr(self, name) is not None]
+        if self.calibration is not None and not servo:
+            raise ValueError(f"`calibration` is for units of {listed(SERVO)}, not {listed(units)}")
+        if given and self.kind == "pose" and self.from_ == "recorded":
+            raise ValueError(f"{listed(given)}: only for joints, grippers and vectors")
+        if self.motors is not None and self.calibration is None:
+            raise ValueError("`motors` is given without `calibration`")
 
     def _known(self, name: str, units: str | list[str] | None) -> None:
         for unit in [units] if isinstance(units, str) else units or []:
             if unit == "TODO":
                 raise ValueError(f"`{name}` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1")
-            if unit not in UNITS:
-                raise ValueError(f"`{name}` is {unit!r}, not one of {listed(UNITS)}")
+            if unit not in (*UNITS, *SERVO):
+                raise ValueError(f"`{name}` is {unit!r}, not one of {listed((*UNITS, *SERVO), 20)}")
 
     def _from_joints(self) -> None:
         if self.kind != "pose":
@@ -173,7 +245,10 @@ class SlotSpec(Section):
         if absent := [name for name in ("urdf", "base", "tip") if getattr(self, name) is None]:
             raise ValueError(f"`from: joints` needs {listed(absent)}")
         if "1" in ([self.units] if isinstance(self.units, str) else self.units or []):
-            raise ValueError("joints without a unit have no pose; calibrate them to rad or deg, or use `kind: joints`")
+            raise ValueError(
+                "joints without a unit have no pose; state rad, deg, or a servo's units with its `calibration`, or "
+                "use `kind: joints`"
+            )
 
     @property
     def resolved_convention(self) -> Convention | None:
@@ -186,6 +261,7 @@ class Embodiment(Section):
     """One robot with its cameras, and the timing of what is learned from it."""
 
     name: str
+    fps: PositiveFloat | None = None  # for recordings that do not store their rate
     cameras: Annotated[dict[Name, CameraSpec], Field(min_length=1)]
     image: ImageSpec = ImageSpec()
     timing: TimingSpec
@@ -193,6 +269,13 @@ class Embodiment(Section):
     depth: DepthRange = DepthRange()
     held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
     instruction: str | None = None  # for episodes recorded without one
+
+    @field_validator("fps", mode="before")
+    @classmethod
+    def _stated(cls, value: Any) -> Any:
+        if value == "TODO":
+            raise ValueError("is still TODO; these recordings do not store it, so write their frames per second")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Embodiment:

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
-from scipy.spatial.transform import Rotation
 
+from xwam_ft import conventions
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.kinematics import find_urdf, load_chain
+from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
-from xwam_ft.prepare.embodiment import SI, UNITS, Columns, DepthVideo, Embodiment, SlotSpec, StereoPair
+from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, SlotSpec, StereoPair
+from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float
-    from numpy import ndarray
-
     from xwam_ft.prepare.episode import Table
     from xwam_ft.prepare.sources import SourceInfo
-
-POSE_COLUMNS = {"wxyz": 7, "xyzw": 7, "rotvec": 6, "rpy": 6}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Recorded columns -> the numbers of a slot in SI units, as the robot would report them."""
-
-    columns: tuple[str, ...]  # full names
-    scale: tuple[float, ...]
-    rotation: str | None = None  # form of a recorded pose's rotation
-
-    def read(self, table: Table) -> Float[ndarray, "f n"]:
-        values = np.stack([table.columns[name] for name in self.columns], axis=1) * np.array(self.scale)
-        if self.rotation == "xyzw":
-            return values[:, [0, 1, 2, 6, 3, 4, 5]]
-        if self.rotation in ("rotvec", "rpy"):
-            turn = values[:, 3:]
-            rotation = Rotation.from_rotvec(turn) if self.rotation == "rotvec" else Rotation.from_euler("xyz", turn)
-            return np.concatenate([values[:, :3], rotation.as_quat(scalar_first=True)], axis=1)
-        return values
 
 
 @dataclass(frozen=True)
@@ -53,17 +29,39 @@ class SlotPlan:
     slot: Slot
     state: Reading | None  # None: the robot lacks it
     command: Reading | None  # None: not commanded, or the next state
+    delta: DeltaSpec | None = None  # the commands read are changes
+    speed: tuple[float | None, ...] = ()  # velocity limits of the columns, where a URDF gives them
 
 
 @dataclass(frozen=True)
 class CameraPlan:
-    # Calibration, filled in by `calibrated`: fx fy cx cy at source resolution, and the pair for stereo matching.
-    intrinsics: tuple[float, float, float, float] | None = field(default=None, kw_only=True)
-    stereo: StereoPair | None = field(default=None, kw_only=True)
     name: str
     source: str  # feature name
     depth: DepthVideo | None
     depth_range: tuple[float, float] | None = None  # its own near and far, metres
+    swap: bool = False  # red and blue are recorded the wrong way round
+    # Filled in by `calibrated`: fx fy cx cy at source resolution, and the pair for stereo matching.
+    intrinsics: tuple[float, float, float, float] | None = None
+    stereo: StereoPair | None = None
+
+
+def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
+    """Frames per second: the recordings' own, else the embodiment's.
+
+    Raises:
+        UserError: neither says it, or they contradict each other.
+    """
+    if info.fps is None:
+        if embodiment.fps is None:
+            raise UserError(
+                f"does not store its frames per second ({info.format})", info.path, f"write `fps: NUMBER` in {where}"
+            )
+        return embodiment.fps
+    if embodiment.fps is not None and embodiment.fps != info.fps:
+        raise UserError(
+            f"is {embodiment.fps:g}, and {info.path} says {info.fps:g}", f"{where}: fps", "leave it out, or mend one"
+        )
+    return info.fps
 
 
 def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
@@ -80,7 +78,8 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
             found = _feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
             depth = DepthVideo(source=found, unit=depth.unit)
         span = spec.depth_range
-        plans.append(CameraPlan(name, source, depth, None if span is None else (span.near, span.far)))
+        near_far = None if span is None else (span.near, span.far)
+        plans.append(CameraPlan(name, source, depth, near_far, spec.channels == "bgr"))
     return plans
 
 
@@ -147,56 +146,66 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
     place = f"{where}: slots.{name}"
     if not spec.present:
         return SlotPlan(_build(name, spec, (), (), None, place), None, None)
-    state_names = _columns(spec.columns, info.state_columns, f"{place}.columns")
-    plain = tuple(_plain(column) for column in state_names)
-    state = _reading(spec, state_names, spec.units, place)
-    command = None
-    if spec.command == "recorded":
-        given = spec.command_columns if spec.command_columns is not None else list(plain)
-        pool = info.command_columns
-        if not pool:
-            raise UserError(
-                "wants recorded commands and the recordings have no `action`",
-                place,
-                "write `command: next_state` or `command: none`",
-            )
-        command_names = _columns(given, pool, f"{place}.command_columns")
-        if len(command_names) != len(state_names) and not (spec.reduce and spec.command_columns is not None):
-            raise UserError(
-                f"has {len(state_names)} columns and {len(command_names)} command columns",
-                place,
-                "name as many of both",
-            )
-        command = _reading(spec, command_names, spec.command_units or spec.units, place)
-    chain = None
+    state_names = find_columns(spec.columns, info.state_columns, f"{place}.columns")
+    names = tuple(plain(column) for column in state_names)
+    state = state_reading(spec, state_names, place, where)
+    command = _command(spec, state_names, info, place, where)
+    chain, speed = None, ()
     if spec.from_ == "joints":
         assert spec.urdf is not None
         assert spec.base is not None
         assert spec.tip is not None
-        chain = load_chain(find_urdf(spec.urdf, where, urdf_dirs), spec.base, spec.tip, spec.joints)
-        if len(chain.movable) != len(plain):
+        urdf = find_urdf(spec.urdf, where, urdf_dirs)
+        chain = load_chain(urdf, spec.base, spec.tip, spec.joints)
+        speed = velocity_limits(urdf, chain.movable)
+        if len(chain.movable) != len(names):
             raise UserError(
-                f"has {len(plain)} columns for the {len(chain.movable)} joints {listed(chain.movable, 40)}",
+                f"has {len(names)} columns for the {len(chain.movable)} joints {listed(chain.movable, 40)}",
                 place,
                 "give one column a joint, and `joints` in the columns' order",
             )
-    return SlotPlan(_build(name, spec, plain, state_names, chain, place), state, command)
+    return SlotPlan(_build(name, spec, names, state_names, chain, place), state, command, spec.delta, speed)
 
 
-def _build(name: str, spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str], chain: Any, place: str) -> Slot:
-    elements, units = _elements(spec, plain, full)
-    columns = plain
+def _command(spec: SlotSpec, state_names: tuple[str, ...], info: SourceInfo, place: str, where: Path) -> Reading | None:
+    """How the commands of a slot are read; None where none are."""
+    if spec.command not in ("recorded", "delta"):
+        return None
+    pool = info.command_columns
+    if spec.command_columns is not None:
+        # Named in full, any number may be a command: the joints of a leader arm are recorded as a state.
+        pool = [*pool, *(name for name in info.state_columns if name in spec.command_columns)]
+    if not pool:
+        raise UserError(
+            "wants recorded commands and the recordings have no `action`",
+            place,
+            "write `command: next_state` or `command: none`, or name `command_columns` in full",
+        )
+    elements = [name.split("/", 1)[-1] for name in state_names]  # numbered ones too: action/0 for observation.state/0
+    given = spec.command_columns if spec.command_columns is not None else elements
+    names = find_columns(given, pool, f"{place}.command_columns")
+    own_form = spec.kind == "pose" and spec.from_ == "recorded"  # its form says how many
+    if len(names) != len(state_names) and not own_form and not (spec.reduce and spec.command_columns is not None):
+        raise UserError(
+            f"has {len(state_names)} columns and {len(names)} command columns", place, "name as many of both"
+        )
+    return command_reading(spec, names, place, where)
+
+
+def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str], chain: Any, place: str) -> Slot:
+    elements, units = _elements(spec, names, full)
+    columns = names
     if spec.kind == "pose" and chain is None:
         # What the robot reports is x y z, quaternion w x y z: names in that order where they were recorded so.
         columns = POSE_ELEMENTS
         if spec.present and spec.rotation in ("wxyz", "xyzw"):
             order = [0, 1, 2, 3, 4, 5, 6] if spec.rotation == "wxyz" else [0, 1, 2, 6, 3, 4, 5]
-            columns = tuple(plain[i] for i in order)
+            columns = tuple(names[i] for i in order)
     elif not spec.present:
         columns = elements
     command_units = None
-    if spec.command_units is not None and spec.command == "recorded":
-        command_units = _si(spec.command_units, len(elements))
+    if spec.command_units is not None and spec.command == "recorded" and spec.kind != "pose":
+        command_units = si_units(spec.command_units, len(elements))
     try:
         return Slot(
             name=name,
@@ -205,7 +214,7 @@ def _build(name: str, spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str
             elements=elements,
             units=units,
             command_units=command_units,
-            transform="forward_kinematics" if chain else "mean" if spec.reduce and spec.present else "identity",
+            transform="forward_kinematics" if chain else spec.reduce if spec.reduce and spec.present else "identity",
             chain=chain,
             frame=spec.base or spec.frame,
             convention=spec.resolved_convention,
@@ -220,19 +229,15 @@ def _build(name: str, spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str
         raise UserError(error.errors()[0]["msg"].removeprefix("Value error, "), place, "mend the slot") from None
 
 
-def _elements(spec: SlotSpec, plain: tuple[str, ...], full: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _elements(spec: SlotSpec, names: tuple[str, ...], full: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if spec.kind == "pose":
         return POSE_ELEMENTS, POSE_UNITS
     if not spec.present:
         # An absent arm keeps the numbers the model knows it by; `columns` may name them.
         names = tuple(spec.columns) if isinstance(spec.columns, list) and spec.columns else (spec.kind,)
-        return names, _si(spec.units or "1", len(names))
-    names = ("mean",) if spec.reduce else plain if len(set(plain)) == len(plain) else tuple(full)
-    return names, _si(spec.units or "1", len(names))
-
-
-def _si(units: str | list[str], count: int) -> tuple[str, ...]:
-    return tuple(SI[unit] for unit in ([units] * count if isinstance(units, str) else units[:count]))
+        return names, si_units(spec.units or "1", len(names))
+    names = (spec.reduce,) if spec.reduce else names if len(set(names)) == len(names) else tuple(full)
+    return names, si_units(spec.units or "1", len(names))
 
 
 def _limits(spec: SlotSpec, width: int) -> Limits | None:
@@ -245,63 +250,6 @@ def _limits(spec: SlotSpec, width: int) -> Limits | None:
     return Limits(low=row(spec.limits.low), high=row(spec.limits.high))
 
 
-def _reading(spec: SlotSpec, names: tuple[str, ...], units: str | list[str] | None, place: str) -> Reading:
-    recorded_pose = spec.kind == "pose" and spec.from_ == "recorded"
-    expected = POSE_COLUMNS[spec.rotation] if recorded_pose else len(names)
-    if len(names) != expected:
-        form = "quaternion " + " ".join(spec.rotation) if expected == 7 else spec.rotation
-        raise UserError(
-            f"a recorded pose is {expected} columns (x y z, {form}), not {len(names)}",
-            place,
-            "name them in that order, or state `rotation`",
-        )
-    units = units or "1"
-    if recorded_pose:
-        if units not in ("m", "mm"):
-            raise UserError(f"units of a recorded pose are {units!r}", place, "write m or mm; the rotation has its own")
-        turn = UNITS[spec.rotation_units] if spec.rotation in ("rotvec", "rpy") else 1.0
-        return Reading(names, (UNITS[str(units)],) * 3 + (turn,) * (expected - 3), spec.rotation)
-    if isinstance(units, list) and len(units) != len(names):
-        raise UserError(f"has {len(names)} columns and {len(units)} units", place, "give one unit, or one a column")
-    scale = [UNITS[unit] for unit in ([units] * len(names) if isinstance(units, str) else units)]
-    return Reading(names, tuple(scale))
-
-
-def _columns(wanted: Columns, pool: list[str], where: str) -> tuple[str, ...]:
-    """Full column names. A string is a feature, all of it or a range: `observation.state`, `observation.state[0:7]`."""
-    if isinstance(wanted, str):
-        match = re.fullmatch(r"(.+?)(?:\[(\d+):(\d+)\])?", wanted)
-        assert match is not None
-        of_feature = [name for name in pool if name.split("/", 1)[0] == match[1]]
-        if not of_feature:
-            features = sorted({name.split("/", 1)[0] for name in pool})
-            raise UserError(f"there is no feature {match[1]!r}", where, f"name one of: {listed(features)}")
-        return tuple(of_feature[int(match[2] or 0) : int(match[3] or len(of_feature))])
-    return tuple(_column(name, pool, where) for name in wanted)
-
-
-def _column(name: str, pool: list[str], where: str) -> str:
-    if name in pool:
-        return name
-    short = [full for full in pool if _plain(full) == name or full.split("/", 1)[-1] == name]
-    if len(short) == 1:
-        return short[0]
-    if short:
-        raise UserError(f"column {name!r} is in {listed(short)}", where, "write the full name of one")
-    known = sorted({_plain(full) for full in pool})
-    raise UserError(
-        f"there is no column {name!r}{did_you_mean(name, known)} in the recordings",
-        where,
-        f"name one of: {listed(known, 60)}",
-    )
-
-
-def _plain(full: str) -> str:
-    """The column's own name without its feature; the full name where the rest is only a number."""
-    rest = full.split("/", 1)[-1]
-    return full if rest.isdigit() else rest
-
-
 def _feature(name: str, info: SourceInfo, where: str) -> str:
     if name in info.cameras:
         return name
@@ -312,6 +260,25 @@ def _feature(name: str, info: SourceInfo, where: str) -> str:
     raise UserError(
         f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"
     )
+
+
+def _commanded(slot: Slot, values: np.ndarray) -> np.ndarray:
+    """Recorded commands of a slot's columns -> its command; one number for reduced columns is the command already."""
+    return values if slot.reduced and values.shape[1] == 1 else slot_state(slot, values)
+
+
+def _from_changes(
+    plan: SlotPlan, delta: DeltaSpec, change: np.ndarray, columns: np.ndarray, state: np.ndarray
+) -> np.ndarray:
+    """Recorded changes [F, n] -> absolute commands [F, Q]. `columns`: the slot's numbers as reported, SI."""
+    slot, along = plan.slot, delta.to == "command"
+    if slot.kind == "pose" and slot.chain is None:
+        return conventions.pose_compose(state, change, along=along, tool=delta.frame == "tool")
+    # A change of joints is one of joints also where the command is a pose.
+    one = slot.reduced and change.shape[1] == 1
+    start = state if one else columns
+    commands = start[0] + np.cumsum(change, axis=0) if along else start + change
+    return commands if one else slot_state(slot, commands)
 
 
 def motion(
@@ -334,12 +301,12 @@ def motion(
         ahead = np.arange(frames) + action_skip
         if plan.state is None:
             command = np.zeros((frames, slot.command_width))
-        elif plan.command is not None:
-            values = plan.command.read(table)
-            already_one = slot.transform == "mean" and values.shape[1] == 1
-            command = values if already_one else slot_state(slot, values)
-        else:
+        elif plan.command is None:
             command = state[np.minimum(ahead, frames - 1)]
+        elif plan.delta is not None:
+            command = _from_changes(plan, plan.delta, plan.command.read(table), plan.state.read(table), state)
+        else:
+            command = _commanded(slot, plan.command.read(table))
         commands.append(command)
         known = ahead < frames if plan.state is not None and plan.command is None else np.ones(frames, dtype=bool)
         valid.append(np.repeat(known[:, None] & slot.present, slot.command_width, axis=1))

@@ -6,18 +6,15 @@ number without an element name is named by the feature alone. Values are as reco
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from xwam_ft import media
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8, UInt16
+    from jaxtyping import Float, Float32, UInt8, UInt16
     from numpy import ndarray
 
 
@@ -42,7 +39,19 @@ class View(Protocol):
 
     def read_rgb(self, rows: Sequence[int]) -> UInt8[ndarray, "n h w 3"]: ...
 
-    def read_gray16(self, rows: Sequence[int]) -> UInt16[ndarray, "n h w"]: ...
+    def read_gray16(self, rows: Sequence[int]) -> UInt16[ndarray, "n h w"] | Float32[ndarray, "n h w"]:
+        """Depth as recorded: counts, or real numbers where the format stores them."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogCode:
+    """LeRobot's 12-bit depth code (since v0.6): its ends and shift in metres; logarithmic, or linear."""
+
+    low: float = 0.01
+    high: float = 10.0
+    shift: float = 3.5
+    log: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class VideoView:
     first: int  # index of the episode's first frame in the file
     frames: int
     shared: bool = False  # other episodes are in the file too (LeRobot v3.0), whose reader counted its frames
+    code: LogCode | None = None  # of a depth video, where the recording says how its counts are coded
 
     def size(self) -> tuple[int, int]:
         found = media.probe(self.path)
@@ -70,49 +80,6 @@ class VideoView:
 
 
 @dataclass(frozen=True)
-class PictureView:
-    """Pictures stored as encoded bytes in rows of a parquet column (LeRobot's `image` features)."""
-
-    path: Path
-    column: str
-    rows: tuple[int, ...]  # parquet rows in frame order
-
-    @property
-    def frames(self) -> int:
-        return len(self.rows)
-
-    def size(self) -> tuple[int, int]:
-        height, width = self._decode([0])[0].shape[:2]
-        return int(height), int(width)
-
-    def codec(self) -> str:
-        return "pictures"
-
-    def read_rgb(self, rows: Sequence[int]) -> UInt8[ndarray, "n h w 3"]:
-        return np.stack([np.asarray(picture.convert("RGB")) for picture in self._open(rows)])
-
-    def read_gray16(self, rows: Sequence[int]) -> UInt16[ndarray, "n h w"]:
-        return np.stack([np.asarray(picture).astype(np.uint16) for picture in self._open(rows)])
-
-    def _decode(self, rows: Sequence[int]) -> list[np.ndarray]:
-        return [np.asarray(picture) for picture in self._open(rows)]
-
-    def _open(self, rows: Sequence[int]) -> list[Any]:
-        import pyarrow.parquet as pq
-        from PIL import Image
-
-        column = pq.read_table(self.path, columns=[self.column]).column(0)
-        pictures: list[Any] = []
-        for row in rows:
-            cell = column[self.rows[row]].as_py()
-            data = cell["bytes"] if isinstance(cell, dict) else cell
-            if not data:
-                raise EpisodeError(f"{self.path} column {self.column!r} holds no picture for frame {row}")
-            pictures.append(Image.open(io.BytesIO(data)))
-        return pictures
-
-
-@dataclass(frozen=True)
 class Table:
     """The numbers of one episode, F frames."""
 
@@ -120,6 +87,7 @@ class Table:
     timestamps: Float[ndarray, " f"] | None
     task_index: ndarray | None  # [F] integers
     success: bool | None = None
+    problems: dict[str, str] = field(default_factory=dict[str, str])  # column -> why it cannot be used
 
 
 class TableHandle(Protocol):

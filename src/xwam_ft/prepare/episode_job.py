@@ -7,6 +7,8 @@ episode costs disk, not memory.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,13 +23,19 @@ from xwam_ft.contract import Image, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, full_disk, read_json, reserve, write_json_atomic
 from xwam_ft.pictures import resize_nearest, resize_pictures
-from xwam_ft.prepare import checks
-from xwam_ft.prepare.contact_sheet import contact_sheet
+from xwam_ft.prepare.checks import depth as depth_checks
+from xwam_ft.prepare.checks import pictures as picture_checks
+from xwam_ft.prepare.checks.files import check_files
+from xwam_ft.prepare.checks.numbers import check_numbers
+from xwam_ft.prepare.checks.table import check_table, instruction_of
+from xwam_ft.prepare.checks.timing import check_time, seconds_apart
+from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
 from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
+from xwam_ft.prepare.findings import Finding, Rejected, Severity, reject_errors
 from xwam_ft.prepare.statistics import Motion
 from xwam_ft.shard_writer import encode_segment, episode_key, segment_bounds, segment_key
 from xwam_ft.shards import Segment
@@ -68,7 +76,7 @@ class EpisodeResult:
     index: int  # the dataset's own number
     dataset: str
     reason: str | None = None  # why it was rejected
-    warnings: list[str] = field(default_factory=list[str])
+    findings: list[Finding] = field(default_factory=list[Finding])
     frames: int = 0
     instruction: str = ""
     success: bool | None = None
@@ -80,13 +88,26 @@ class EpisodeResult:
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     depth_flicker: dict[str, dict[str, float | None]] = field(default_factory=dict[str, Any])  # camera -> raw, aligned
     depth_check: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])  # camera -> DepthCheck
+    # What the checks over all episodes compare (checks/across.py, checks/depth.py), and small pictures of findings.
+    signatures: dict[str, list[float]] = field(default_factory=dict[str, Any])  # camera -> its usual picture
+    depth_grids: dict[str, list[float | None]] = field(default_factory=dict[str, Any])  # camera -> metres
+    pictures_hash: str = ""
+    seconds_apart: list[float] = field(
+        default_factory=list[float]
+    )  # recorded times between frames: least, median, most
+    thumbnails: dict[str, str] = field(default_factory=dict[str, str])  # "camera:frame" -> JPEG in base64
+
+    def of(self, severity: Severity) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == severity]
 
 
 def finished(job: EpisodeJob) -> EpisodeResult | None:
     """The result an earlier run left; a rejected episode is tried again."""
     if not (job.folder / RESULT).is_file():
         return None
-    result = EpisodeResult(**read_json(job.folder / RESULT))
+    stored = read_json(job.folder / RESULT)
+    stored["findings"] = [Finding(**finding) for finding in stored["findings"]]
+    result = EpisodeResult(**stored)
     return result if result.reason is None else None
 
 
@@ -107,10 +128,12 @@ def run(job: EpisodeJob) -> EpisodeResult | tuple[str, str, str]:
         with atomic_folder(job.folder) as folder:
             _work(job, result, folder, _open_stages[job.depth])
             write_json_atomic(folder / RESULT, asdict(result))
-    except EpisodeError as error:
+    except Rejected as error:
         result.reason = str(error)
-    except UserError as error:  # a video that stops decoding half-way, say
-        result.reason = f"{error.where}: {error.what}"
+        result.findings += error.findings
+    except (EpisodeError, UserError) as error:  # a video that stops decoding half-way, say
+        result.reason = f"{error.where}: {error.what}" if isinstance(error, UserError) else str(error)
+        result.findings.append(Finding("unreadable-recording", "error", result.reason))
     except OSError as error:
         if (told := full_disk(error, job.staging)) is None:
             raise
@@ -152,14 +175,17 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     started = time.perf_counter()
     episode = job.episode
     recorded_depth = job.depth.spec == "sensor"
-    checks.check_files(episode, job.cameras, job.timing, depth=recorded_depth)
+    result.findings += reject_errors(check_files(episode, job.cameras, job.timing, depth=recorded_depth))
+    result.findings += [Finding("reader-note", "note", note) for note in episode.notes]
     table = episode.table.read()
-    checks.check_table(episode, table, job.slots)
+    result.findings += reject_errors(check_table(table, job.slots))
     state, state_mask, command, command_mask = motion(job.slots, table, job.timing.action_skip)
     result.frames = len(state)
-    result.warnings += checks.table_warnings(episode, table, job.fps, job.slots, state)
-    result.instruction, notes = checks.instruction_of(episode, table, job.instruction)
-    result.warnings += notes
+    result.findings += check_time(table.timestamps, job.fps)
+    result.seconds_apart = seconds_apart(table.timestamps)
+    result.findings += check_numbers(table, job.slots, state, command, job.fps)
+    result.instruction, oddities = instruction_of(episode, table, job.instruction)
+    result.findings += oddities
     result.success = episode.success if table.success is None else table.success
     result.padded_starts = padded_starts(len(state), job.timing)
     np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask)
@@ -173,10 +199,9 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     for view, camera in enumerate(job.cameras):
         decode_view(job, result, camera, stage, rgb[view], None if codes is None else codes[view], scratch)
     rows = np.unique(np.linspace(0, len(state) - 1, SAMPLES).round().astype(int))
+    _check_views(job, result, rgb, codes, picture_checks.robot_moves(state), rows)
     for view, camera in enumerate(job.cameras):
         pictures = np.asarray(rgb[view, rows])
-        brightness = [float(picture.mean()) for picture in pictures]
-        result.warnings += checks.picture_warnings(camera.name, brightness)
         sheet = contact_sheet(pictures, None if codes is None else np.asarray(codes[view, rows]))
         (folder / f"sheet-{camera.name}.jpg").write_bytes(sheet)
 
@@ -233,6 +258,8 @@ def decode_view(
         block = slice(rows.start, rows.stop)
         clock = time.perf_counter()
         pictures = view.read_rgb(rows)
+        if camera.swap:
+            pictures = np.ascontiguousarray(pictures[..., ::-1])
         result.sizes.setdefault(camera.name, [int(size) for size in pictures.shape[1:3]])
         rgb[block] = resize_pictures(pictures, height, width)
         seconds["decode"] += time.perf_counter() - clock
@@ -261,12 +288,40 @@ def decode_view(
             compared = check_depth(episode, camera, codes, job.depth.code, near_far)
             result.depth_check |= {} if compared is None else {camera.name: asdict(compared)}
         seconds["depth"] += time.perf_counter() - clock
-        valid = float(np.mean([np.count_nonzero(frame) / frame.size for frame in codes]))
-        result.depth_valid[camera.name] = round(valid, 4)
-        if valid < 0.2:
-            result.warnings.append(f"camera {camera.name!r} has depth in {valid:.0%} of its pixels")
+        valid = [np.count_nonzero(frame) / frame.size for frame in codes]
+        result.depth_valid[camera.name] = round(float(np.mean(valid)), 4)
+        result.findings += depth_checks.check_depth(camera.name, valid)
     for name, value in seconds.items():
         result.seconds[name] = result.seconds.get(name, 0.0) + value
+
+
+def _check_views(
+    job: EpisodeJob,
+    result: EpisodeResult,
+    rgb: np.ndarray,
+    codes: np.ndarray | None,
+    moving: np.ndarray,
+    rows: np.ndarray,
+) -> None:
+    """Checks of the pictures, what later checks compare over episodes (from `rows`), and the findings' thumbnails."""
+    digest = hashlib.sha256()
+    found: list[Finding] = []
+    for view, camera in enumerate(job.cameras):
+        found += picture_checks.check_pictures(camera.name, rgb[view], moving, job.fps)
+        pictures = np.asarray(rgb[view, rows])
+        result.signatures[camera.name] = picture_checks.signature(pictures)
+        digest.update(pictures.tobytes())
+        if codes is not None and job.depth.code.kind == "metric":
+            near, far = camera.depth_range or depth_code.require_metric(job.depth.code)
+            result.depth_grids[camera.name] = depth_checks.depth_grid(np.asarray(codes[view, rows]), near, far)
+    result.pictures_hash = digest.hexdigest()
+    names = [camera.name for camera in job.cameras]
+    shown = {(finding.camera or names[0], finding.frame) for finding in [*result.findings, *found]}
+    shown |= {(name, 0) for name in names}  # findings over episodes come later, and show the first picture
+    for name, frame in sorted((name, frame) for name, frame in shown if frame is not None and name in names):
+        picture = picture_checks.thumbnail(np.asarray(rgb[names.index(name), frame]))
+        result.thumbnails[f"{name}:{frame}"] = base64.b64encode(jpeg(picture)).decode()
+    result.findings += reject_errors(found)
 
 
 def _code_relative(inverse: np.ndarray, codes: np.ndarray) -> None:

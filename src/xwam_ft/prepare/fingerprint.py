@@ -18,22 +18,27 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode_job import EpisodeJob
 
 RECORD = "prepared.json"
-FORMAT = 1  # raise it when the bytes of a shard set change for equal inputs
+FORMAT = 2  # raise it when the bytes of a shard set change for equal inputs
+TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml")  # edited by hand, perhaps to the same size
 LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow")
 
 
 def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embodiment, plan: DepthPlan) -> str:
-    """Embodiment, depth, URDF chains, metadata by content, data and video files by name and size.
+    """Embodiment, depth, URDF chains, metadata and text by content, data and video files by name and size.
 
     Absolute paths and dates are left out, so that a copied dataset is the same one.
     """
     parts: list[Any] = [FORMAT, spec.model_dump(mode="json"), plan.spec, plan.code.model_dump(mode="json")]
     if jobs:
         parts.append([slot.slot.model_dump(mode="json") for slot in jobs[0].slots])
+        if any(slot.calibration for slot in spec.slots.values()):  # what the calibration file said
+            readings = [reading for slot in jobs[0].slots for reading in (slot.state, slot.command) if reading]
+            parts.append([[reading.scale, reading.offset] for reading in readings])
     for raw in raws:
-        files = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
+        inside = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
+        files = [raw] if raw.is_file() else inside  # one HDF5 file may be a dataset
         parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])
-        parts.append([sha256(path) for path in files if path.is_relative_to(raw / "meta")])
+        parts.append([sha256(path) for path in files if path.is_relative_to(raw / "meta") or path.suffix in TEXT])
     if plan.spec == "tiny":
         parts.append(sha256(bundled("tiny/depth.safetensors")))
     if plan.spec.startswith("files:"):

@@ -15,7 +15,9 @@ from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
 from xwam_ft.prepare.episode import EpisodeError, VideoView
-from xwam_ft.prepare.sources import is_command, open_source
+from xwam_ft.prepare.evidence import HAND, Evidence, gather
+from xwam_ft.prepare.sources import open_source
+from xwam_ft.prepare.starter import starter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +29,6 @@ PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
 PRETRAINED_CLIP = 9
 ACTIONS_PER_FRAME = 4
 TABLES_READ = 20  # episodes whose numbers are looked at
-HAND = re.compile(r"grip|hand|finger|jaw", re.IGNORECASE)
-POSE = re.compile(r"(?:.*[._])?(?:[xyz]|q?[wxyz])")
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,14 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     lengths = np.array([max(episode.length, 0) for episode in episodes])
     proposal = propose_timing(info.fps, lengths)
     tables, problems = _read_tables(episodes)
-    columns = summarise(info, tables)
+    columns = summarise(info, list(tables.values()))
+    evidence = gather(info, episodes, tables)
     if write is not None:  # before anything is printed, so that a reader who stops reading still gets the file
-        write_text_atomic(write, starter(info, columns, proposal, raw))
+        write_text_atomic(write, starter(info, evidence, proposal, raw))
     _print_overview(info, episodes, lengths, console)
     _print_cameras(info, episodes, console)
     _print_columns(columns, len(tables), console)
+    _print_evidence(evidence, console)
     for problem in problems[:8]:
         console.print(f"[yellow]problem[/] {_plain(problem)}", soft_wrap=True)
     if len(problems) > 8:
@@ -77,11 +79,19 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
         soft_wrap=True,
     )
     if write is not None:
-        console.print(f"{write}: starter embodiment; replace every TODO, then run `xwam-ft prepare`", soft_wrap=True)
+        console.print(
+            f"{write}: starter embodiment; check what was guessed, replace every TODO, then run `xwam-ft prepare`",
+            soft_wrap=True,
+        )
 
 
-def propose_timing(fps: float, lengths: np.ndarray) -> TimingProposal:
+def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
     """Pictures near 3.75 a second, 4 actions a picture where that divides, a clip no longer than the median episode."""
+    if fps is None:
+        reason = (
+            f"frame_skip is fps / {PRETRAINED_RATE}, rounded to a multiple of {ACTIONS_PER_FRAME}; this is for 15 fps"
+        )
+        return TimingProposal(ACTIONS_PER_FRAME, 1, PRETRAINED_CLIP, reason)
     frame_skip = max(1, round(fps / PRETRAINED_RATE))
     if frame_skip > ACTIONS_PER_FRAME:
         frame_skip = max(ACTIONS_PER_FRAME, ACTIONS_PER_FRAME * round(fps / PRETRAINED_RATE / ACTIONS_PER_FRAME))
@@ -134,78 +144,13 @@ def guess_of(name: str, low: float, high: float) -> str:
     return "deg, or -100..100?" if size <= 360 else "servo ticks?"
 
 
-def starter(info: SourceInfo, columns: list[ColumnSummary], proposal: TimingProposal, raw: Path) -> str:
-    """A commented embodiment file; it loads once every TODO is replaced."""
-    commands = {column.name.split("/", 1)[-1] for column in columns if is_command(column.name)}
-    states = [column.name for column in columns if not is_command(column.name) and not column.name.startswith("next.")]
-    groups = _groups(states)
-    mounts = [name for name, kind in groups if kind == "pose"]
-    lines = [
-        f"# Starter for {raw.name} ({info.format}, {info.robot}, {info.fps:g} fps). Units are never guessed: replace",
-        "# every TODO. Examples of finished files are in recipes/embodiments/.",
-        f"name: {_slug(info.robot if info.robot != 'unknown' else raw.name)}",
-        "",
-        "cameras:  # name: the recording's feature; kind: static or wrist (a wrist camera needs `mount: POSE_SLOT`)",
-    ]
-    depth = [name for name, camera in info.cameras.items() if camera.depth]
-    if depth:
-        lines.append("  # depth unit: mm, m, lerobot_log12 (LeRobot's 12-bit code), or the metres of one count")
-    for feature, camera in info.cameras.items():
-        if not camera.depth:
-            of_it = [name for name in depth if name.startswith(feature)]
-            short = feature.rsplit(".", 1)[-1]
-            kind = info.calibration.get(feature, info.calibration.get(short, {})).get("kind", "static")
-            tail = f", mount: {mounts[0]}" if kind == "wrist" and mounts else ""
-            tail += f", depth: {{source: {of_it[0]}, unit: TODO}}" if of_it else ""
-            lines.append(f"  {_slug(short)}: {{source: {feature}, kind: {kind}{tail}}}")
-    lines += [
-        "",
-        "image: {height: 256, width: 320, crop: 0.95}",
-        "",
-        f"# {proposal.reason}",
-        f"timing: {{frame_skip: {proposal.frame_skip}, action_skip: {proposal.action_skip}, "
-        f"clip_frames: {proposal.clip_frames}}}",
-        "",
-        "slots:  # split these into arms (kind: joints or pose) and hands (kind: gripper); units: rad, deg, m, mm or 1",
-    ]
-    for (name, kind), members in groups.items():
-        recorded = all(member.split("/", 1)[-1] in commands for member in members)
-        lines += [
-            f"  {name}:",
-            f"    kind: {kind}",
-            f"    columns: [{', '.join(_quoted(_element(member)) for member in members)}]",
-            "    units: TODO",
-            "    command: recorded" if recorded else "    command: next_state  # no command of these names is recorded",
-        ]
-    lines += ["", "held_out: 0.1  # share of the episodes kept for evaluation", ""]
-    return "\n".join(lines)
-
-
-def _groups(states: list[str]) -> dict[tuple[str, str], list[str]]:
-    """Columns by slot name and kind: per feature and side, hands apart from arms, poses apart from joints."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for column in states:
-        feature, _, element = column.partition("/")
-        side = next((side for side in ("left", "right") if side in column.lower()), "")
-        kind = "gripper" if HAND.search(element or feature) else "pose" if POSE.fullmatch(element.lower()) else "joints"
-        stem = (
-            f"{side}_{'hand' if kind == 'gripper' else 'arm'}" if side else _slug(feature.removeprefix("observation."))
-        )
-        name = stem if side else f"{stem}_{kind}"
-        found.setdefault((name, kind), []).append(column)
-    for (name, kind), members in list(found.items()):
-        if kind == "pose" and len(members) != 7:  # not x y z and a quaternion: leave it to the user
-            found[name, "vector"] = found.pop((name, kind))
-    return found
-
-
-def _read_tables(episodes: list[Episode]) -> tuple[list[Table], list[str]]:
+def _read_tables(episodes: list[Episode]) -> tuple[dict[int, Table], list[str]]:
     wanted = np.unique(np.linspace(0, len(episodes) - 1, min(len(episodes), TABLES_READ)).round().astype(int))
-    tables: list[Table] = []
+    tables: dict[int, Table] = {}
     problems = [f"episode {episode.index}: {text}" for episode in episodes for text in episode.problems]
     for i in wanted:
         try:
-            tables.append(episodes[i].table.read())
+            tables[int(i)] = episodes[i].table.read()
         except EpisodeError as error:
             text = f"episode {episodes[i].index}: {error}"
             problems += [] if text in problems else [text]
@@ -213,15 +158,17 @@ def _read_tables(episodes: list[Episode]) -> tuple[list[Table], list[str]]:
 
 
 def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
-    seconds = lengths / info.fps
+    seconds = lengths / (info.fps or 1.0)
     low, middle, high = np.quantile(seconds, [0.05, 0.5, 0.95])
+    unit, rate = ("frames", "rate not recorded") if info.fps is None else ("s", f"{info.fps:g} fps")
+    whole = "" if info.fps is None else f", {seconds.sum() / 60:.1f} min"
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
     table = RichTable(title=_plain(str(info.path)), show_header=False)
     table.add_row("format", info.format)
     table.add_row("robot", _plain(info.robot))
     table.add_row("episodes", str(len(episodes)))
-    table.add_row("frames", f"{int(lengths.sum())} at {info.fps:g} fps, {seconds.sum() / 60:.1f} min")
-    table.add_row("an episode", f"{middle:.1f} s (5 %: {low:.1f} s, 95 %: {high:.1f} s)")
+    table.add_row("frames", f"{int(lengths.sum())} at {rate}{whole}")
+    table.add_row("an episode", f"{middle:.1f} {unit} (5 %: {low:.1f}, 95 %: {high:.1f})")
     table.add_row(
         "instructions",
         _plain("\n".join(texts[:8]) or "none") + (f"\nand {len(texts) - 8} more" if len(texts) > 8 else ""),
@@ -237,10 +184,11 @@ def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) 
         for episode in episodes:
             view = episode.views.get(feature)
             try:
-                if view is not None and view.path.is_file():
+                if view is not None and view.path.exists():
                     height, width = view.size()
                     size, codec = f"{width} x {height}", view.codec()
-                    rate = f"{media.probe(view.path).fps:g}" if isinstance(view, VideoView) else f"{info.fps:g}"
+                    own = media.probe(view.path).fps if isinstance(view, VideoView) else info.fps
+                    rate = "-" if own is None else f"{own:g}"
                     break
             except (UserError, EpisodeError):
                 continue
@@ -258,24 +206,23 @@ def _print_columns(columns: list[ColumnSummary], read: int, console: Console) ->
     console.print(table)
 
 
+def _print_evidence(evidence: Evidence, console: Console) -> None:
+    table = RichTable("what", "guess", "how sure", "why", title="guesses from numbers and pictures")
+    for camera, kind in evidence.kinds.items():
+        mount = evidence.mounts.get(camera)
+        table.add_row(_plain(camera), kind.kind + (f" on {mount}" if mount else ""), kind.sure, _plain(kind.why))
+    for group in evidence.groups:
+        unit = group.units
+        table.add_row(f"{group.name}: units", unit.unit or "?", unit.sure, _plain(unit.why))
+        if group.action is not None:
+            word = {"target": f"targets, {group.action.lead} frames ahead", "delta": "changes of the state"}
+            guess = word.get(group.action.kind, group.action.kind.replace("_", " "))
+            table.add_row(f"{group.name}: action", guess, group.action.sure, _plain(group.action.why))
+    console.print(table)
+
+
 def _plain(text: str) -> str:
     """Text as it is, where rich would read [..] as markup."""
     from rich.markup import escape
 
     return escape(text)
-
-
-def _element(name: str) -> str:
-    rest = name.split("/", 1)[-1]
-    return name if rest.isdigit() else rest
-
-
-def _quoted(text: str) -> str:
-    """A YAML string, quoted where YAML would read something else."""
-    words = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
-    return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in words else f'"{text}"'
-
-
-def _slug(text: str) -> str:
-    """A name the contract takes: [a-z0-9_-]+."""
-    return re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_") or "unnamed"

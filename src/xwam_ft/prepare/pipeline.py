@@ -21,11 +21,13 @@ from rich.text import Text
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, full_disk, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
+from xwam_ft.prepare.checks.together import check_against_contract, check_together
 from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
-from xwam_ft.prepare.embodiment_slots import calibrated, plan_cameras, plan_slots
+from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, finished, run
+from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_text
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.workers import outcomes
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
 
 
+STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
 @dataclass
 class PrepareReport:
     """What became of the recordings."""
@@ -45,10 +50,14 @@ class PrepareReport:
     episodes: int
     frames: int
     rejected: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
-    warnings: int = 0
+    findings: list[FindingGroup] = field(default_factory=list[FindingGroup])
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
     already_prepared: bool = False
     depth: dict[str, DepthOutcome] = field(default_factory=dict[str, DepthOutcome])  # by camera
+
+    def count(self, severity: Severity) -> int:
+        """Different findings of a severity; one may concern many episodes."""
+        return sum(group.severity == severity for group in self.findings)
 
 
 def prepare(
@@ -97,6 +106,7 @@ def prepare(
     try:
         _take_up(_staging(out), fingerprint, console)
         results = _run_all(jobs, workers, ray, strict, console)
+        check_together(jobs, results, strict=strict)
         report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     except OSError as error:
         if (told := full_disk(error, _staging(out))) is None:
@@ -139,19 +149,29 @@ def plan_jobs(
     Raises:
         UserError: what does not fit together in recordings, embodiment and depth.
     """
-    fps = sources[0].info.fps
+    fps = frame_rate(spec, sources[0].info, where)
     for source in sources[1:]:
-        if source.info.fps != fps:
+        if (other := frame_rate(spec, source.info, where)) != fps:
             raise UserError(
-                f"was recorded at {source.info.fps:g} fps, {sources[0].info.path} at {fps:g}",
+                f"was recorded at {other:g} fps, {sources[0].info.path} at {fps:g}",
                 source.info.path,
                 "prepare recordings of different rates apart",
             )
     jobs: list[EpisodeJob] = []
     plan: DepthPlan | None = None
+    first: list[SlotPlan] | None = None
     for source in sources:
         cameras = calibrated(plan_cameras(spec, source.info, where), spec, source.info, where)
         slots = plan_slots(spec, source.info, where, urdf_dirs)
+        first = first or slots
+        for ours, theirs in zip(first, slots, strict=True):
+            if ours.slot != theirs.slot:
+                raise UserError(
+                    f"has other columns for slot {ours.slot.name!r} ({listed(theirs.slot.columns)}) than "
+                    f"{sources[0].info.path} ({listed(ours.slot.columns)})",
+                    source.info.path,
+                    "prepare them apart, or give the columns the same names",
+                )
         recorded = [camera.feature for camera in source.info.cameras.values() if camera.depth]
         if plan is None:
             plan = parse_depth(depth, cameras, recorded, spec.depth)
@@ -254,10 +274,11 @@ def _finish(
     with console.status("statistics, shards, report"):
         clock = time.perf_counter()
         contract, chosen = assemble.contract_of(accepted, results, spec, plan, sources)
+        check_against_contract(contract, accepted, results, chosen)
         staged_set = _staging(out) / "set"
         shutil.rmtree(staged_set, ignore_errors=True)
         assemble.write_set(staged_set, contract, accepted, results, chosen)
-        assemble.write_records(staged_set, rejected, spec, plan, fingerprint, sources)
+        assemble.write_records(staged_set, results, spec, plan, fingerprint, sources)
         depth = depth_outcomes([results[job.number] for job in accepted])
         assemble.write_depth(staged_set, depth, plan)
         assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
@@ -277,7 +298,7 @@ def _finish(
         episodes=len(kept),
         frames=sum(result.frames for result in kept),
         rejected=rejected,
-        warnings=sum(len(result.warnings) for result in kept),
+        findings=grouped((result.number, finding) for result in results for finding in result.findings),
         seconds=seconds,
         depth=depth,
     )
@@ -292,9 +313,13 @@ def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
 def _say(report: PrepareReport, console: Console) -> None:
     took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
+    for group in report.findings:
+        where = f"episode{'s' if len(group.episodes) > 1 else ''} {numbers_text(group.episodes)}"
+        console.print(Text(group.severity, STYLES[group.severity]), end=" ")
+        console.print(f"{group.check}: {group.summary} [{where}]", markup=False, soft_wrap=True)
     console.print(
-        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, {report.warnings} warnings; "
-        f"see {report.out / 'report.html'}",
+        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
+        f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
         soft_wrap=True,
     )
     console.print(took)

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[
     started = not ray.is_initialized()
     if started:
         _connect(ray, address)
-    resources: dict[str, float] = ray.cluster_resources()
+    resources: Mapping[str, float] = ray.cluster_resources()
     on_gpu = jobs[0].depth.estimator is not None and resources.get("GPU", 0) >= 1
     slots = int(resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1)) or 1
     remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=RETRIES)(work)

@@ -17,7 +17,7 @@ from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
 from xwam_ft.model.noise import add_noise
 from xwam_ft.train.clips import StepGeometry, Stream, random_bits
 from xwam_ft.train.draws import Draws, draw
-from xwam_ft.train.optimizer import learning_rate_factor, split_decay, trained_parameters
+from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -131,7 +131,7 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optim, max_steps = self.recipe.optim, self.recipe.trainer.max_steps
         groups = split_decay(self.network, parameter_groups(self.network, optim))
-        optimizer = torch.optim.AdamW(groups, betas=optim.betas)
+        optimizer = make_optimizer(groups, optim)
 
         def factor(steps_here: int) -> float:
             return learning_rate_factor(self.first_step + steps_here, optim.warmup_steps, max_steps)

@@ -17,7 +17,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.folder import ADAPTER, RunFolder, make_run, open_run, require_free
+from xwam_ft.train.folder import ADAPTER, DEPTH_ADAPTER, RunFolder, make_run, open_run, require_free
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,7 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
     recipe = load_recipe(recipe_path, overrides)
     run = run or Path("runs") / recipe_path.stem
     refuse_released_weights(recipe)
+    require_extras(recipe)
     if not _first_rank():
         _wait_for(run / "recipe.yaml")
         return _train(open_run(run), None, console)
@@ -65,6 +66,7 @@ def resume(run: Path, console: Console) -> Path:
     """
     folder = open_run(run)
     refuse_released_weights(folder.recipe)
+    require_extras(folder.recipe)
     _set_threads(folder.recipe)
     if _first_rank():
         at = folder.checkpoint.state.step if folder.checkpoint else 0
@@ -90,21 +92,29 @@ def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console
 
 
 def refuse_released_weights(recipe: Recipe) -> None:
-    """Raise a `UserError` where the backbone is a released X-WAM checkpoint, which this version cannot read."""
+    """Raise a `UserError` where the backbone is a checkpoint that was not imported yet, by its hub id or its files."""
+    from xwam_ft.model.backbone import refuse_unimported
+
     path = recipe.backbone.path
-    files = (
-        "checkpoints/last.ckpt",
-        "last.ckpt",
-        "checkpoint/mp_rank_00_model_states.pt",
-        "mp_rank_00_model_states.pt",
-    )
-    deepspeed = path.endswith("mp_rank_00_model_states.pt") or any((Path(path) / name).exists() for name in files)
-    if path.startswith(RELEASED) or deepspeed:
+    if path.startswith(RELEASED) and not Path(path).exists():
         raise UserError(
-            f"reading released X-WAM weights ({path}) is not supported by this version",
+            f"{path} holds X-WAM's own checkpoints, which are imported once before they are trained",
             "backbone.path",
-            "start from the Wan2.2 base with recipes/wan22_5b_lora.yaml",
+            "download one, run python data_tools/import_xwam.py CKPT OUT --vae-text FOLDER, and write OUT here",
         )
+    refuse_unimported(Path(path))
+
+
+def require_extras(recipe: Recipe) -> None:
+    """Raise a `UserError` where the recipe wants an optional package that is not installed, before any work."""
+    from xwam_ft.model.quantize import require_bitsandbytes
+
+    for key, wanted in (
+        ("backbone.quantize", recipe.backbone.quantize is not None),
+        ("optim.adamw_8bit", recipe.optim.adamw_8bit),
+    ):
+        if wanted:
+            require_bitsandbytes(key)
 
 
 def pick_device(recipe: Recipe) -> torch.device:
@@ -129,10 +139,10 @@ def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Pa
     if cache is None:
         cache = _encode(recipe, shard_set, pick_device(recipe), console)
     session = Session(folder, shard_set, cache, console)
-    _print_summary(session.network, console)
+    _print_summary(session.network, recipe, console)
     session.fit()
     if _first_rank():
-        _write_adapter(session.network, folder)
+        _write_adapters(session.network, folder)
         session.print_time()
         console.print(f"run: {folder.path}", soft_wrap=True)
         console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle", soft_wrap=True)
@@ -149,27 +159,43 @@ def _encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: 
     return LatentCache.open(folder, verify=False)  # the first rank does
 
 
-def _write_adapter(network: JointNetwork, folder: RunFolder) -> None:
-    """The last weights of the transformer's LoRA, for tools that read peft folders."""
+def _write_adapters(network: JointNetwork, folder: RunFolder) -> None:
+    """The last weights of the transformer's LoRA, the main stream's and the depth branch's, in peft folders."""
     from xwam_ft.files import atomic_folder
     from xwam_ft.model.adapters import write_peft_adapter
+    from xwam_ft.model.branch import DEPTH, MAIN
 
-    target = folder.path / ADAPTER
-    if folder.recipe.model.train == "lora" and not target.exists():
-        with atomic_folder(target) as temporary:
-            write_peft_adapter(network, temporary, folder.recipe.backbone.path)
+    held = getattr(network.transformer, "peft_config", {})
+    for name, adapter in ((ADAPTER, MAIN), (DEPTH_ADAPTER, DEPTH)):
+        target = folder.path / name
+        if adapter in held and not target.exists():
+            with atomic_folder(target) as temporary:
+                write_peft_adapter(network, temporary, folder.recipe.backbone.path, adapter=adapter)
 
 
-def _print_summary(network: JointNetwork, console: Console) -> None:
-    from xwam_ft.model.adapters import summary_table
+def _print_summary(network: JointNetwork, recipe: Recipe, console: Console) -> None:
+    """What the network holds and trains, and the memory it takes beside activations."""
+    from xwam_ft.model.summary import memory_need, summary_table
 
-    table = Table("part", "parameters", "trained", "dtype", title="network")
+    table = Table("part", "parameters", "trained", "dtype", "memory", title="network")
+    for column in table.columns[1:]:
+        column.justify = "right"
     rows = summary_table(network)
     for row in rows:
-        table.add_row(row.group, f"{row.parameters:,}", f"{row.trainable:,}", ", ".join(row.dtypes))
+        counts = f"{row.parameters:,}", f"{row.trainable:,}"
+        table.add_row(row.group, *counts, ", ".join(row.dtypes), _size(row.bytes))
     total, trained = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
-    table.add_row("all", f"{total:,}", f"{trained:,}", "")
+    optim = recipe.optim
+    need = memory_need(rows, adamw_8bit=optim.adamw_8bit, average=optim.ema_decay is not None)
+    table.add_row("all", f"{total:,}", f"{trained:,}", "", _size(need.weights), end_section=True)
+    for what, size in (("gradients", need.gradients), ("AdamW", need.optimizer), ("averaged weights", need.average)):
+        table.add_row(what, "", "", "", _size(size))
+    table.add_row("in all, activations apart", "", "", "", _size(need.total))
     console.print(table)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _first_rank() -> bool:

@@ -18,10 +18,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
-from xwam_ft.errors import UserError
-from xwam_ft.model.adapters import load_trainable, prepare_for_training, trainable_state
+from xwam_ft.errors import UserError, listed
+from xwam_ft.model.adapters import load_trainable, prepare_for_training, trainable_state, zero_adapters
 from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.joint import Layout
+from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
 from xwam_ft.train.callbacks import Averaging, Clock, Every, MetricLog, Metrics, ProgressBar, Signals, signals_restored
@@ -44,6 +46,7 @@ from xwam_ft.train.validation import evaluation_mode, held_out_losses, live_poli
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from xwam_ft.contract import Contract
     from xwam_ft.model.backbone import Backbone
@@ -62,10 +65,16 @@ class Session:
         recipe, checkpoint = self.recipe, folder.checkpoint
         self.first_step = checkpoint.state.step if checkpoint else 0
         spec = recipe.backbone
-        backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision)
+        backbone = load_backbone(
+            spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
+        )
         self.backbone = backbone
-        self.network = trainable_network(backbone, recipe, shard_set.contract)
+        kept: list[str] = []
+        self.network = trainable_network(backbone, recipe, shard_set.contract, kept)
         require_whole_patches(self.network, cache)
+        if self.first_step == 0:
+            for sentence in kept:
+                console.print(f"imported weights: {sentence}", soft_wrap=True)
         self.average = None
         if recipe.optim.ema_decay is not None:
             self.average = AveragedWeights(trainable_state(self.network), recipe.optim.ema_decay)
@@ -74,7 +83,9 @@ class Session:
         self.geometry = StepGeometry(trainer_spec.batch_size, trainer_spec.accumulate, self.trainer.world_size)
         require_continuable(folder, shard_set, cache.identity, backbone.fingerprint, self.geometry.samples)
         if checkpoint is not None:
-            load_trainable(self.network, checkpoint.trainable(), checkpoint.folder / TRAINABLE_FILE)
+            trained = checkpoint.trainable()
+            load_trainable(self.network, trained, checkpoint.folder / TRAINABLE_FILE)
+            self._report_zero(trained)
             stored = checkpoint.ema()
             if self.average is not None and stored is not None:
                 self.average.restore(stored)
@@ -207,6 +218,15 @@ class Session:
                 default_root_dir=self.folder.path,
             )
 
+    def _report_zero(self, trained: dict[str, Tensor]) -> None:
+        """Say which adapters a checkpoint holds at zero, where they began: they have learned nothing so far."""
+        still, adapters = zero_adapters(trained)
+        if still and self.first_step:
+            self.console.print(
+                f"after {self.first_step} steps {len(still)} of {adapters} adapters are still zero: {listed(still, 3)}",
+                soft_wrap=True,
+            )
+
     def _last_good(self) -> str:
         folders = list_checkpoints(self.folder.path)
         return str(folders[-1]) if folders else "none: the run had not saved one yet"
@@ -224,19 +244,48 @@ class RestoreOptimizer(Callback):
         restore_optimizer(trainer.optimizers[0], names, self.checkpoint.optimizer(), where)
 
 
-def trainable_network(backbone: Backbone, recipe: Recipe, contract: Contract) -> JointNetwork:
-    """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed."""
-    depth = recipe.model.depth
+def trainable_network(
+    backbone: Backbone, recipe: Recipe, contract: Contract, report: list[str] | None = None
+) -> JointNetwork:
+    """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed.
+
+    A depth branch that the backbone brings is taken over as copies, or where the recipe says `adapter`, as the
+    nearest adapter. `report` is given sentences that say what was kept of imported X-WAM weights.
+
+    Raises:
+        UserError: that adapter cannot hold it, or the base is quantised: such blocks can be neither copied nor fitted.
+    """
+    model, brought = recipe.model, brings_depth(backbone, recipe.model.depth.blocks)
+    form = "copy" if brought and model.depth.branch == "auto" else model.branch
+    if brought and form != "none" and recipe.backbone.quantize is not None:
+        raise UserError(
+            f"is {recipe.backbone.quantize!r}, and {backbone.name} brings a depth branch, which cannot be laid on that",
+            "backbone.quantize",
+            "remove it, or set model.depth.branch to none",
+        )
     config = NetworkConfig(
         num_views=len(contract.cameras),
         action_dim=contract.action_dim,
         proprio_dim=contract.state_dim,
         actions_per_frame=contract.timing.actions_per_frame,
-        depth_blocks=0 if depth.branch == "none" else depth.blocks,
+        depth_blocks=0 if form == "none" else model.depth.blocks,
+        depth_shared=form == "adapter" and not brought,
     )
-    network = build_network(backbone, config, recipe.seed)
-    network.gradient_checkpointing = recipe.model.gradient_checkpointing
-    return prepare_for_training(network, recipe.model.lora, depth, train=recipe.model.train, seed=recipe.seed)
+    network = build_network(backbone, config, recipe.seed, layout=Layout.of(contract), report=report)
+    network.gradient_checkpointing = model.gradient_checkpointing
+    copies = share_branch(network) if form == "adapter" and brought else None
+    prepare_for_training(network, model.lora, model.depth, train=model.train, seed=recipe.seed)
+    if copies is not None:
+        worst = max(fit_depth_adapter(network, copies), key=lambda fit: fit.error)
+        if report is not None:
+            lost = f"at most {worst.error:.2g} of what a layer learned is lost ({worst.name})"
+            report.append(f"depth branch: held by an adapter, {lost}")
+    return network
+
+
+def brings_depth(backbone: Backbone, blocks: int) -> bool:
+    """Whether the backbone is an imported X-WAM with a trained depth branch of this many blocks."""
+    return backbone.joint is not None and backbone.joint.config.depth_blocks == blocks
 
 
 def require_whole_patches(network: JointNetwork, cache: LatentCache) -> None:

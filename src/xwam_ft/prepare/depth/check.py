@@ -68,7 +68,8 @@ def check_depth(
             (value[both], 1.0 / metres[both])
             for value, metres, both in _pairs(episode, camera, codes, frames, near_far, step)
         ]
-        line = robust_line(*(np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True)))
+        codes_there, inverse_there = (np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True))
+        line = robust_line(codes_there, inverse_there)
         if line is None:
             return DepthCheck(0, 0.0, 0.0)
         scale, shift = line

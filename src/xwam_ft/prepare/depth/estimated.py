@@ -75,10 +75,10 @@ class Estimated(DepthStage):
         digest = hashlib.sha256()
         for part in (CACHE_FORMAT, self.description.fingerprint, device_kind(), self.size, focal, pictures.shape):
             digest.update(f"{part}\n".encode())
-        digest.update(np.ascontiguousarray(pictures))
+        digest.update(pictures.tobytes())
         if prompt is not None:
             digest.update(f"{prompt.shape}\n".encode())
-            digest.update(np.ascontiguousarray(prompt))
+            digest.update(prompt.tobytes())
         name = digest.hexdigest()
         return cache / name[:2] / f"{name}.npz"
 

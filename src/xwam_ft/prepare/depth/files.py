@@ -71,7 +71,7 @@ def parse_pattern(text: str) -> DepthPattern:
     """
     where = f"--depth files:{text}"
     pattern, _, query = text.partition("?")
-    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    options = {name: value for name, _, value in (part.partition("=") for part in query.split("&") if part)}
     unit, align = options.pop("unit", ""), options.pop("align", "no")
     if unit not in MEANINGS:
         what = "does not state its unit" if not unit else f"ends with {query!r}{did_you_mean(unit, MEANINGS)}"

@@ -40,6 +40,7 @@ def describe(argument: str) -> Description:
     name = argument or DEFAULT
     fix = f"give a folder or hub id of a MarigoldDepthPipeline, such as {DEFAULT}"
     config: Any
+    revision: Any
     try:
         config, revision = MarigoldDepthPipeline.load_config(name, return_commit_hash=True)
     except (OSError, ValueError) as error:

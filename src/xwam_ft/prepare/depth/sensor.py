@@ -10,18 +10,17 @@ import numpy as np
 
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.depth import DepthStage
-from xwam_ft.prepare.episode import EpisodeError
+from xwam_ft.prepare.episode import EpisodeError, LogCode
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8, UInt16
+    from jaxtyping import Float, Float32, UInt8, UInt16
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment import DepthVideo
     from xwam_ft.prepare.embodiment_slots import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
-# LeRobot v0.6 writes HEVC gray12le with these; code 0 means invalid (it would decode to LOG_MIN).
-LOG_MIN, LOG_MAX, LOG_SHIFT, LOG_STEPS = 0.01, 10.0, 3.5, 4095
+LOG_STEPS = 4095  # LeRobot v0.6 writes HEVC gray12le; code 0 means invalid (it would decode to the lowest depth)
 
 
 class Sensor(DepthStage):
@@ -37,20 +36,32 @@ class Sensor(DepthStage):
             counts = view.read_gray16(rows)
         except UserError as error:
             raise EpisodeError(str(error)) from None
-        return to_metres(counts, camera.depth)
+        return to_metres(counts, camera.depth, getattr(view, "code", None))
 
 
-def to_metres(counts: UInt16[ndarray, "*n"], video: DepthVideo) -> Float[ndarray, "*n"]:
-    """Recorded counts -> metres, float32; 0 stays 0, which means invalid."""
+def to_metres(
+    counts: UInt16[ndarray, "*n"] | Float32[ndarray, "*n"], video: DepthVideo, code: LogCode | None = None
+) -> Float[ndarray, "*n"]:
+    """Recorded counts -> metres, float32; 0 stays 0, which means invalid.
+
+    Args:
+        code: how the recording says its 12-bit counts are coded; None: LeRobot's defaults.
+    """
     if video.unit == "lerobot_log12":
-        table = lerobot_log12(np.arange(LOG_STEPS + 1))
+        table = lerobot_log12(np.arange(LOG_STEPS + 1), code or LogCode())
         return table[np.minimum(counts, LOG_STEPS)].astype(np.float32)
     scale = {"mm": 1e-3, "m": 1.0}[video.unit] if isinstance(video.unit, str) else float(video.unit)
     return (counts * scale).astype(np.float32)
 
 
-def lerobot_log12(code: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
-    """d = exp(code (ln(max + shift) - ln(min + shift)) / 4095 + ln(min + shift)) - shift; code 0 -> 0 (invalid)."""
-    low, high = math.log(LOG_MIN + LOG_SHIFT), math.log(LOG_MAX + LOG_SHIFT)
-    metres = np.exp(code * (high - low) / LOG_STEPS + low) - LOG_SHIFT
+def lerobot_log12(code: Float[ndarray, "*n"], form: LogCode = LogCode()) -> Float[ndarray, "*n"]:  # noqa: B008
+    """d = exp(code (ln(max + shift) - ln(min + shift)) / 4095 + ln(min + shift)) - shift; code 0 -> 0 (invalid).
+
+    Linear, where the recording says so: d = min + code (max - min) / 4095.
+    """
+    if form.log:
+        low, high = math.log(form.low + form.shift), math.log(form.high + form.shift)
+        metres = np.exp(code * (high - low) / LOG_STEPS + low) - form.shift
+    else:
+        metres = form.low + np.asarray(code) * (form.high - form.low) / LOG_STEPS
     return np.where(np.asarray(code) == 0, 0.0, metres)

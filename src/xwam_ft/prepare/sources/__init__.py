@@ -1,15 +1,24 @@
-"""One reader a format; `open_source` finds which by looking at the folder."""
+"""One reader a format; `open_source` finds which by looking at the folder.
+
+A reader is a module (or object) with `reads`, `detect` and `read`, see `Reader`. Those that ship are named in
+`READERS`; others come through the entry point group `xwam_ft.sources` (plugins.py) and are asked first.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
+from xwam_ft.prepare import plugins
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.episode import Episode
+
+# Asked in this order. The plain folder comes last: it asks for least.
+READERS = ("lerobot", "xwam", "hdf5", "mcap", "rlds", "folder")
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class CameraInfo:
 class SourceInfo:
     path: Path
     format: str  # "LeRobot v3.0"
-    fps: float
+    fps: float | None  # None: the format does not store it, so the embodiment file must
     robot: str
     cameras: dict[str, CameraInfo]  # by feature name
     columns: tuple[str, ...]  # every number column, full names, in recorded order
@@ -40,16 +49,48 @@ class SourceInfo:
 
 
 class Source(Protocol):
+    """A dataset that was opened: what it declares, and its episodes in a fixed order."""
+
     @property
     def info(self) -> SourceInfo: ...
 
     def episodes(self) -> list[Episode]: ...
 
 
+class Reader(Protocol):
+    """One format. `Episode`s it gives are sent to worker processes, so what they hold can be pickled and is lazy."""
+
+    @property
+    def reads(self) -> str:
+        """What it reads, for the sentence about a folder of no known kind ("LeRobot v2.0, v2.1 and v3.0")."""
+        ...
+
+    def detect(self, path: Path) -> bool:
+        """Whether `path`, a folder or file that exists, is of this format; by looking at names, not at much content."""
+        ...
+
+    def read(self, path: Path) -> Source:
+        """Open it.
+
+        Raises:
+            UserError: what concerns the whole dataset. What concerns an episode goes into its `problems`.
+        """
+        ...
+
+
 def is_command(column: str) -> bool:
     """Commands are the features named `action` or `action.<something>`; every other number is an observation."""
     feature = column.split("/", 1)[0]
     return feature.split(".", 1)[0] in ("action", "actions")
+
+
+def readers() -> list[Reader]:
+    """All readers, in the order in which they are asked."""
+    added = [
+        plugins.load_plugin(entry, ("reads", "detect", "read")) for entry in plugins.plugins(plugins.SOURCES).values()
+    ]
+    shipped = [import_module(f"{__name__}.{name}") for name in READERS]
+    return [cast("Reader", reader) for reader in (*added, *shipped)]
 
 
 def open_source(path: Path) -> Source:
@@ -60,14 +101,15 @@ def open_source(path: Path) -> Source:
     """
     if not path.exists():
         raise UserError("the folder does not exist", path, "check the path of the recordings")
-    if (path / "meta" / "info.json").is_file():
-        from xwam_ft.prepare.sources.lerobot import open_lerobot
-
-        return open_lerobot(path)
-    nested = sorted(found.parent.parent for found in path.glob("*/meta/info.json")) if path.is_dir() else []
-    hint = f"; datasets are in it: give {nested[0]}" if nested else ""
+    known = readers()
+    for reader in known:
+        if reader.detect(path):
+            return reader.read(path)
+    inside = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
+    nested = next((child for child in inside if any(reader.detect(child) for reader in known)), None)
+    hint = "" if nested is None else f"; there is a dataset in {nested}"
     raise UserError(
-        f"is not a dataset xwam-ft can read (no meta/info.json, which LeRobot v2.1 and v3.0 have){hint}",
+        f"is not a dataset xwam-ft can read{hint}",
         path,
-        "give the folder that holds meta/, data/ and videos/",
+        f"give one of these: {listed([reader.reads for reader in known], 40)}",
     )

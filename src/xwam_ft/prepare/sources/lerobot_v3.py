@@ -13,25 +13,15 @@ from typing import Any
 
 from xwam_ft import media
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.episode import Episode, PictureView, VideoView, View
-from xwam_ft.prepare.sources import Source, SourceInfo
-from xwam_ft.prepare.sources.lerobot import LeRobotTable, fill_template, read_features, source_info
+from xwam_ft.prepare.episode import Episode, VideoView, View
+from xwam_ft.prepare.sources.lerobot import LeRobotSet
 
 V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 DRIFT = 1  # frames that from_timestamp may be off by
 
 
-class LeRobotV3(Source):
-    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
-        self.path, self.meta = path, meta
-        self.features = read_features(path, meta)
-        self.info_ = source_info(path, meta, self.features)
-
-    @property
-    def info(self) -> SourceInfo:
-        return self.info_
-
+class LeRobotV3(LeRobotSet):
     def episodes(self) -> list[Episode]:
         rows = {int(row["episode_index"]): row for row in self._meta_rows()}
         if not rows:
@@ -40,7 +30,8 @@ class LeRobotV3(Source):
         starts = {key: self._video_starts(key, ordered) for key, f in self.features.items() if f.dtype == "video"}
         data_starts = self._data_starts(ordered)
         tasks = self._tasks()
-        return [self._episode(row, starts, data_starts, tasks) for row in ordered]
+        known = [self._episode(row, starts, data_starts, tasks) for row in ordered]
+        return [*known, *self.unlisted(self.leftovers(), set(rows))]
 
     def _meta_rows(self) -> list[dict[str, Any]]:
         import pyarrow as pa
@@ -52,20 +43,24 @@ class LeRobotV3(Source):
             try:
                 names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
                 rows += pq.read_table(file, columns=names).to_pylist()
-            except (pa.ArrowInvalid, OSError):
+            except (pa.ArrowException, OSError):
                 raise UserError("is not a readable parquet file", file, "download or record it again") from None
-        if rows and not {"episode_index", "length"} <= set(rows[0]):
+        if any(not isinstance(row.get(name), int) for row in rows for name in ("episode_index", "length")):
             raise UserError("lacks the columns episode_index and length", files[0], "restore meta/episodes")
         return rows
 
     def _tasks(self) -> dict[int, str]:
         """task_index -> text; the text is the pandas index, stored as `__index_level_0__` or under its own name."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         file = self.path / "meta" / "tasks.parquet"
         if not file.is_file():
             return {}
-        table = pq.read_table(file)
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError):
+            raise UserError("is not a readable parquet file", file, "download or record it again") from None
         texts = [name for name in ("task", "__index_level_0__") if name in table.column_names]
         texts += [name for name in table.column_names if name != "task_index" and name not in texts]
         if not texts or "task_index" not in table.column_names:
@@ -90,8 +85,8 @@ class LeRobotV3(Source):
             by_file.setdefault(self._place(row, prefix), []).append(row)
         found: dict[int, tuple[Path, int, int]] = {}
         for (chunk, number), rows in by_file.items():
-            names = {"video_key": key, "chunk_index": chunk, "file_index": number}
-            file = self.path / fill_template(self.path, "video_path", self.meta.get("video_path") or V3_VIDEO, names)
+            names = {"video_key": key, **_names(chunk, number)}
+            file = self.file("video_path", V3_VIDEO, names)
             total = sum(int(row["length"]) for row in rows)
             first = 0
             for row in sorted(rows, key=lambda r: (float(r.get(f"{prefix}/from_timestamp") or 0), r["episode_index"])):
@@ -104,8 +99,7 @@ class LeRobotV3(Source):
         found: dict[int, tuple[Path, int]] = {}
         for row in ordered:
             chunk, number = self._place(row, "data")
-            names = {"chunk_index": chunk, "file_index": number}
-            file = self.path / fill_template(self.path, "data_path", self.meta.get("data_path") or V3_DATA, names)
+            file = self.file("data_path", V3_DATA, _names(chunk, number))
             found[int(row["episode_index"])] = (file, place.get(file, 0))
             place[file] = place.get(file, 0) + int(row["length"])
         return found
@@ -119,44 +113,35 @@ class LeRobotV3(Source):
     ) -> Episode:
         index, length = int(row["episode_index"]), int(row["length"])
         data, first_row = data_starts[index]
-        problems = [] if data.is_file() else [f"{data} is listed in meta and not there"]
+        problems: list[str] = []
         notes: list[str] = []
-        views: dict[str, View] = {}
-        for key, feature in self.features.items():
-            if feature.dtype == "image":
-                views[key] = PictureView(data, key, tuple(range(first_row, first_row + length)))
-            elif feature.dtype == "video":
-                file, first, total = starts[key][index]
-                views[key] = VideoView(file, first, length, shared=True)
-                if not file.is_file():
-                    problems.append(f"{file} is listed in meta and not there")
-                    continue
-                recorded = row.get(f"videos/{key}/from_timestamp")
-                expected = None if recorded is None else round(float(recorded) * self.info_.fps)
-                if expected is not None and abs(expected - first) > DRIFT:
-                    problems.append(
-                        f"{file}: from_timestamp {recorded} puts the episode at frame {expected}, "
-                        f"the lengths of the episodes before it at frame {first}"
-                    )
-                counted = counted_frames(file)
-                if counted < first + length:
-                    problems.append(
-                        f"{file} holds {counted} frames, the episode needs frames {first} to {first + length - 1}"
-                    )
-                elif counted > total:
-                    notes.append(f"{file} holds {counted} frames, its episodes add up to {total}")
-        return Episode(
-            dataset=self.path,
-            index=index,
-            length=length,
-            views=views,
-            table=LeRobotTable(data, index, length, first_row, tuple(self.features.values())),
-            instructions=tuple(str(text) for text in row.get("tasks") or ()),
-            tasks=tasks,
-            success=row.get("success"),
-            problems=tuple(problems),
-            notes=tuple(notes),
-        )
+        videos: dict[str, View] = {}
+        for key in starts:
+            file, first, total = starts[key][index]
+            videos[key] = VideoView(file, first, length, shared=True, code=self.features[key].code)
+            if not file.is_file():
+                problems.append(f"{file} is listed in meta and not there")
+                continue
+            recorded = row.get(f"videos/{key}/from_timestamp")
+            expected = None if recorded is None else round(float(recorded) * float(self.meta["fps"]))
+            if expected is not None and abs(expected - first) > DRIFT:
+                problems.append(
+                    f"{file}: from_timestamp {recorded} puts the episode at frame {expected}, "
+                    f"the lengths of the episodes before it at frame {first}"
+                )
+            counted = counted_frames(file)
+            if counted < first + length:
+                problems.append(
+                    f"{file} holds {counted} frames, the episode needs frames {first} to {first + length - 1}"
+                )
+            elif counted > total:
+                notes.append(f"{file} holds {counted} frames, its episodes add up to {total}")
+        return self.episode(row, data, first_row, tasks, videos, problems, notes)
+
+
+def _names(chunk: int, number: int) -> dict[str, int]:
+    """What a path template may name; some sets keep v2's word for the chunk."""
+    return {"chunk_index": chunk, "episode_chunk": chunk, "file_index": number}
 
 
 @functools.lru_cache(maxsize=1024)

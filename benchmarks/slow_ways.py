@@ -1,0 +1,121 @@
+"""The slow ways that the network's accelerations replace: same numbers, more work.
+
+`policy_latency.py` times them beside the fast ones, and tests/model/test_fast_path.py proves them equal. The first
+three and the last are context managers that put a slow way in place; the others stand in for the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from xwam_ft.model import blocks, network, sampler
+from xwam_ft.model.network import JointNetwork, Prediction
+from xwam_ft.model.solver import SHIFT, Solver, flow_grid
+
+
+@contextmanager
+def per_token_modulation() -> Iterator[None]:
+    """Shift, scale and gate of every token, [B, L, D] each, in place of three a sample."""
+
+    @lru_cache
+    def times_of(spans: Any, device: torch.device) -> Tensor:
+        return torch.tensor([span.time for span in spans for _ in range(span.start, span.stop)], device=device)
+
+    def of_tokens(of_times: Tensor, spans: Any) -> Tensor:
+        return of_times[:, times_of(spans, of_times.device)]
+
+    def modulate(x: Tensor, shift: Tensor, scale: Tensor, spans: Any) -> Tensor:
+        return x * (1 + of_tokens(scale, spans)) + of_tokens(shift, spans)
+
+    def add_gated(x: Tensor, update: Tensor, gate: Tensor, spans: Any) -> Tensor:
+        return x + of_tokens(gate, spans) * update.float()
+
+    with (
+        mock.patch.object(blocks, "modulate", modulate),
+        mock.patch.object(blocks, "add_gated", add_gated),
+        mock.patch.object(network, "modulate", modulate),
+    ):
+        yield
+
+
+@contextmanager
+def complex_rotary() -> Iterator[None]:
+    """Rotation as a complex product in double precision, as Wan's own code has it."""
+
+    def rotate(x: Tensor, rotary: Any) -> Tensor:
+        turn = torch.complex(rotary.cos.double(), rotary.sin.double())[:, None]
+        pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+    with mock.patch.object(blocks, "rotate", rotate):
+        yield
+
+
+@contextmanager
+def library_solver() -> Iterator[None]:
+    """diffusers' UniPC, which works its weights out at every step, from tables on the CPU."""
+    with mock.patch.object(sampler, "Solver", LibrarySolver):
+        yield
+
+
+class LibrarySolver(Solver):
+    """diffusers' `UniPCMultistepScheduler` on our grid, with our solver's methods."""
+
+    def __init__(self, steps: int, shift: float = SHIFT) -> None:
+        from diffusers import UniPCMultistepScheduler
+
+        self.scheduler: Any = UniPCMultistepScheduler(
+            num_train_timesteps=1000,
+            solver_order=2,
+            solver_type="bh2",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=1.0,  # leaves the grid we hand over as it is
+        )
+        self.scheduler.set_timesteps(sigmas=flow_grid(steps, shift))
+        self.scheduler.set_begin_index(0)
+        self.timesteps, self.sigmas = self.scheduler.timesteps, self.scheduler.sigmas
+
+    def step(self, velocity: Tensor, k: int, x: Tensor) -> Tensor:
+        return self.scheduler.step(velocity, self.scheduler.timesteps[k], x, return_dict=False)[0]
+
+
+Forward = Callable[..., Prediction]
+
+
+def text_every_step(joint: JointNetwork, text: Tensor) -> Forward:
+    """Projects the text, and makes its keys and values, at every step."""
+
+    def forward(video: Tensor, action: Tensor, proprio: Tensor, context: Any, *times: Tensor, **options: Any) -> Any:
+        return joint(video, action, proprio, text, *times, **options)
+
+    return forward
+
+
+def depth_every_step(joint: JointNetwork) -> Forward:
+    """Runs the depth branch at every step."""
+
+    def forward(*inputs: Any, with_depth: bool) -> Prediction:
+        return joint(*inputs, with_depth=True)
+
+    return forward
+
+
+@contextmanager
+def all_frames_encoded(codec: Any, frames: int) -> Iterator[None]:
+    """Encodes a whole clip of `frames` frames for its first latent frame."""
+    encode = codec.encode_video
+
+    def whole(pixels: Tensor) -> Tensor:
+        later = torch.zeros(*pixels.shape[:2], frames - 1, *pixels.shape[3:], dtype=torch.uint8)
+        return encode(torch.cat([pixels, later], dim=2))
+
+    with mock.patch.object(codec, "encode_video", whole):
+        yield

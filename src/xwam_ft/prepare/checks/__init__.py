@@ -1,0 +1,15 @@
+"""The linter: one concept a file, each a few functions that return `Finding`s (findings.py has their names).
+
+Of one episode, while it is worked on
+    files.py          files there, videos as long as the table, long enough
+    table.py          columns there and finite; the instruction
+    timing.py         dropped frames, jitter, the wrong rate
+    numbers.py        failed reads, jumps, what never moves
+    pictures.py       black and frozen cameras
+    depth.py          holes; the scale of depth, compared over episodes
+Of all episodes together, when they are done
+    commands.py       what the recorded actions are, against what the embodiment says
+    across.py         swapped cameras, sizes, duplicates
+    calibration.py    the end-effector, projected into the pictures
+    ranges.py         quantiles against extremes
+"""

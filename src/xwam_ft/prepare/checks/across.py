@@ -1,0 +1,108 @@
+"""Episodes against each other: swapped cameras, cameras that show the same, other sizes, duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xwam_ft.prepare.findings import Finding
+
+if TYPE_CHECKING:
+    from xwam_ft.prepare.statistics import Motion
+
+APART = 6.0  # mean difference of two cameras' usual pictures (0..255) below which they cannot be told apart
+SWAPPED = 0.5  # of the distance to the own camera's usual picture
+SAME = 1.0  # mean difference below which pictures are the same
+
+Signatures = Mapping[int, Mapping[str, Sequence[float]]]  # episode -> camera -> its usual picture
+
+
+def check_swapped(signatures: Signatures) -> dict[int, list[Finding]]:
+    """Episodes in which two cameras fit each other's usual pictures better than their own; needs three episodes."""
+    found: dict[int, list[Finding]] = {}
+    if len(signatures) < 3:
+        return found
+    cameras = sorted(next(iter(signatures.values())))
+    seen = {name: np.array([signatures[number][name] for number in signatures]) for name in cameras}
+    usual = {name: np.median(seen[name], axis=0) for name in cameras}
+    for one, other in combinations(cameras, 2):
+        if _distance(usual[one], usual[other]) < APART:
+            continue
+        for row, number in enumerate(signatures):
+            own = _distance(seen[one][row], usual[one]) + _distance(seen[other][row], usual[other])
+            crossed = _distance(seen[one][row], usual[other]) + _distance(seen[other][row], usual[one])
+            if crossed < SWAPPED * own:
+                text = f"cameras {one!r} and {other!r} are swapped: each shows what the other shows in other episodes"
+                found.setdefault(number, []).append(
+                    Finding("swapped-camera", "warning", text, f"{one}, {other}", one, 0)
+                )
+    return found
+
+
+def check_same(signatures: Signatures) -> dict[int, list[Finding]]:
+    """Two cameras of one episode that show the same pictures."""
+    found: dict[int, list[Finding]] = {}
+    for number, views in signatures.items():
+        for one, other in combinations(sorted(views), 2):
+            if _distance(np.array(views[one]), np.array(views[other])) < SAME:
+                text = f"cameras {one!r} and {other!r} show the same pictures"
+                found.setdefault(number, []).append(
+                    Finding("same-pictures", "warning", text, f"{one}, {other}", one, 0)
+                )
+    return found
+
+
+def check_sizes(sizes: Mapping[int, Mapping[str, Sequence[int]]]) -> dict[int, list[Finding]]:
+    """Cameras recorded at another size than in the first episode."""
+    found: dict[int, list[Finding]] = {}
+    first = next(iter(sizes.values()), {})
+    for number, of_episode in sizes.items():
+        for camera, size in of_episode.items():
+            usual = first[camera]
+            if list(size) != list(usual):
+                text = f"camera {camera!r} is {size[0]}x{size[1]}, and {usual[0]}x{usual[1]} in the first episode"
+                found.setdefault(number, []).append(Finding("other-size", "warning", text, camera, camera, 0))
+    return found
+
+
+def content_hash(motion: Motion) -> str:
+    """The numbers of an episode; "" where nothing moves, so that it is nobody's duplicate."""
+    if len(motion.state) < 2 or np.ptp(motion.state, axis=0).max() < 1e-6:
+        return ""
+    return hashlib.sha256(motion.state.tobytes() + motion.command.tobytes()).hexdigest()
+
+
+def check_duplicates(
+    hashes: Mapping[int, str], signatures: Signatures, pictures: Mapping[int, str], held_out: set[int]
+) -> dict[int, list[Finding]]:
+    """Episodes with the numbers of an earlier one, and episodes with the pictures of one and the numbers of another.
+
+    Args:
+        hashes: `content_hash` of each episode.
+        pictures: a hash of sampled pictures of each episode.
+    """
+    found: dict[int, list[Finding]] = {}
+    numbers_of: dict[str, int] = {}
+    pictures_of: dict[str, int] = {}
+    for number, digest in hashes.items():
+        twin = numbers_of.setdefault(digest, number) if digest else number
+        film = pictures_of.setdefault(pictures[number], number)
+        if twin != number:
+            views = signatures[number]
+            alike = all(_distance(np.array(views[name]), np.array(signatures[twin][name])) < SAME for name in views)
+            apart = (twin in held_out) != (number in held_out)
+            text = f"holds exactly the numbers of episode {twin}, and {'the same' if alike else 'other'} pictures"
+            text += "; one of them is held out and the other trained on" if apart else ""
+            found.setdefault(number, []).append(Finding("duplicate-episode", "warning", text, frame=0))
+        elif film != number:
+            text = f"holds exactly the pictures of episode {film}, and other numbers"
+            found.setdefault(number, []).append(Finding("duplicate-pictures", "warning", text, frame=0))
+    return found
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).mean()) if one.shape == other.shape else np.inf

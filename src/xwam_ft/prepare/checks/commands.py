@@ -1,0 +1,65 @@
+"""What the recorded actions are by their numbers, against what the embodiment says they are: absolute targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xwam_ft.prepare.action_semantics import guess_actions
+from xwam_ft.prepare.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xwam_ft.contract import Slot
+    from xwam_ft.prepare.statistics import Motion
+
+MOVES = 0.05  # m or rad in an episode: what holds still, commanded or not, follows nothing
+
+
+def check_commands(slots: Sequence[Slot], motions: Sequence[Motion]) -> list[Finding]:
+    """Findings about whole slots, each true of all episodes; pose and joint slots with recorded commands."""
+    found: list[Finding] = []
+    at = told = 0
+    for slot in slots:
+        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
+        at, told = at + slot.state_width, told + slot.command_width
+        recorded = slot.present and slot.commanded and slot.command_from == "recorded"
+        if recorded and slot.kind in ("pose", "joints") and slot.command_units in (None, slot.units):
+            found += _judge(slot, motions, state, command)
+    return found
+
+
+def _judge(slot: Slot, motions: Sequence[Motion], state: slice, command: slice) -> list[Finding]:
+    width = 3 if slot.kind == "pose" else slot.state_width  # a pose is told by its position
+    guess = guess_actions(
+        [motion.state[:, state][:, :width] for motion in motions],
+        [motion.command[:, command][:, :width] for motion in motions],
+    )
+    if guess.sure == "unsure" and guess.kind != "unknown":
+        return []
+    name = f"the recorded commands of {slot.name!r}"
+
+    def one(check: str, severity: Severity, text: str) -> list[Finding]:
+        return [Finding(check, severity, f"{name} {text}", slot.name)]
+
+    if guess.kind == "delta":
+        certain = guess.sure == "sure"
+        text = f"are changes of the state, and are read as absolute targets ({guess.sure}: {guess.why})"
+        return one("delta-commands", "error" if certain else "warning", text)
+    if guess.kind == "copy":
+        return one("copied-commands", "warning", "are the present state, so they tell nothing about what comes")
+    if guess.kind == "next_state":
+        return one("next-state-commands", "note", "are the next state: what the robot did, not what it was told")
+    frames = sum(len(motion.state) for motion in motions)
+    moved = all(
+        float(np.median([np.ptp(part[:, place][:, :width], axis=0).max() for part in parts])) > MOVES
+        for parts, place in (
+            ([motion.state for motion in motions], state),
+            ([motion.command for motion in motions], command),
+        )
+    )
+    if guess.kind == "unknown" and frames >= 200 and moved and guess.as_target < 0.2:
+        return one("unrelated-commands", "warning", f"do not follow the state ({guess.why})")
+    return []

@@ -1,0 +1,74 @@
+"""Holes in depth, frames without any, and a scale that drifts between episodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xwam_ft import depth_code
+from xwam_ft.prepare.findings import Finding
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt16
+    from numpy import ndarray
+
+HOLES = 0.5  # share of valid pixels below which it is said
+DRIFT = 0.08  # of the distance, from which it is said
+GRID = (6, 8)
+LEAST = 12  # cells two episodes must share
+
+
+def check_depth(camera: str, valid: list[float]) -> list[Finding]:
+    """`valid`: the share of valid pixels of each frame."""
+    shares = np.array(valid)
+    if not len(shares):
+        return []
+    if shares.max() == 0:
+        return [Finding("depth-holes", "warning", f"camera {camera!r} has no depth at all", camera, camera, 0)]
+    if shares.mean() < HOLES:
+        text = f"camera {camera!r} has depth in {shares.mean():.0%} of its pixels"
+        return [Finding("depth-holes", "warning", text, camera, camera, int(shares.argmin()))]
+    empty = np.flatnonzero(shares == 0)
+    if len(empty):
+        text = f"camera {camera!r} has no depth in {len(empty)} of {len(shares)} frames, first in frame {empty[0]}"
+        return [Finding("depth-holes", "warning", text, camera, camera, int(empty[0]))]
+    return []
+
+
+def depth_grid(codes: UInt16[ndarray, "n h w"], near: float, far: float) -> list[float | None]:
+    """The median distance in metres of 6 x 8 cells over a few frames; None where none is exact."""
+    metres = np.where(depth_code.is_exact(codes), depth_code.code_to_metres(codes, near, far), np.nan)
+    found: list[float | None] = []
+    for band in np.array_split(metres, GRID[0], axis=1):
+        for cell in np.array_split(band, GRID[1], axis=2):
+            known = cell[np.isfinite(cell)]
+            found.append(round(float(np.median(known)), 4) if 2 * len(known) >= cell.size else None)
+    return found
+
+
+def check_drift(camera: str, grids: dict[int, list[float | None]]) -> dict[int, Finding]:
+    """Episodes whose depth of a *static* camera is another multiple of the same scene than in the other episodes.
+
+    Each cell is compared with its median over episodes; what moves changes some cells, a scale changes all.
+    """
+    if len(grids) < 3:
+        return {}
+    numbers = list(grids)
+    logs = np.log(np.array([[np.nan if v is None else v for v in grids[n]] for n in numbers], dtype=np.float64))
+    found: dict[int, Finding] = {}
+    for row, number in enumerate(numbers):
+        others = np.delete(logs, row, axis=0)
+        shared = np.isfinite(logs[row]) & (np.isfinite(others).sum(axis=0) * 2 >= len(others))
+        if shared.sum() < LEAST:
+            continue
+        ratios = logs[row, shared] - np.nanmedian(others[:, shared], axis=0)
+        scale = float(np.median(ratios))
+        # A scene that was rearranged changes cells by different ratios; a scale changes all by one.
+        if abs(scale) > np.log1p(DRIFT) and np.mean(np.abs(ratios - scale) < abs(scale) / 2) > 0.7:
+            text = (
+                f"depth of camera {camera!r} is {np.exp(scale):.2f} times that of the other episodes, "
+                f"in {int(shared.sum())} cells of the same scene"
+            )
+            found[number] = Finding("depth-drift", "warning", text, camera, camera, 0)
+    return found

@@ -1,0 +1,76 @@
+"""All finished episodes together: the checks that compare them, put into each episode's result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from xwam_ft.errors import UserError
+from xwam_ft.prepare.checks.across import (
+    check_duplicates,
+    check_same,
+    check_sizes,
+    check_swapped,
+    content_hash,
+)
+from xwam_ft.prepare.checks.calibration import check_calibration
+from xwam_ft.prepare.checks.commands import check_commands
+from xwam_ft.prepare.checks.depth import check_drift
+from xwam_ft.prepare.checks.ranges import check_ranges
+from xwam_ft.prepare.episode_job import load_motion
+
+if TYPE_CHECKING:
+    from xwam_ft.contract import Contract
+    from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
+    from xwam_ft.prepare.findings import Finding
+
+
+def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, strict: bool) -> None:
+    """Checks that may reject: whether recorded commands are what the embodiment says.
+
+    Raises:
+        UserError: with `strict`, the first error.
+    """
+    sound = [job for job in jobs if results[job.number].reason is None]
+    if not sound:
+        return
+    motions = [load_motion(job) for job in sound]
+    for finding in check_commands([plan.slot for plan in sound[0].slots], motions):
+        for job in sound:
+            result = results[job.number]
+            result.findings.append(finding)
+            if finding.severity == "error":
+                result.reason = f"{result.reason}; {finding.text}" if result.reason else finding.text
+                if strict:
+                    name = f"{result.dataset} episode {result.index}"
+                    raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
+
+
+def check_against_contract(
+    contract: Contract, accepted: list[EpisodeJob], results: list[EpisodeResult], held_out: set[int]
+) -> None:
+    """Checks of what stays: cameras and episodes against each other, calibration, ranges. None rejects."""
+    kept = {job.number: results[job.number] for job in accepted}
+    motions = {job.number: load_motion(job) for job in accepted}
+    signatures = {number: result.signatures for number, result in kept.items()}
+
+    def add(found: Mapping[int, list[Finding]]) -> None:
+        for number, findings in found.items():
+            results[number].findings += findings
+
+    add(check_sizes({number: result.sizes for number, result in kept.items()}))
+    add(check_swapped(signatures))
+    add(check_same(signatures))
+    hashes = {number: content_hash(motion) for number, motion in motions.items()}
+    pictures = {number: result.pictures_hash for number, result in kept.items()}
+    add(check_duplicates(hashes, signatures, pictures, held_out))
+    for camera in contract.cameras:
+        grids = {n: result.depth_grids[camera.name] for n, result in kept.items() if camera.name in result.depth_grids}
+        if camera.kind == "static":
+            add({number: [finding] for number, finding in check_drift(camera.name, grids).items()})
+    for number, motion in motions.items():
+        results[number].findings += check_calibration(contract, motion)
+    train = [number for number in motions if number not in held_out]
+    for finding in check_ranges(contract, [motions[number] for number in train]):
+        for number in train:
+            results[number].findings.append(finding)

@@ -1,0 +1,150 @@
+"""Findings: what the linter has to say about a recording, each with the name of its check, a severity and a sentence.
+
+error     the episode cannot be used, or is certainly wrong: it is rejected into rejected.jsonl
+warning   it is probably wrong, or will teach something that is not meant; it goes on
+note      worth knowing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from xwam_ft.prepare.episode import EpisodeError
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+# Every check by name, and what to do about what it finds.
+CHECKS = {
+    "unreadable-recording": "restore the file, or record the episode again",
+    "missing-camera": "record it, or leave the camera out of the embodiment file",
+    "length-mismatch": "video and table must hold as many frames; cut or record the episode again",
+    "too-short": "record longer episodes, or choose a smaller frame_skip",
+    "missing-column": "record it, or leave it out of the slot",
+    "not-a-number": "mend or remove the episode; a learner cannot skip single numbers",
+    "reader-note": "nothing needs to be done where this is what you expect",
+    "time-missing": "nothing needs to be done where the rate was steady",
+    "time-backwards": "sort the frames by time, or record the episode again",
+    "dropped-frames": "the motion jumps there; record without drops, or cut the episode",
+    "jittered-time": "resample pictures and numbers to a steady rate",
+    "wrong-rate": "write the true frames per second into the recording's metadata",
+    "failed-reads": "remove the episode, or fill the failed reads before recording is finished",
+    "jump": "look at the frame: a slipped encoder, a failed read or a re-homed arm teaches a motion that never was",
+    "angle-wrap": "unwrap the angle, so that it does not turn back by a full turn within one frame",
+    "still": "leave the slot out where it is not part of the task",
+    "still-gripper": "leave the gripper out where the task needs none; else look at its column",
+    "missing-instruction": "add `instruction:` to the embodiment file",
+    "several-instructions": "cut the episode where the task changes",
+    "black-camera": "look at the camera's cable and exposure; leave the camera out where it stays black",
+    "frozen-camera": "the driver repeated pictures while the robot moved; record again, or cut the episode",
+    "swapped-camera": "the cameras' files or plugs were exchanged; rename them",
+    "same-pictures": "two cameras of the embodiment file show the same pictures; mend `source`",
+    "other-size": "record every episode at one size; what differs is stretched to the same size",
+    "depth-holes": "look at the depth sensor's range, or estimate depth instead",
+    "depth-drift": "the unit or calibration of depth changed between episodes; record or convert them alike",
+    "camera-calibration": "measure intrinsics and camera pose again; OpenCV axes, camera in the base frame",
+    "delta-commands": "the recorded actions are changes, not targets; say so, or write `command: next_state`",
+    "next-state-commands": "nothing needs to be done; the force with which the robot pushes is not in such commands",
+    "copied-commands": "commands that repeat the present state say nothing about what comes; use `command: next_state`",
+    "unrelated-commands": "look at the order and units of `command_columns`",
+    "near-constant": "leave the slot out where it is not part of the task, so that its noise is not learned",
+    "heavy-tails": "look for outliers; where they are real, more training episodes should hold them",
+    "duplicate-episode": "remove one of them: held-out numbers mean nothing where training saw the same episode",
+    "duplicate-pictures": "one of them has another's video; restore the file",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing one check found in one episode.
+
+    `subject` is the camera, slot or column it is about: findings of one check and subject are shown together.
+    `camera` and `frame` say which picture shows it.
+    """
+
+    check: str
+    severity: Severity
+    text: str
+    subject: str = ""
+    camera: str | None = None
+    frame: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.check in CHECKS, self.check
+
+
+class Rejected(EpisodeError):
+    """Errors among the findings of an episode."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self.findings = findings
+        super().__init__("; ".join(finding.text for finding in findings if finding.severity == "error"))
+
+
+@dataclass(frozen=True)
+class FindingGroup:
+    """The findings of one check about one subject, over episodes in order."""
+
+    check: str
+    severity: Severity
+    subject: str
+    found: tuple[tuple[int, Finding], ...]  # episode number, finding
+
+    @property
+    def fix(self) -> str:
+        return CHECKS[self.check]
+
+    @property
+    def episodes(self) -> list[int]:
+        return list(dict.fromkeys(number for number, _ in self.found))
+
+    @property
+    def texts(self) -> dict[str, list[int]]:
+        """Each different sentence with the episodes it was said of."""
+        said: dict[str, list[int]] = {}
+        for number, finding in self.found:
+            said.setdefault(finding.text, []).append(number)
+        return said
+
+    @property
+    def summary(self) -> str:
+        """The first sentence; of how many others like it."""
+        texts = list(self.texts)
+        others = f" (and {len(texts) - 1} like it)" if len(texts) > 1 else ""
+        return texts[0] + others
+
+
+def reject_errors(findings: list[Finding]) -> list[Finding]:
+    """The findings, where none is an error.
+
+    Raises:
+        Rejected: with all of them.
+    """
+    if any(finding.severity == "error" for finding in findings):
+        raise Rejected(findings)
+    return findings
+
+
+def grouped(findings: Iterable[tuple[int, Finding]]) -> list[FindingGroup]:
+    """Findings with their episode's number -> groups, errors first, then by the order of `CHECKS`."""
+    groups: dict[tuple[Severity, str, str], list[tuple[int, Finding]]] = {}
+    for number, finding in sorted(findings, key=lambda pair: pair[0]):
+        groups.setdefault((finding.severity, finding.check, finding.subject), []).append((number, finding))
+    order = list(CHECKS)
+    ranked = sorted(groups, key=lambda key: (SEVERITIES.index(key[0]), order.index(key[1]), key[2]))
+    return [FindingGroup(check, severity, subject, tuple(groups[severity, check, subject]))
+            for severity, check, subject in ranked]  # fmt: skip
+
+
+def numbers_text(numbers: list[int], limit: int = 12) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"; cut after `limit` runs."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more runs" if len(texts) > limit else "")

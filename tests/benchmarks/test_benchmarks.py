@@ -1,0 +1,125 @@
+"""The benchmark scripts run, their tables have their rows, and FLOPs are closed forms'; times are not judged."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import policy_latency
+import train_step
+from _sizes import SIZES
+
+D, FFN, BLOCKS, BRANCH, TEXT, TEXT_DIM = 3072, 14336, 30, 10, 512, 4096
+VIDEO, ACTIONS, STATES = 3 * 3 * 8 * 10, 32, 9
+TOKENS = VIDEO + ACTIONS + STATES
+
+
+def block_flops(tokens: int, seen: int) -> int:
+    """One block on `tokens` that attend to `seen`, without the text's keys and values."""
+    linear = 6 * tokens * D * D + 2 * tokens * D * FFN
+    return 2 * linear + 4 * tokens * (seen + TEXT) * D
+
+
+KEYS_VALUES = 2 * 2 * TEXT * D * D
+PROJECTION = 2 * TEXT * (TEXT_DIM * D + D * D)
+ROBOT = 2 * 2 * (ACTIONS * (14 * D + D * D) + STATES * (16 * D + D * D))  # encoders and decoders
+PATCHES = 2 * 2 * VIDEO * 4 * 48 * D  # embedding and head
+TIMES = 2 * 3 * (256 * D + D * D + 6 * D * D)
+FORWARD = BLOCKS * (block_flops(TOKENS, TOKENS) + KEYS_VALUES) + PROJECTION + ROBOT + PATCHES + TIMES
+CACHED = FORWARD - BLOCKS * KEYS_VALUES - PROJECTION
+DEPTH = BRANCH * (block_flops(VIDEO, VIDEO + TOKENS) + KEYS_VALUES) + PATCHES // 2
+ENCODER = 24 * (2 * TEXT * (4 * 4096 * 4096 + 3 * 4096 * 10240) + 4 * TEXT * TEXT * 4096)
+
+
+def run(script: Any, *arguments: str) -> dict[str, list[list[str]]]:
+    """The tables a script prints: title -> rows of cells, the header first."""
+    app = typer.Typer()
+    app.command()(script.main)
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"python benchmarks/{script.__name__}.py --size tiny --device ")
+    title, *paragraphs = result.output.strip().split("\n\n")
+    tables = {}
+    for paragraph in paragraphs:
+        title, *lines = paragraph.splitlines()
+        tables[title] = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    return tables
+
+
+def check_policy_latency(device: str, *arguments: str) -> None:
+    shortest = ("--steps", "2,1", "--rollout", "2", "--repeats", "1")
+    tables = run(policy_latency, "--size", "tiny", "--device", device, *shortest, *arguments)
+    counted, stages, accelerations = tables.values()
+    assert stages[0] == ["stage", "2", "1"]
+    assert all(len(row) == 3 for row in stages)
+    assert [row[0][0] for row in accelerations[1:]] == ["1", "2", "3", "4", "5", "6", "6"]
+    assert all(float(cell) > 0 for row in accelerations[1:] for cell in row[1:])
+    found = {row[0]: float(row[1]) for row in counted[1:]}
+    expected = {
+        "one forward, without depth": FORWARD,
+        "depth branch, beside it": DEPTH,
+        "one forward, text encoded before": CACHED,
+        "text encoder, once an instruction": ENCODER,
+        "50 steps, depth at each": 50 * (FORWARD + DEPTH),
+        "50 steps, depth at the last": 50 * FORWARD + DEPTH,
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value / 1e12, abs=0.0051), name
+    first, clip = found["VAE, 1 frame a view"], found["VAE, 9 frames a view"]
+    assert 0 < first < clip / 5
+    assert found["policy call of 10 steps, as it is"] == pytest.approx(first + 10 * CACHED / 1e12, abs=0.02)
+
+
+def check_train_step(device: str) -> None:
+    tables = run(train_step, "--size", "tiny", "--device", device, "--batch", "1,2", "--repeats", "1")
+    counted = next(rows for title, rows in tables.items() if title.startswith("TFLOP of a step"))
+    timed = tables["steps at size tiny"]
+    assert any("matrix product of this machine" in title for title in tables)
+    by_form = {row[0]: row[1:] for row in counted[1:]}
+    assert list(by_form) == list(train_step.FORMS)
+    trained, ahead, both, ratio = map(float, by_form["full, depth copy"])
+    assert ahead == pytest.approx((FORWARD + DEPTH) / 1e12, abs=0.0051)
+    assert trained == pytest.approx(5.04e3 + 1.64e3, rel=2e-3)
+    assert both / ahead == pytest.approx(3.0, abs=0.01)  # every product has two more in the backward pass
+    for form, (_, ahead, both, ratio) in ((name, cells) for name, cells in by_form.items() if "LoRA" in name):
+        if by_form[form][0] == train_step.ABSENT:
+            continue
+        assert (FORWARD + DEPTH) / 1e12 < float(ahead) < 1.03 * (FORWARD + DEPTH) / 1e12
+        assert float(both) / float(ahead) == pytest.approx(2.0, abs=0.03)  # frozen weights take no gradient
+        assert float(ratio) == pytest.approx(float(both) / float(ahead), abs=0.006)
+    rows = [row for row in timed[1:] if row[1] != train_step.ABSENT]
+    assert {row[0] for row in rows} >= {"LoRA, depth copy", "full, depth copy"}
+    assert all(float(row[2]) > 0 and row[3].endswith("%") for row in rows)
+
+
+def test_the_5b_setting_is_the_released_one() -> None:
+    size = SIZES["5b"]()
+    timing = size.contract.timing
+    assert (size.contract.state_dim, size.contract.action_dim) == (16, 14)
+    assert (timing.action_steps, timing.clip_frames, timing.latent_frames) == (ACTIONS, STATES, 3)
+
+
+@pytest.mark.slow
+def test_policy_latency_prints_its_tables() -> None:
+    check_policy_latency("cpu")
+
+
+@pytest.mark.slow
+def test_train_step_prints_its_tables() -> None:
+    check_train_step("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_both_run_on_a_gpu() -> None:
+    check_policy_latency("cuda", "--compile")
+    check_train_step("cuda")
