@@ -11,7 +11,7 @@ import base64
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -101,6 +101,10 @@ class EpisodeResult:
         return [finding for finding in self.findings if finding.severity == severity]
 
 
+Outcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
+Work = Callable[[EpisodeJob, EpisodeResult, Path, DepthStage | None], None]
+
+
 def finished(job: EpisodeJob) -> EpisodeResult | None:
     """The result an earlier run left; a rejected episode is tried again."""
     if not (job.folder / RESULT).is_file():
@@ -114,8 +118,16 @@ def finished(job: EpisodeJob) -> EpisodeResult | None:
 _open_stages: dict[DepthPlan, DepthStage | None] = {}  # the last one: a process works for one preparation
 
 
-def run(job: EpisodeJob) -> EpisodeResult | tuple[str, str, str]:
-    """Do the work; a `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes."""
+def run(job: EpisodeJob) -> Outcome:
+    """All the work on one episode."""
+    return attempt(job, _work)
+
+
+def attempt(job: EpisodeJob, work: Work) -> Outcome:
+    """Let `work` fill the episode's folder, which appears complete with its result or not at all.
+
+    A `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes.
+    """
     result = EpisodeResult(job.number, job.episode.index, job.episode.dataset.name)
     try:
         if job.depth not in _open_stages:
@@ -126,7 +138,7 @@ def run(job: EpisodeJob) -> EpisodeResult | tuple[str, str, str]:
     shutil.rmtree(job.folder, ignore_errors=True)
     try:
         with atomic_folder(job.folder) as folder:
-            _work(job, result, folder, _open_stages[job.depth])
+            work(job, result, folder, _open_stages[job.depth])
             write_json_atomic(folder / RESULT, asdict(result))
     except Rejected as error:
         result.reason = str(error)

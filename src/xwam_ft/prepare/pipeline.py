@@ -26,13 +26,15 @@ from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, finished, run
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
 from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_text
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.workers import outcomes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from rich.progress import Task
 
@@ -105,7 +107,7 @@ def prepare(
         console.print(f"estimates are kept in {plan.cache}; remove it when no other preparation needs them")
     try:
         _take_up(_staging(out), fingerprint, console)
-        results = _run_all(jobs, workers, ray, strict, console)
+        results = run_all(jobs, workers, ray, strict, console)
         check_together(jobs, results, strict=strict)
         report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     except OSError as error:
@@ -215,9 +217,23 @@ def _take_up(staging: Path, fingerprint: str, console: Console) -> None:
     write_json_atomic(staging / RECORD, record)
 
 
-def _run_all(
-    jobs: list[EpisodeJob], workers: int, ray: str | None, strict: bool, console: Console
+def run_all(
+    jobs: list[EpisodeJob],
+    workers: int,
+    ray: str | None,
+    strict: bool,
+    console: Console,
+    work: Callable[[EpisodeJob], Outcome] | None = None,
 ) -> list[EpisodeResult]:
+    """The results of all jobs, those of an earlier run included, with a bar.
+
+    Args:
+        work: what is done to each; None: all of `prepare` (`run`).
+
+    Raises:
+        UserError: what a job returned as one; with `strict` the first rejected episode; a worker died.
+    """
+    by_number = {job.number: job for job in jobs}
     results: dict[int, EpisodeResult] = {}
     waiting: list[EpisodeJob] = []
     for job in jobs:
@@ -236,10 +252,10 @@ def _run_all(
     )
     with Progress(*columns, console=console) as progress:
         total = sum(max(job.episode.length, 0) for job in jobs)
-        bar = progress.add_task("prepare", total=total)
-        progress.advance(bar, sum(max(jobs[number].episode.length, 0) for number in results))
-        for number, outcome in outcomes(run, waiting, workers, ray):
-            progress.advance(bar, max(jobs[number].episode.length, 0))
+        bar = progress.add_task("prepare" if work is None else "depth", total=total)
+        progress.advance(bar, sum(max(by_number[number].episode.length, 0) for number in results))
+        for number, outcome in outcomes(run if work is None else work, waiting, workers, ray):
+            progress.advance(bar, max(by_number[number].episode.length, 0))
             if isinstance(outcome, tuple):
                 raise UserError(*outcome)
             results[number] = outcome

@@ -18,9 +18,8 @@ from xwam_ft.errors import UserError, require
 from xwam_ft.prepare.episode_job import RESULT
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
+    from xwam_ft.prepare.episode_job import EpisodeJob, Outcome
 
-    Outcome = EpisodeResult | tuple[str, str, str]
     Work = Callable[[EpisodeJob], Outcome]
 
 AHEAD = 4  # episodes handed out for every worker; the others wait here, so that their number costs no memory there
