@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import secrets
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from rich.console import Console
 
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report, workers
+from xwam_ft.prepare.episode_job import run
 
 QUIET = Console(quiet=True)
 
@@ -44,9 +48,7 @@ def test_a_killed_worker_is_one_sentence_and_a_rerun_goes_on(
 
     def counting(job: Any) -> Any:
         done.append(job.number)
-        return workers_run(job)
-
-    from xwam_ft.prepare.episode_job import run as workers_run
+        return run(job)
 
     monkeypatch.setattr(pipeline, "run", counting)
     prepared(v21, tmp_path / "out", toy)
@@ -63,6 +65,8 @@ def test_ray_gives_the_bytes_of_a_local_run(
     import ray
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     with pytest.raises(UserError, match=r"there is no Ray cluster .*start one with `ray start --head`"):
         prepared(v21, tmp_path / "none", toy, ray="auto")
     prepared(v21, tmp_path / "here", toy)
@@ -71,11 +75,20 @@ def test_ray_gives_the_bytes_of_a_local_run(
     try:
         prepared(v21, tmp_path / "there", toy, ray="auto")
         assert files(tmp_path / "here") == files(tmp_path / "there")
+
+        def dies(job: Any) -> Any:  # a function within a function goes to the workers whole
+            if job.number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(job)
+
         # A worker that dies every time: one sentence, and what was finished is kept.
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "run", run_or_die)
             patch.setattr(workers, "RETRIES", 0)
-            with pytest.raises(UserError, match="a worker of the Ray cluster died 1 times over one episode"):
+            patch.setattr(pipeline, "run", dies)
+            with pytest.raises(UserError, match="a worker of the Ray cluster died over one episode"):
+                prepared(v21, tmp_path / "dead", toy, ray="auto")
+            patch.setattr(pipeline, "run", run_or_die)  # from a module that is not installed there
+            with pytest.raises(UserError, match="workers cannot import what they are to do .*No module named 'dying'"):
                 prepared(v21, tmp_path / "dead", toy, ray="auto")
         prepared(v21, tmp_path / "dead", toy)
         assert files(tmp_path / "dead") == files(tmp_path / "here")
