@@ -65,7 +65,6 @@ def test_ray_gives_the_bytes_of_a_local_run(
     import ray
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     with pytest.raises(UserError, match=r"there is no Ray cluster .*start one with `ray start --head`"):
         prepared(v21, tmp_path / "none", toy, ray="auto")
@@ -88,7 +87,7 @@ def test_ray_gives_the_bytes_of_a_local_run(
             with pytest.raises(UserError, match="a worker of the Ray cluster died over one episode"):
                 prepared(v21, tmp_path / "dead", toy, ray="auto")
             patch.setattr(pipeline, "run", run_or_die)  # from a module that is not installed there
-            with pytest.raises(UserError, match="workers cannot import what they are to do .*No module named 'dying'"):
+            with pytest.raises(UserError, match=r"workers cannot import what they are to do .*No module named 'dying'"):
                 prepared(v21, tmp_path / "dead", toy, ray="auto")
         prepared(v21, tmp_path / "dead", toy)
         assert files(tmp_path / "dead") == files(tmp_path / "here")

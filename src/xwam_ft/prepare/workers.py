@@ -136,8 +136,9 @@ def _fetch(ray: Any, reference: Any) -> Outcome:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ImportError) or "failed to import on the worker" in str(error.cause):
+            reason = str(error.cause).strip().splitlines()[-1]
             raise UserError(
-                f"the cluster's workers cannot import what they are to do ({str(error.cause).strip().splitlines()[-1]})",
+                f"the cluster's workers cannot import what they are to do ({reason})",
                 "xwam-ft prepare --ray",
                 "install this xwam-ft, with the same Python, on every node",
             ) from None
