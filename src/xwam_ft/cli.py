@@ -52,9 +52,15 @@ def prepare(
     embodiment: Annotated[Path, typer.Option(help="Embodiment file: cameras, timing, slots.")],
     depth: Annotated[
         str | None,
-        typer.Option(help="sensor, tiny, transformers:ID, files:PATTERN or none. Default: sensor where recorded."),
+        typer.Option(
+            help="sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN, none. Default: sensor where recorded."
+        ),
     ] = None,
+    depth_check: Annotated[bool, typer.Option(help="Compare that depth with recorded depth.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one. The result is the same.")] = 2,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
     urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
 ) -> None:
@@ -73,6 +79,8 @@ def prepare(
         strict=strict,
         urdf_dirs=urdf_dir or [],
         console=_console(),
+        depth_check=depth_check,
+        ray=ray,
     )
 
 

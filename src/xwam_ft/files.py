@@ -57,6 +57,30 @@ def atomic_folder(target: Path) -> Generator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def full_disk(error: OSError, where: Path) -> UserError | None:
+    """The sentence for an OSError that says there is no room (disk, quota, or a limit on file sizes); else None."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return UserError(
+        f"there is no room to write ({error.strerror})",
+        where,
+        "free some space, or choose another place; what is finished is kept, and the same command goes on with it",
+    )
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes whose space is taken at once, so that a memory map of it cannot fail later.
+
+    Raises:
+        OSError: there is no room (writing into a hole of a map on a full disk would end the process instead).
+    """
+    with path.open("wb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except AttributeError:  # not on macOS
+            stream.truncate(size)
+
+
 def move_folder(source: Path, target: Path) -> None:
     """Rename a finished folder to its final name (absent, or an empty folder) and sync the folder that holds it."""
     if target.exists():

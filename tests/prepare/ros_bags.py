@@ -70,9 +70,10 @@ STAMP = {"header": {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": "f"}}
 
 
 def picture(number: int, height: int = 16, width: int = 24) -> np.ndarray:
-    """A picture that carries its number: red is 4 times it."""
+    """A picture that carries its number: red is 4 times it, green 40 more than twice."""
     pixels = np.full((height, width, 3), 40, dtype=np.uint8)
     pixels[..., 0] = number * 4
+    pixels[..., 1] += 2 * number
     pixels[..., 2] = np.arange(width)
     return pixels
 

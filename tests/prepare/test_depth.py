@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,13 @@ def test_counts_become_metres(unit: Any, metres: float) -> None:
 
 def test_without_a_choice_recorded_depth_is_taken_or_asked_for() -> None:
     assert parse_depth(None, [WITH], [], SPAN).spec == "sensor"
-    assert parse_depth("sensor", [WITH, PLAIN], [], SPAN).note == "front: no recorded depth, stored as invalid"
-    with pytest.raises(UserError, match="choose sensor, tiny, transformers:ID, files:PATTERN or none"):
+    assert (
+        parse_depth("sensor", [WITH, replace(PLAIN, name="side")], [], SPAN).note
+        == "side: no recorded depth, stored as invalid"
+    )
+    with pytest.raises(
+        UserError, match="choose sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"
+    ):
         parse_depth(None, [PLAIN], [], SPAN)
     with pytest.raises(UserError, match="depth was recorded as 'front_depth': name it under `cameras`"):
         parse_depth(None, [PLAIN], ["front_depth"], SPAN)

@@ -182,7 +182,7 @@ def test_a_rate_must_be_stated(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "set", episode(0))
     starter = tmp_path / "toy.yaml"
     inspect(folder, starter, Console(quiet=True))
-    assert "fps: TODO  # the recordings do not store it" in starter.read_text()
+    assert "fps: TODO  # these recordings do not store" in starter.read_text()
     with pytest.raises(UserError, match="fps': is still TODO"):
         load_embodiment(starter)
     starter.write_text(starter.read_text().replace("units: TODO", 'units: "1"').replace("fps: TODO", "fps: 5"))

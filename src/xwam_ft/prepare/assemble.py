@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,21 @@ from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
 from xwam_ft.prepare import statistics
 from xwam_ft.prepare.embodiment_slots import contract_camera
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, load_motion
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Motions
 from xwam_ft.prepare.fingerprint import RECORD
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry
 from xwam_ft.shards import META, SegmentMeta, Split
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan
+    from xwam_ft.prepare.depth.outcome import DepthOutcome
     from xwam_ft.prepare.embodiment import Embodiment
     from xwam_ft.prepare.sources import Source
 
 REJECTED = "rejected.jsonl"
 FINDINGS = "findings.jsonl"
 REPORT = "report.html"
+DEPTH = "depth.json"
 
 
 def held_out(numbers: Sequence[int], share: float) -> set[int]:
@@ -67,7 +69,7 @@ def contract_of(
             "prompts": tuple(prompts),
         }
     )
-    train = [load_motion(job) for job in accepted if job.number not in chosen]
+    train = Motions([job for job in accepted if job.number not in chosen])
     return draft.model_copy(update={"quantiles": statistics.quantiles(draft, train)}), chosen
 
 
@@ -119,6 +121,13 @@ def write_records(
         "embodiment": spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
     }
     write_json_atomic(folder / RECORD, record)
+
+
+def write_depth(folder: Path, depth: Mapping[str, DepthOutcome], plan: DepthPlan) -> None:
+    """depth.json: valid share, flicker and comparison with recorded depth of every camera; absent without depth."""
+    if depth:
+        cameras = {name: asdict(found) for name, found in depth.items()}
+        write_json_atomic(folder / DEPTH, {"depth": plan.spec, "kind": plan.code.kind, "cameras": cameras})
 
 
 def _name(result: EpisodeResult) -> dict[str, Any]:

@@ -40,6 +40,20 @@ class DepthVideo(Section):
     unit: Literal["mm", "m", "lerobot_log12"] | PositiveFloat
 
 
+class StereoPair(Section):
+    """The other picture of a rectified pair. `baseline` in metres, negative where that camera stands to the left."""
+
+    source: str
+    baseline: float
+
+    @field_validator("baseline")
+    @classmethod
+    def _apart(cls, value: float) -> float:
+        if not 1e-3 <= abs(value) <= 10:
+            raise ValueError(f"{value} is no distance between two cameras in metres")
+        return value
+
+
 class DepthRange(Section):
     """Metric depth is coded between these, in metres; what is outside is held at the border."""
 
@@ -67,6 +81,7 @@ class CameraSpec(Section):
     mount: str | None = None
     depth: DepthVideo | None = None
     depth_range: DepthRange | None = None  # a camera close to what it sees needs another range than one across a room
+    stereo: StereoPair | None = None
 
 
 class ImageSpec(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
-from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, SlotSpec
+from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, SlotSpec, StereoPair
 from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class CameraPlan:
     depth: DepthVideo | None
     depth_range: tuple[float, float] | None = None  # its own near and far, metres
     swap: bool = False  # red and blue are recorded the wrong way round
+    # Filled in by `calibrated`: fx fy cx cy at source resolution, and the pair for stereo matching.
+    intrinsics: tuple[float, float, float, float] | None = None
+    stereo: StereoPair | None = None
 
 
 def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
@@ -78,6 +81,25 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
         near_far = None if span is None else (span.near, span.far)
         plans.append(CameraPlan(name, source, depth, near_far, spec.channels == "bgr"))
     return plans
+
+
+def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
+    """The plans with what depth estimation asks of a camera: intrinsics, and the source of its stereo pair.
+
+    Raises:
+        UserError: malformed intrinsics, or a pair the recordings do not have.
+    """
+    found: list[CameraPlan] = []
+    for plan in plans:
+        spec = embodiment.cameras[plan.name]
+        # The picture's size does not matter to the calibration.
+        camera = contract_camera(embodiment, plan, info, (1, 1))
+        pair = spec.stereo
+        if pair is not None:
+            source = _feature(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
+            pair = StereoPair(source=source, baseline=pair.baseline)
+        found.append(replace(plan, intrinsics=camera.intrinsics, stereo=pair))
+    return found
 
 
 def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, size: tuple[int, int]) -> Camera:

@@ -11,16 +11,17 @@ import base64
 import hashlib
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from xwam_ft import depth_code
 from xwam_ft.contract import Image, Timing
 from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_folder, read_json, write_json_atomic
+from xwam_ft.files import atomic_folder, full_disk, read_json, reserve, write_json_atomic
 from xwam_ft.pictures import resize_nearest, resize_pictures
 from xwam_ft.prepare.checks import depth as depth_checks
 from xwam_ft.prepare.checks import pictures as picture_checks
@@ -30,6 +31,8 @@ from xwam_ft.prepare.checks.table import check_table, instruction_of
 from xwam_ft.prepare.checks.timing import check_time, seconds_apart
 from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
+from xwam_ft.prepare.depth.align import align_video, flicker
+from xwam_ft.prepare.depth.check import check_depth
 from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.findings import Finding, Rejected, Severity, reject_errors
@@ -83,6 +86,8 @@ class EpisodeResult:
     codecs: dict[str, str] = field(default_factory=dict[str, str])
     depth_valid: dict[str, float] = field(default_factory=dict[str, float])  # camera -> share of valid pixels
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+    depth_flicker: dict[str, dict[str, float | None]] = field(default_factory=dict[str, Any])  # camera -> raw, aligned
+    depth_check: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])  # camera -> DepthCheck
     # What the checks over all episodes compare (checks/across.py, checks/depth.py), and small pictures of findings.
     signatures: dict[str, list[float]] = field(default_factory=dict[str, Any])  # camera -> its usual picture
     depth_grids: dict[str, list[float | None]] = field(default_factory=dict[str, Any])  # camera -> metres
@@ -96,6 +101,10 @@ class EpisodeResult:
         return [finding for finding in self.findings if finding.severity == severity]
 
 
+Outcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
+Work = Callable[[EpisodeJob, EpisodeResult, Path, DepthStage | None], None]
+
+
 def finished(job: EpisodeJob) -> EpisodeResult | None:
     """The result an earlier run left; a rejected episode is tried again."""
     if not (job.folder / RESULT).is_file():
@@ -106,21 +115,30 @@ def finished(job: EpisodeJob) -> EpisodeResult | None:
     return result if result.reason is None else None
 
 
-_open_stages: dict[str, DepthStage | None] = {}
+_open_stages: dict[DepthPlan, DepthStage | None] = {}  # the last one: a process works for one preparation
 
 
-def run(job: EpisodeJob) -> EpisodeResult | tuple[str, str, str]:
-    """Do the work; a `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes."""
+def run(job: EpisodeJob) -> Outcome:
+    """All the work on one episode."""
+    return attempt(job, _work)
+
+
+def attempt(job: EpisodeJob, work: Work) -> Outcome:
+    """Let `work` fill the episode's folder, which appears complete with its result or not at all.
+
+    A `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes.
+    """
     result = EpisodeResult(job.number, job.episode.index, job.episode.dataset.name)
     try:
-        if job.depth.spec not in _open_stages:
-            _open_stages[job.depth.spec] = job.depth.open()
+        if job.depth not in _open_stages:
+            _open_stages.clear()
+            _open_stages[job.depth] = job.depth.open()
     except UserError as error:
         return error.what, error.where, error.fix
     shutil.rmtree(job.folder, ignore_errors=True)
     try:
         with atomic_folder(job.folder) as folder:
-            _work(job, result, folder, _open_stages[job.depth.spec])
+            work(job, result, folder, _open_stages[job.depth])
             write_json_atomic(folder / RESULT, asdict(result))
     except Rejected as error:
         result.reason = str(error)
@@ -128,12 +146,41 @@ def run(job: EpisodeJob) -> EpisodeResult | tuple[str, str, str]:
     except (EpisodeError, UserError) as error:  # a video that stops decoding half-way, say
         result.reason = f"{error.where}: {error.what}" if isinstance(error, UserError) else str(error)
         result.findings.append(Finding("unreadable-recording", "error", result.reason))
+    except OSError as error:
+        if (told := full_disk(error, job.staging)) is None:
+            raise
+        return told.what, told.where, told.fix
     return result
+
+
+def on_disk(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """An array of zeros in a file that is as large as it from the start."""
+    reserve(path, int(np.prod(shape)) * np.dtype(kind).itemsize)
+    return np.memmap(path, kind, "r+", shape=shape)
 
 
 def load_motion(job: EpisodeJob) -> Motion:
     with np.load(job.folder / MOTION_FILE) as archive:
         return Motion(archive["state"], archive["command"], archive["command_mask"])
+
+
+class Motions(Sequence[Motion]):
+    """The motions of episodes that are done, each read when it is looked at and not kept."""
+
+    def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
+        self.jobs = jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    @overload
+    def __getitem__(self, index: int) -> Motion: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Motions: ...
+
+    def __getitem__(self, index: int | slice) -> Motion | Motions:
+        return Motions(self.jobs[index]) if isinstance(index, slice) else load_motion(self.jobs[index])
 
 
 def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStage | None) -> None:
@@ -159,10 +206,10 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     scratch = folder / "scratch"
     scratch.mkdir()
     shape = (len(job.cameras), len(state), job.image.height, job.image.width)
-    rgb = np.memmap(scratch / "rgb", np.uint8, "w+", shape=(*shape, 3))
-    codes = None if stage is None else np.memmap(scratch / "codes", np.uint16, "w+", shape=shape)
+    rgb = on_disk(scratch / "rgb", np.uint8, (*shape, 3))
+    codes = None if stage is None else on_disk(scratch / "codes", np.uint16, shape)
     for view, camera in enumerate(job.cameras):
-        _decode_view(job, result, camera, stage, rgb[view], None if codes is None else codes[view], scratch)
+        decode_view(job, result, camera, stage, rgb[view], None if codes is None else codes[view], scratch)
     rows = np.unique(np.linspace(0, len(state) - 1, SAMPLES).round().astype(int))
     _check_views(job, result, rgb, codes, picture_checks.robot_moves(state), rows)
     for view, camera in enumerate(job.cameras):
@@ -198,7 +245,7 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.seconds["encode"] = time.perf_counter() - started
 
 
-def _decode_view(
+def decode_view(
     job: EpisodeJob,
     result: EpisodeResult,
     camera: CameraPlan,
@@ -208,14 +255,15 @@ def _decode_view(
     scratch: Path,
 ) -> None:
     """Fill the pictures [F, H, W, 3] and depth codes [F, H, W] of one camera."""
-    view: View = job.episode.views[camera.source]
+    episode = job.episode
+    view: View = episode.views[camera.source]
     height, width = job.image.height, job.image.width
     result.codecs[camera.name] = view.codec()
     seconds = {"decode": 0.0, "depth": 0.0}
     # The range of relative depth is known only at the end, so its numbers wait on disk.
     relative: np.ndarray | None = None
     if codes is not None and job.depth.code.kind == "relative":
-        relative = np.memmap(scratch / "relative", np.float32, "w+", shape=codes.shape)
+        relative = on_disk(scratch / "relative", np.float32, codes.shape)
         relative[:] = np.nan
     for first in range(0, len(rgb), BLOCK):
         rows = range(first, min(first + BLOCK, len(rgb)))
@@ -228,7 +276,7 @@ def _decode_view(
         rgb[block] = resize_pictures(pictures, height, width)
         seconds["decode"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        depth = None if stage is None else stage.read(job.episode, camera, rows, pictures)
+        depth = None if stage is None else stage.read(episode, camera, rows, pictures)
         if depth is not None and codes is not None:
             resized = resize_nearest(depth, height, width)  # pyright: ignore[reportArgumentType]  # indexes any dtype
             if relative is not None:
@@ -238,9 +286,20 @@ def _decode_view(
                 codes[block] = depth_code.metres_to_code(resized, near, far)
         seconds["depth"] += time.perf_counter() - clock
     if codes is not None:
+        clock = time.perf_counter()
         if relative is not None:
+            if job.depth.aligned:
+                result.depth_flicker[camera.name] = asdict(align_video(relative, rgb))
             _code_relative(relative, codes)
             del relative
+        elif job.depth.estimator is not None and codes.any():
+            share = flicker(codes, rgb)
+            result.depth_flicker[camera.name] = {"raw": share, "aligned": share}
+        if job.depth.check:
+            near_far = camera.depth_range or job.depth.check_range
+            compared = check_depth(episode, camera, codes, job.depth.code, near_far)
+            result.depth_check |= {} if compared is None else {camera.name: asdict(compared)}
+        seconds["depth"] += time.perf_counter() - clock
         valid = [np.count_nonzero(frame) / frame.size for frame in codes]
         result.depth_valid[camera.name] = round(float(np.mean(valid)), 4)
         result.findings += depth_checks.check_depth(camera.name, valid)

@@ -43,6 +43,10 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
         parts.append(sha256(bundled("tiny/depth.safetensors")))
     if plan.spec.startswith("files:"):
         parts.append(_depth_files(plan.spec))
+    if plan.estimator is not None:
+        parts.append(plan.estimator.fingerprint)
+    if plan.check:
+        parts.append("depth check")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

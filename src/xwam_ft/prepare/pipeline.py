@@ -8,15 +8,10 @@ of an uninterrupted run.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +19,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, read_json, write_json_atomic
+from xwam_ft.files import atomic_folder, full_disk, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
 from xwam_ft.prepare.checks.together import check_against_contract, check_together
-from xwam_ft.prepare.depth import DepthPlan, parse_depth
+from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
+from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
-from xwam_ft.prepare.embodiment_slots import SlotPlan, frame_rate, plan_cameras, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, finished, run
+from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
 from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_text
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.sources import Source, open_source
+from xwam_ft.prepare.workers import outcomes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from rich.progress import Task
 
@@ -56,6 +55,7 @@ class PrepareReport:
     findings: list[FindingGroup] = field(default_factory=list[FindingGroup])
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
     already_prepared: bool = False
+    depth: dict[str, DepthOutcome] = field(default_factory=dict[str, DepthOutcome])  # by camera
 
     def count(self, severity: Severity) -> int:
         """Different findings of a severity; one may concern many episodes."""
@@ -72,12 +72,16 @@ def prepare(
     strict: bool,
     urdf_dirs: list[Path],
     console: Console,
+    depth_check: bool = False,
+    ray: str | None = None,
 ) -> PrepareReport:
     """Turn recordings into a shard set at `out`.
 
     Args:
-        depth: `sensor`, `transformers:ID`, `files:PATTERN`, `none`; None is `sensor` where recorded.
+        depth: as depth/__init__.py lists them; None is `sensor` where recorded.
         workers: processes; 0 does everything in this one. The bytes do not depend on it.
+        depth_check: compare the chosen depth with recorded depth, where there is some.
+        ray: address of a Ray cluster that does the episodes instead of `workers`.
         strict: a rejected episode ends it.
 
     Raises:
@@ -88,7 +92,7 @@ def prepare(
     spec = load_embodiment(embodiment)
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
-        jobs, plan = _jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out))
+        jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out), check=depth_check)
         fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
     if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
         from xwam_ft.shards import ShardSet
@@ -99,10 +103,20 @@ def prepare(
         raise UserError(what, out, "choose another folder, or remove it")
     if plan.note:
         console.print(f"depth: {plan.spec} ({plan.note})", markup=False)
-    _take_up(_staging(out), fingerprint, console)
-    results = _run_all(jobs, workers, strict, console)
-    check_together(jobs, results, strict=strict)
-    report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
+    if plan.cache is not None:
+        console.print(f"estimates are kept in {plan.cache}; remove it when no other preparation needs them")
+    try:
+        _take_up(_staging(out), fingerprint, console)
+        results = run_all(jobs, workers, ray, strict, console)
+        check_together(jobs, results, strict=strict)
+        report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
+    except OSError as error:
+        if (told := full_disk(error, _staging(out))) is None:
+            raise
+        raise told from None
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on where it was")
+        raise
     report.seconds["all"] = time.perf_counter() - started
     _say(report, console)
     return report
@@ -112,14 +126,31 @@ def _staging(out: Path) -> Path:
     return out.absolute().parent / f".{out.name}.preparing"
 
 
-def _jobs(
+def depth_cache(staging: Path) -> Path:
+    """Where estimates are kept: beside OUT, where there is room for depth anyway, or $XWAM_FT_DEPTH_CACHE."""
+    named = os.environ.get("XWAM_FT_DEPTH_CACHE")
+    return Path(named).absolute() if named else staging.parent / ".xwam-ft-depth"
+
+
+def plan_jobs(
     sources: list[Source],
     spec: Embodiment,
     where: Path,
     depth: str | None,
     urdf_dirs: list[Path],
     staging: Path,
+    *,
+    check: bool = False,
 ) -> tuple[list[EpisodeJob], DepthPlan]:
+    """The work on every episode of all sources, and what is done for depth.
+
+    Args:
+        where: the embodiment file, for messages.
+        check: as `depth_check` of `prepare`.
+
+    Raises:
+        UserError: what does not fit together in recordings, embodiment and depth.
+    """
     fps = frame_rate(spec, sources[0].info, where)
     for source in sources[1:]:
         if (other := frame_rate(spec, source.info, where)) != fps:
@@ -132,7 +163,7 @@ def _jobs(
     plan: DepthPlan | None = None
     first: list[SlotPlan] | None = None
     for source in sources:
-        cameras = plan_cameras(spec, source.info, where)
+        cameras = calibrated(plan_cameras(spec, source.info, where), spec, source.info, where)
         slots = plan_slots(spec, source.info, where, urdf_dirs)
         first = first or slots
         for ours, theirs in zip(first, slots, strict=True):
@@ -144,7 +175,14 @@ def _jobs(
                     "prepare them apart, or give the columns the same names",
                 )
         recorded = [camera.feature for camera in source.info.cameras.values() if camera.depth]
-        plan = plan or parse_depth(depth, cameras, recorded, spec.depth)
+        if plan is None:
+            plan = parse_depth(depth, cameras, recorded, spec.depth)
+            if check:
+                require_check(plan, cameras)
+            size = (spec.image_rule.height, spec.image_rule.width)
+            ends = (spec.depth.near, spec.depth.far)
+            plan = replace(plan, check=check, check_range=ends, size=size)
+            plan = replace(plan, cache=depth_cache(staging) if plan.estimator else None)
         for episode in source.episodes():
             jobs.append(
                 EpisodeJob(
@@ -179,7 +217,23 @@ def _take_up(staging: Path, fingerprint: str, console: Console) -> None:
     write_json_atomic(staging / RECORD, record)
 
 
-def _run_all(jobs: list[EpisodeJob], workers: int, strict: bool, console: Console) -> list[EpisodeResult]:
+def run_all(
+    jobs: list[EpisodeJob],
+    workers: int,
+    ray: str | None,
+    strict: bool,
+    console: Console,
+    work: Callable[[EpisodeJob], Outcome] | None = None,
+) -> list[EpisodeResult]:
+    """The results of all jobs, those of an earlier run included, with a bar.
+
+    Args:
+        work: what is done to each; None: all of `prepare` (`run`).
+
+    Raises:
+        UserError: what a job returned as one; with `strict` the first rejected episode; a worker died.
+    """
+    by_number = {job.number: job for job in jobs}
     results: dict[int, EpisodeResult] = {}
     waiting: list[EpisodeJob] = []
     for job in jobs:
@@ -198,10 +252,10 @@ def _run_all(jobs: list[EpisodeJob], workers: int, strict: bool, console: Consol
     )
     with Progress(*columns, console=console) as progress:
         total = sum(max(job.episode.length, 0) for job in jobs)
-        bar = progress.add_task("prepare", total=total)
-        progress.advance(bar, sum(max(jobs[number].episode.length, 0) for number in results))
-        for number, outcome in _outcomes(waiting, workers):
-            progress.advance(bar, max(jobs[number].episode.length, 0))
+        bar = progress.add_task("prepare" if work is None else "depth", total=total)
+        progress.advance(bar, sum(max(by_number[number].episode.length, 0) for number in results))
+        for number, outcome in outcomes(run if work is None else work, waiting, workers, ray):
+            progress.advance(bar, max(by_number[number].episode.length, 0))
             if isinstance(outcome, tuple):
                 raise UserError(*outcome)
             results[number] = outcome
@@ -211,47 +265,6 @@ def _run_all(jobs: list[EpisodeJob], workers: int, strict: bool, console: Consol
                     raise UserError(outcome.reason, name, "mend or remove it, or leave --strict out")
                 progress.console.print(f"rejected {name}: {outcome.reason}", markup=False)
     return [results[job.number] for job in jobs]
-
-
-def _outcomes(jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, EpisodeResult | tuple[str, str, str]]]:
-    """Results as they come; processes are spawned, so that they inherit no threads or locks."""
-    if workers == 0 or not jobs:
-        for job in jobs:
-            yield job.number, run(job)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
-        initargs=(os.getpid(),),
-    )
-    try:
-        running: dict[Future[EpisodeResult | tuple[str, str, str]], int] = {
-            pool.submit(run, job): job.number for job in jobs
-        }
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number = running.pop(future)
-                yield number, future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died, most likely for lack of memory",
-            "xwam-ft prepare",
-            "run it again with fewer --workers; finished episodes are kept",
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed ends too, rather than write into the staging folder of the next run."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finish(
@@ -282,6 +295,8 @@ def _finish(
         shutil.rmtree(staged_set, ignore_errors=True)
         assemble.write_set(staged_set, contract, accepted, results, chosen)
         assemble.write_records(staged_set, results, spec, plan, fingerprint, sources)
+        depth = depth_outcomes([results[job.number] for job in accepted])
+        assemble.write_depth(staged_set, depth, plan)
         assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
         with atomic_folder(out) as folder:
             for path in sorted(staged_set.iterdir()):
@@ -293,6 +308,7 @@ def _finish(
             seconds[stage] = seconds.get(stage, 0.0) + value
     seconds["assemble"] = time.perf_counter() - clock
     kept = [results[job.number] for job in accepted]
+    say_depth(depth, plan, console)
     return PrepareReport(
         out=out,
         episodes=len(kept),
@@ -300,6 +316,7 @@ def _finish(
         rejected=rejected,
         findings=grouped((result.number, finding) for result in results for finding in result.findings),
         seconds=seconds,
+        depth=depth,
     )
 
 

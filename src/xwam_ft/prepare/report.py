@@ -11,6 +11,7 @@ import numpy as np
 
 from xwam_ft import conventions
 from xwam_ft.prepare import statistics
+from xwam_ft.prepare.depth.outcome import depth_outcomes
 from xwam_ft.prepare.episode_job import load_motion
 from xwam_ft.prepare.findings import FindingGroup, grouped, numbers_text
 
@@ -72,6 +73,7 @@ def render(
         hidden=len(kept) - len(sheets),
         plots=plots(contract, motions, kept, held_out),
         depth=depth,
+        depth_rows=depth_outcomes(kept) if depth.estimator or depth.aligned or depth.check else {},
         codecs=kept[0].codecs,
     )
 

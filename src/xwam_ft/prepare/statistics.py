@@ -9,11 +9,12 @@ Rules (X-WAM's, where it has them):
                 middle, so that what never moves does not explode
     absent      slots the robot lacks: (-1, 1)
 Actions are encoded chunks from every start of a clip with two real pictures, valid steps only; beyond `MAX_STARTS`
-starts an even subset is taken.
+starts an even subset is taken, and so of states beyond `MAX_STATES`: what is held does not grow with the recordings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ FLOOR = {"m": 1e-3, "rad": 1e-3}
 FLOOR_ELSE = 1e-2
 MOVES = 0.01
 MAX_STARTS = 20_000
+MAX_STATES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def placeholder(contract_without: dict[str, object]) -> Contract:
     return Contract.model_validate(draft)
 
 
-def chunk_actions(contract: Contract, episodes: list[Motion]) -> tuple[np.ndarray, np.ndarray]:
+def chunk_actions(contract: Contract, episodes: Sequence[Motion]) -> tuple[np.ndarray, np.ndarray]:
     """Encoded actions [N, Da] of all clip starts, chunk after chunk, and their mask."""
     total = sum(len(episode.state) for episode in episodes)
     stride = max(1, -(-total // MAX_STARTS))
@@ -75,9 +77,9 @@ def chunk_actions(contract: Contract, episodes: list[Motion]) -> tuple[np.ndarra
     return np.concatenate(values), np.concatenate(masks)
 
 
-def quantiles(contract: Contract, episodes: list[Motion]) -> Quantiles:
+def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
     """The quantiles of `episodes` (the training split), by the rules at the head of this file."""
-    states = np.concatenate([episode.state for episode in episodes])
+    states = _states(episodes)
     actions, masks = chunk_actions(contract, episodes)
     proprio_low, proprio_high = np.full(contract.state_dim, -1.0), np.full(contract.state_dim, 1.0)
     action_low, action_high = np.full(contract.action_dim, -1.0), np.full(contract.action_dim, 1.0)
@@ -123,6 +125,17 @@ def quantiles(contract: Contract, episodes: list[Motion]) -> Quantiles:
         action_low=tuple(action_low.tolist()),
         action_high=tuple(action_high.tolist()),
     )
+
+
+def _states(episodes: Sequence[Motion]) -> np.ndarray:
+    """All states [N, P], or every so manieth, counted on from one episode to the next."""
+    stride = max(1, -(-sum(len(episode.state) for episode in episodes) // MAX_STATES))
+    found: list[np.ndarray] = []
+    seen = 0
+    for episode in episodes:
+        found.append(episode.state[-seen % stride :: stride])
+        seen += len(episode.state)
+    return np.concatenate(found)
 
 
 def widen(low: float, high: float, unit: str) -> tuple[float, float]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.prepare.statistics import Motion
 
-SMALL = 10.0  # of the smallest range allowed (statistics.FLOOR): below, what is learned may be a sensor's noise
+SMALL = 10.0  # of the smallest range allowed (statistics.FLOOR): an episode that covers less may hold noise alone
 FAR = 4.0  # of the normalised range -1..1: how far a number may reach beyond the 1 % and 99 % quantiles
 TURNS = ("dx", "dy", "dz", "rx", "ry", "rz")
 
@@ -25,8 +25,8 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
     """Findings about the training episodes' proprio and actions, per number."""
     if not train:
         return []
-    states = np.concatenate([motion.state for motion in train])
-    actions, masks = statistics.chunk_actions(contract, list(train))
+    states = [motion.state for motion in train]
+    chunks = [statistics.chunk_actions(contract, [motion]) for motion in train]
     quantiles = contract.quantiles
     found: list[Finding] = []
     for slot in contract.slots:
@@ -35,7 +35,7 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
         at = conventions.state_slices(contract)[slot.name]
         used = [i for i in range(slot.state_width) if slot.kind != "pose" or i < 3]
         names = [slot.elements[i] for i in used]
-        columns = [states[:, at.start + i] for i in used]
+        columns = [[state[:, at.start + i] for state in states] for i in used]
         low, high = quantiles.proprio_low[at], quantiles.proprio_high[at]
         units = [slot.units[i] for i in used]
         found += _judge(slot.name, "state", names, columns, low, high, units)
@@ -44,7 +44,7 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
             own = slot.command_units is not None and slot.action_width == 1  # another quantity than the state
             names = list(TURNS) if slot.kind == "pose" else ["command"] if own else list(slot.elements)
             units = ["m"] * 3 + ["rad"] * 3 if slot.kind == "pose" else list(slot.command_units or slot.units)
-            columns = [actions[masks[:, i] > 0, i] for i in range(at.start, at.stop)]
+            columns = [[acts[mask[:, i] > 0, i] for acts, mask in chunks] for i in range(at.start, at.stop)]
             low, high = quantiles.action_low[at], quantiles.action_high[at]
             found += _judge(slot.name, "action", names, columns, low, high, units)
     return found
@@ -54,23 +54,26 @@ def _judge(
     slot: str,
     what: str,
     names: Sequence[str],
-    columns: Sequence[np.ndarray],
+    columns: Sequence[Sequence[np.ndarray]],
     low: Sequence[float],
     high: Sequence[float],
     units: Sequence[str],
 ) -> list[Finding]:
+    """Findings about one slot's states or actions; `columns` holds each number's values, an array an episode."""
     flat: list[str] = []
     small: list[str] = []
     far: list[str] = []
-    for name, column, bottom, top, unit in zip(names, columns, low, high, units, strict=False):
+    for name, episodes, bottom, top, unit in zip(names, columns, low, high, units, strict=False):
+        column = np.concatenate(episodes)
         if not len(column):
             continue
+        covered = float(np.median([np.ptp(values) for values in episodes if len(values)]))
         floor = statistics.FLOOR.get(unit, statistics.FLOOR_ELSE)
         reach = float(np.abs(2 * (column - bottom) / (top - bottom) - 1).max())
         if top - bottom <= floor * (1 + 1e-9):
             flat.append(name)
-        elif unit in statistics.FLOOR and top - bottom < SMALL * floor:
-            small.append(f"{name} ({top - bottom:.2g} {unit})")
+        elif unit in statistics.FLOOR and covered < SMALL * floor:
+            small.append(f"{name} ({covered:.2g} {unit})")
         if reach > FAR:
             extreme = column[np.abs(column - (top + bottom) / 2).argmax()]
             far.append(f"{name} reaches {extreme:.3g} {unit if unit != '1' else ''}".strip() + f" ({reach:.0f})")
@@ -80,7 +83,7 @@ def _judge(
         found.append(Finding("near-constant", "note", text, f"{slot} {what}"))
     if len(small) > len(names) / 2:  # of most of its numbers: the slot as a whole holds still
         text = (
-            f"the {what} of {slot!r} spans almost nothing, and normalising stretches its noise to -1 to 1: "
+            f"the {what} of {slot!r} covers almost nothing in an episode, and normalising stretches its noise: "
             f"{', '.join(small)}"
         )
         found.append(Finding("near-constant", "warning", text, f"{slot} {what}"))

@@ -1,17 +1,30 @@
-"""Where depth comes from: `sensor`, `tiny`, `transformers:ID`, `files:PATTERN` or `none`; one small protocol for all.
+"""Where depth comes from: recorded, computed from stereo pairs, estimated from pictures, made elsewhere, or nowhere.
+
+    sensor            recorded by a depth camera (sensor.py)
+    stereo            a rectified pair of cameras of known baseline (stereo.py)
+    tiny              the small estimator that ships, for trying things out (tiny.py)
+    transformers:ID   any depth-estimation model of Hugging Face transformers (transformers_estimator.py)
+    marigold[:ID]     diffusers' MarigoldDepthPipeline (marigold.py)
+    files:PATTERN     made elsewhere (files.py)
+    NAME[:ARGUMENT]   an estimator of another distribution, entry point group `xwam_ft.depth` (see `EstimatorKind`)
+    none
 
 A stage gives, for rows of one camera of one episode, float32 depth along the optical axis in metres (`metric`), or an
-estimator's inverse depth, larger = nearer (`relative`); NaN, or 0 in metres, where there is none.
+estimator's inverse depth, larger = nearer (`relative`); NaN, or 0 in metres, where there is none. Estimates are cached
+by content (estimated.py); relative ones of a video are given one common scale and shift (align.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 from xwam_ft.contract import DepthCode
-from xwam_ft.errors import UserError, did_you_mean
+from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.prepare import plugins
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -21,7 +34,8 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment_slots import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
-CHOICES = "sensor, tiny, transformers:ID, files:PATTERN or none"
+CHOICES = "sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"
+SHIPPED = {"tiny": "tiny", "transformers": "transformers_estimator", "marigold": "marigold"}  # estimators: modules
 
 
 class DepthStage(Protocol):
@@ -39,32 +53,96 @@ class DepthStage(Protocol):
 
 
 @dataclass(frozen=True)
+class Description:
+    """What an estimator gives, known before its weights are loaded.
+
+    `fingerprint` covers all that its numbers depend on besides the pictures (weights, settings, libraries): a cached
+    estimate is taken only under the same one. `prompted`: it completes recorded depth, and needs some.
+    """
+
+    metric: bool
+    note: str  # how that is known, for the report
+    fingerprint: str
+    prompted: bool = False
+
+
+class Estimator(Protocol):
+    """Depth of single pictures."""
+
+    def estimate(
+        self,
+        pictures: UInt8[ndarray, "n h w 3"],
+        focal: float | None,
+        prompt: Float[ndarray, "n h3 w3"] | None,
+    ) -> Float[ndarray, "n h2 w2"]:
+        """Metres, or inverse depth without a unit (larger = nearer), as its description says; NaN for none.
+
+        Args:
+            focal: fx of the camera in pixels of `pictures`, where it is known.
+            prompt: recorded depth in metres, 0 = none; for prompted estimators alone.
+        """
+        ...
+
+
+class EstimatorKind(Protocol):
+    """What a module under the entry point group `xwam_ft.depth` offers; `argument` is what follows NAME: in --depth."""
+
+    def describe(self, argument: str) -> Description: ...
+
+    def open_estimator(self, argument: str) -> Estimator: ...
+
+
+@dataclass(frozen=True)
 class DepthPlan:
     """What `--depth` says, checked; sent to worker processes, which `open` it."""
 
     spec: str
     code: DepthCode
     note: str = ""  # for the report
+    estimator: Description | None = None
+    aligned: bool = False  # relative depth of single pictures: one scale and shift a frame are undone
+    check: bool = False  # compare with recorded depth where there is some
+    check_range: tuple[float, float] = (0.1, 10.0)  # metres between which it is compared
+    size: tuple[int, int] | None = None  # height, width of what is stored; estimates are cached at it
+    cache: Path | None = None
 
     def open(self) -> DepthStage | None:
         kind, _, rest = self.spec.partition(":")
+        if kind == "none":
+            return None
         if kind == "sensor":
             from xwam_ft.prepare.depth.sensor import Sensor
 
             return Sensor()
-        if kind == "tiny":
-            from xwam_ft.prepare.depth.tiny import TinyEstimator
+        if kind == "stereo":
+            from xwam_ft.prepare.depth.stereo import Stereo
 
-            return TinyEstimator()
-        if kind == "transformers":
-            from xwam_ft.prepare.depth.transformers_estimator import TransformersEstimator
-
-            return TransformersEstimator(rest)
+            assert self.code.near is not None
+            return Stereo(self.code.near)
         if kind == "files":
             from xwam_ft.prepare.depth.files import DepthFiles
 
             return DepthFiles(rest)
-        return None
+        from xwam_ft.prepare.depth.estimated import Estimated
+
+        assert self.estimator is not None
+        return Estimated(find_estimator(kind).open_estimator(rest), self.estimator, self.size, self.cache)
+
+
+def find_estimator(kind: str) -> EstimatorKind:
+    """The estimator of that name, shipped or of another distribution.
+
+    Raises:
+        UserError: there is none.
+    """
+    if kind in SHIPPED:
+        return cast("EstimatorKind", import_module(f"{__name__}.{SHIPPED[kind]}"))
+    added = plugins.plugins(plugins.DEPTH)
+    if kind in added:
+        return cast("EstimatorKind", plugins.load_plugin(added[kind], ("describe", "open_estimator")))
+    known = ("sensor", "stereo", "files", "none", *SHIPPED, *added)
+    more = f" (installed besides: {listed(added)})" if added else ""
+    raise UserError(f"is {kind!r}{did_you_mean(kind, known)}", "--depth", f"choose {CHOICES}{more}")
 
 
 def parse_depth(
@@ -77,7 +155,7 @@ def parse_depth(
         span: near and far of metric codes.
 
     Raises:
-        UserError: an unknown kind, a sensor that was not recorded, or an estimator that cannot be loaded.
+        UserError: an unknown kind, a sensor or pair that was not recorded, or an estimator that cannot be loaded.
     """
     with_depth = [camera.name for camera in cameras if camera.depth is not None]
     if spec is None:
@@ -86,35 +164,55 @@ def parse_depth(
             raise UserError(f"no depth is named in the embodiment{hint}", "--depth", f"choose {CHOICES}")
         spec = "sensor"
     kind, _, rest = spec.partition(":")
-    if kind == "none" and not rest:
+    metric = DepthCode(kind="metric", near=span.near, far=span.far, source=spec)
+    relative = DepthCode(kind="relative", source=spec, clip_normalised=True)
+    if kind in ("none", "sensor", "stereo") and rest:
+        raise UserError(f"is {spec!r}, and {kind} takes nothing after it", "--depth", f"write {kind}")
+    if kind == "none":
         return DepthPlan(spec, DepthCode(kind="none"), "no depth")
-    if kind == "sensor" and not rest:
-        if not with_depth:
-            raise UserError(
-                "is `sensor` and no camera of the embodiment names a recorded depth video",
-                "--depth",
-                "add `depth: {source: ..., unit: ...}` to a camera, or: tiny, transformers:ID, files:PATTERN, none",
-            )
-        lacking = [camera.name for camera in cameras if camera.depth is None]
-        note = f"{', '.join(lacking)}: no recorded depth, stored as invalid" if lacking else ""
-        return DepthPlan(spec, DepthCode(kind="metric", near=span.near, far=span.far, source=spec), note)
-    if kind == "tiny" and not rest:
-        from xwam_ft.prepare.depth.tiny import NOTE, require_weights
+    if kind == "sensor":
+        _require_depth(with_depth, "is `sensor`")
+        return DepthPlan(spec, metric, _lacking(cameras, with_depth, "no recorded depth"))
+    if kind == "stereo":
+        from xwam_ft.prepare.depth.stereo import require_pairs
 
-        require_weights()
-        metric, note = True, NOTE
-    elif kind == "transformers" and rest:
-        from xwam_ft.prepare.depth.transformers_estimator import is_metric
-
-        metric, note = is_metric(rest)
-    elif kind == "files" and rest:
+        return DepthPlan(spec, metric, _lacking(cameras, require_pairs(cameras), "no stereo pair"))
+    if kind == "files" and rest:
         from xwam_ft.prepare.depth.files import parse_pattern
 
-        unit = parse_pattern(rest)[1]
-        metric, note = unit != "relative", f"unit {unit}"
-    else:
-        known = ("sensor", "tiny", "transformers", "files", "none")
-        raise UserError(f"is {spec!r}{did_you_mean(kind, known)}", "--depth", f"choose {CHOICES}")
-    if metric:
-        return DepthPlan(spec, DepthCode(kind="metric", near=span.near, far=span.far, source=spec), note)
-    return DepthPlan(spec, DepthCode(kind="relative", source=spec, clip_normalised=True), note)
+        pattern = parse_pattern(rest)
+        return DepthPlan(spec, metric if pattern.metric else relative, pattern.meaning, aligned=pattern.align)
+    if kind == "files":
+        raise UserError("names no files", "--depth files", "write files:PATTERN?unit=..., see prepare/depth/files.py")
+    found = find_estimator(kind).describe(rest)
+    note = found.note
+    if found.prompted:
+        _require_depth(with_depth, f"is {spec!r}, which completes recorded depth,")
+        note = "; ".join(filter(None, (note, _lacking(cameras, with_depth, "no recorded depth"))))
+    return DepthPlan(spec, metric if found.metric else relative, note, found, aligned=not found.metric)
+
+
+def require_check(plan: DepthPlan, cameras: Sequence[CameraPlan]) -> None:
+    """Raise a `UserError` where `--depth-check` has nothing to compare."""
+    if plan.spec in ("sensor", "none"):
+        raise UserError(
+            f"compares an estimate with recorded depth, and --depth is {plan.spec}",
+            "--depth-check",
+            "choose an estimator with --depth, or leave it out",
+        )
+    _require_depth([camera.name for camera in cameras if camera.depth is not None], "has nothing to compare with:", "")
+
+
+def _require_depth(with_depth: list[str], what: str, where: str = "--depth") -> None:
+    if not with_depth:
+        raise UserError(
+            f"{what} {'and ' if where else ''}no camera of the embodiment names a recorded depth video",
+            where or "--depth-check",
+            "add `depth: {source: ..., unit: ...}` to a camera, or: stereo, tiny, marigold, transformers:ID, "
+            "files:PATTERN, none",
+        )
+
+
+def _lacking(cameras: Sequence[CameraPlan], having: Sequence[str], what: str) -> str:
+    lacking = [camera.name for camera in cameras if camera.name not in having]
+    return f"{', '.join(lacking)}: {what}, stored as invalid" if lacking else ""

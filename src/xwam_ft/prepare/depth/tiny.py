@@ -5,7 +5,6 @@ It needs no download and is what the demo uses. On anything but such renders it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from xwam_ft.bundled import bundled
-from xwam_ft.prepare.depth import DepthStage
+from xwam_ft.errors import UserError
+from xwam_ft.files import sha256
+from xwam_ft.prepare.depth import Description, Estimator
+from xwam_ft.prepare.depth.estimated import pick_device
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from numpy import ndarray
     from torch import Tensor
-
-    from xwam_ft.prepare.embodiment_slots import CameraPlan
-    from xwam_ft.prepare.episode import Episode
 
 WEIGHTS = "tiny/depth.safetensors"
 WIDTHS = (24, 48, 80, 112, 112)
@@ -84,23 +83,34 @@ class TinyDepth(nn.Module):
     @torch.inference_mode()
     def metres(self, pictures: UInt8[ndarray, "n h w 3"]) -> Float[ndarray, "n h w"]:
         """Depth of pictures of any size, at that size."""
+        device = self.head.weight.device
         height, width = pictures.shape[1:3]
         inner = HEIGHT, max(MULTIPLE, MULTIPLE * round(HEIGHT * width / height / MULTIPLE))
         found: list[np.ndarray] = []
         for first in range(0, len(pictures), BATCH):
-            rgb = torch.from_numpy(pictures[first : first + BATCH]).movedim(-1, 1).float() / 127.5 - 1
+            rgb = torch.from_numpy(pictures[first : first + BATCH]).to(device).movedim(-1, 1).float() / 127.5 - 1
             if (height, width) != inner:
                 rgb = F.interpolate(rgb, size=inner, mode="bilinear", antialias=True)
             log = self(rgb).clamp(float(np.log(NEAREST)), float(np.log(FARTHEST)))
             if (height, width) != inner:
                 log = F.interpolate(log[:, None], size=(height, width), mode="bilinear")[:, 0]
-            found.append(log.exp().numpy())
+            found.append(log.exp().cpu().numpy())
         return np.concatenate(found)
 
 
-def require_weights() -> None:
-    """Raise a `UserError` where the installation lacks the weights."""
-    bundled(WEIGHTS)
+def describe(argument: str) -> Description:
+    """Metres, at any rate of what it was trained on.
+
+    Raises:
+        UserError: an argument, which it does not take, or the installation lacks the weights.
+    """
+    if argument:
+        raise UserError(f"is 'tiny:{argument}', and tiny takes nothing after it", "--depth", "write tiny")
+    return Description(True, NOTE, f"tiny {sha256(bundled(WEIGHTS))} torch {torch.__version__}")
+
+
+def open_estimator(argument: str) -> Estimator:
+    return TinyEstimator()
 
 
 def load_tiny_depth() -> TinyDepth:
@@ -112,12 +122,12 @@ def load_tiny_depth() -> TinyDepth:
     return network.eval().requires_grad_(False)
 
 
-class TinyEstimator(DepthStage):
+class TinyEstimator(Estimator):
     def __init__(self) -> None:
-        torch.set_num_threads(1)  # the bytes must not depend on how many processes share the machine
-        self.network: Any = load_tiny_depth()
+        self.device = pick_device()
+        self.network: Any = load_tiny_depth().to(self.device)
 
-    def read(
-        self, episode: Episode, camera: CameraPlan, rows: Sequence[int], pictures: UInt8[ndarray, "n h w 3"]
+    def estimate(
+        self, pictures: UInt8[ndarray, "n h w 3"], focal: float | None, prompt: ndarray | None
     ) -> Float[ndarray, "n h w"]:
         return self.network.metres(pictures)

@@ -1,0 +1,145 @@
+"""Episodes done side by side: in worker processes of this machine, or on a Ray cluster. The same function does the
+work, so neither changes a byte of the result.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.errors import UserError, require
+from xwam_ft.prepare.episode_job import RESULT
+
+if TYPE_CHECKING:
+    from xwam_ft.prepare.episode_job import EpisodeJob, Outcome
+
+    Work = Callable[[EpisodeJob], Outcome]
+
+AHEAD = 4  # episodes handed out for every worker; the others wait here, so that their number costs no memory there
+RETRIES = 2  # of an episode whose Ray worker or node died
+
+
+def outcomes(work: Work, jobs: list[EpisodeJob], workers: int, ray: str | None) -> Iterator[tuple[int, Outcome]]:
+    """(number of the episode, what `work` says of it) as they come.
+
+    Args:
+        workers: processes; 0 does everything in this one.
+        ray: a cluster's address, `auto` for the one this machine belongs to; then `workers` is not used.
+
+    Raises:
+        UserError: a worker died, or the cluster cannot be used.
+    """
+    if not jobs:
+        return iter(())
+    if ray is not None:
+        return _on_ray(work, jobs, ray)
+    return _in_processes(work, jobs, workers) if workers else ((job.number, work(job)) for job in jobs)
+
+
+def _in_processes(work: Work, jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, Outcome]]:
+    """Processes are spawned, so that they inherit no threads or locks."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    count = min(workers, len(jobs))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_obey, initargs=(os.getpid(), stop))
+    waiting = iter(jobs)
+    running: dict[Future[Outcome], int] = {}
+    try:
+        while True:
+            while len(running) < AHEAD * count and (job := next(waiting, None)) is not None:
+                running[pool.submit(work, job)] = job.number
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number = running.pop(future)
+                yield number, future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, most likely for lack of memory",
+            "xwam-ft prepare",
+            "run it again with fewer --workers; finished episodes are kept",
+        ) from None
+    finally:
+        stop.set()  # after an error or ^C nobody waits for the episodes that were begun
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _obey(parent: int, stop: Any) -> None:
+    """A worker leaves ^C to its parent, and ends with it or when told to, rather than write on into staging."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent and not stop.is_set():
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[int, Outcome]]:
+    try:
+        import ray
+    except ImportError:
+        raise require("ray", "ray", "--ray") from None
+    started = not ray.is_initialized()
+    if started:
+        _connect(ray, address)
+    resources: Mapping[str, float] = ray.cluster_resources()
+    on_gpu = jobs[0].depth.estimator is not None and resources.get("GPU", 0) >= 1
+    slots = int(resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1)) or 1
+    remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=RETRIES)(work)
+    waiting = iter(jobs)
+    running: dict[Any, EpisodeJob] = {}
+    try:
+        while True:
+            while len(running) < AHEAD * slots and (job := next(waiting, None)) is not None:
+                running[remote.remote(job)] = job
+            if not running:
+                return
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(done)
+            outcome = _fetch(ray, done)
+            if not isinstance(outcome, tuple) and outcome.reason is None and not (job.folder / RESULT).is_file():
+                raise UserError(
+                    "was written by a worker of the cluster and is not there",
+                    job.folder,
+                    "let OUT and the recordings lie on storage that every node mounts at the same path",
+                )
+            yield job.number, outcome
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if started:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise UserError(
+            f"there is no Ray cluster ({str(error).splitlines()[0]})",
+            f"--ray {address}",
+            "start one with `ray start --head`, or give its address, such as ray://head:10001",
+        ) from None
+
+
+def _fetch(ray: Any, reference: Any) -> Outcome:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # a bug of ours, with its traceback
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"a worker of the Ray cluster died {RETRIES + 1} times over one episode "
+            f"({str(error).strip().splitlines()[0]})",
+            "xwam-ft prepare --ray",
+            "look at that node's memory and log, and run it again; finished episodes are kept",
+        ) from None
