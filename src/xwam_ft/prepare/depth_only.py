@@ -1,8 +1,8 @@
 """The depth stage alone: recordings -> one depth video a camera and episode, which `--depth files:` takes.
 
 `OUT/episode-NNNNNN/CAMERA.mkv`, NNNNNN being the dataset's own number: 16-bit gray at the embodiment's picture size,
-millimetres (rounded to whole ones) or, for relative depth, inverse depth over the episode's range; 0 = none. An episode's folder appears when
-it is complete, and what is there is not made again.
+whole millimetres or, for relative depth, inverse depth over the episode's range; 0 = none. An episode's folder appears
+when it is complete, and what is there is not made again.
 """
 
 from __future__ import annotations

@@ -135,10 +135,17 @@ def _fetch(ray: Any, reference: Any) -> Outcome:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ImportError) or "failed to import on the worker" in str(error.cause):
+            reason = str(error.cause).strip().splitlines()[-1]
+            raise UserError(
+                f"the cluster's workers cannot import what they are to do ({reason})",
+                "xwam-ft prepare --ray",
+                "install this xwam-ft, with the same Python, on every node",
+            ) from None
         raise error.cause from None  # a bug of ours, with its traceback
     except ray.exceptions.RayError as error:
         raise UserError(
-            f"a worker of the Ray cluster died {RETRIES + 1} times over one episode "
+            f"a worker of the Ray cluster died over one episode, {RETRIES} retries included "
             f"({str(error).strip().splitlines()[0]})",
             "xwam-ft prepare --ray",
             "look at that node's memory and log, and run it again; finished episodes are kept",

@@ -22,6 +22,8 @@ SAME_COLOUR = 8  # largest difference of a channel (0..255) of a pixel that stan
 LEAST_SHARE = 0.02  # of the pixels that must stand still for a fit
 MOST_PIXELS = 16384  # of a frame that a fit uses
 ITERATIONS = 10
+PAIRS = 64  # of points whose lines a fit may start from
+MEDIAN_PIXELS = 1024  # by which those lines are compared
 TUKEY = 4.685  # robust standard deviations beyond which a pixel counts nothing
 LARGEST_CHANGE = 20.0  # of scale from one frame to the next; more is a failed fit
 
@@ -89,31 +91,43 @@ def robust_line(
 ) -> tuple[float, float] | None:
     """(a, c) of y = a x + c by iteratively reweighted least squares (Tukey's biweight); None where x is one value.
 
-    It starts from the unweighted fit and stops by itself where the points lie on a line.
+    It starts from the line with the least median residual among those through `PAIRS` pairs of points, since points
+    far off on one side (in x too) would bend a start by plain least squares so far that it holds on to them.
     """
-    weights = np.ones_like(x)
-    slope = intercept = 0.0
+    if float(np.ptp(x)) <= 1e-6 * float(np.abs(x).max(initial=1e-300)):
+        return None
+    slope, intercept = _start(x, y)
     for _ in range(iterations):
-        total = weights.sum()
-        if total <= 0:
-            return None
-        mean_x, mean_y = float(weights @ x / total), float(weights @ y / total)
-        spread = float(weights @ (x - mean_x) ** 2)
-        if spread <= 1e-12 * max(float(weights @ x**2), 1e-300):
-            return None
-        slope = float(weights @ ((x - mean_x) * (y - mean_y))) / spread
-        intercept = mean_y - slope * mean_x
         residual = y - (slope * x + intercept)
         deviation = 1.4826 * float(np.median(np.abs(residual)))
-        if deviation <= 1e-9 * float(np.abs(y).max()):
-            # More than half lie on the line: fit those alone.
-            on_line = np.abs(residual) <= 1e-6 * float(np.abs(y).max())
-            if on_line.all() or np.array_equal(on_line, weights > 0):
-                break
-            weights = on_line.astype(np.float64)
-            continue
+        # Where more than half lie on the line, what rounding leaves of them is the deviation.
+        deviation = max(deviation, 1e-9 * float(np.abs(y).max()))
         weights = np.square(np.clip(1.0 - np.square(residual / (TUKEY * deviation)), 0.0, None))
+        total = weights.sum()
+        mean_x, mean_y = float(weights @ x / total), float(weights @ y / total)
+        spread = float(weights @ (x - mean_x) ** 2)
+        if spread <= 1e-12 * float(weights @ x**2):
+            return None
+        before, slope = slope, float(weights @ ((x - mean_x) * (y - mean_y))) / spread
+        intercept = mean_y - slope * mean_x
+        if abs(slope - before) <= 1e-9 * abs(slope):
+            break
     return slope, intercept
+
+
+def _start(x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> tuple[float, float]:
+    random = np.random.default_rng(0)  # the same pairs every time
+    some = slice(None, None, -(-len(x) // MEDIAN_PIXELS))
+    first, second = random.integers(0, len(x), (2, PAIRS))
+    apart = np.abs(x[second] - x[first]) > 1e-3 * float(np.ptp(x))
+    if not apart.any():
+        first, second, apart = np.array([x.argmin()]), np.array([x.argmax()]), np.array([True])
+    first, second = first[apart], second[apart]
+    slopes = (y[second] - y[first]) / (x[second] - x[first])
+    intercepts = y[first] - slopes * x[first]
+    medians = [float(np.median(np.abs(y[some] - (a * x[some] + c)))) for a, c in zip(slopes, intercepts, strict=True)]
+    best = int(np.argmin(medians))
+    return float(slopes[best]), float(intercepts[best])
 
 
 def _fit(frame: ndarray, known: ndarray, seen: ndarray, still: ndarray, step: int) -> tuple[float, float]:

@@ -74,7 +74,9 @@ def open_estimator(argument: str) -> Estimator:
 class Marigold(Estimator):
     def __init__(self, model_id: str) -> None:
         from diffusers import MarigoldDepthPipeline
+        from diffusers.utils import logging
 
+        logging.disable_progress_bar()  # the bar of `prepare` is the one to look at
         self.device = pick_device()
         try:
             # A folder is complete; only the hub is asked for what is missing.

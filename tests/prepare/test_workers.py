@@ -1,0 +1,96 @@
+"""Worker processes and Ray: a death is one sentence and a rerun goes on; bytes do not depend on who did the work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dying import run_or_die
+from rich.console import Console
+
+from xwam_ft.errors import UserError
+from xwam_ft.prepare import pipeline, report, workers
+from xwam_ft.prepare.episode_job import run
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "plots", lambda *_: {"distributions": "data:,", "paths": None, "timing": "data:,"})
+
+
+def prepared(raw: Path, out: Path, embodiment: Path, **more: Any) -> Any:
+    options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET, **more}
+    return pipeline.prepare([raw], out, embodiment=embodiment, **options)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_sentence_and_a_rerun_goes_on(
+    v21: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run", run_or_die)
+        with pytest.raises(UserError, match="a worker process died, most likely for lack of memory") as caught:
+            prepared(v21, tmp_path / "out", toy, workers=1)
+    assert "run it again with fewer --workers" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    done: list[int] = []
+
+    def counting(job: Any) -> Any:
+        done.append(job.number)
+        return run(job)
+
+    monkeypatch.setattr(pipeline, "run", counting)
+    prepared(v21, tmp_path / "out", toy)
+    assert done == [1, 2]
+    prepared(v21, tmp_path / "whole", toy)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'xwam-ft[ray]'")
+def test_ray_gives_the_bytes_of_a_local_run(
+    v21: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
+    with pytest.raises(UserError, match=r"there is no Ray cluster .*start one with `ray start --head`"):
+        prepared(v21, tmp_path / "none", toy, ray="auto")
+    prepared(v21, tmp_path / "here", toy)
+    # What is already connected is used, and left running.
+    ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+    try:
+        prepared(v21, tmp_path / "there", toy, ray="auto")
+        assert files(tmp_path / "here") == files(tmp_path / "there")
+
+        def dies(job: Any) -> Any:  # a function within a function goes to the workers whole
+            if job.number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(job)
+
+        # A worker that dies every time: one sentence, and what was finished is kept.
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "RETRIES", 0)
+            patch.setattr(pipeline, "run", dies)
+            with pytest.raises(UserError, match="a worker of the Ray cluster died over one episode"):
+                prepared(v21, tmp_path / "dead", toy, ray="auto")
+            patch.setattr(pipeline, "run", run_or_die)  # from a module that is not installed there
+            with pytest.raises(UserError, match=r"workers cannot import what they are to do .*No module named 'dying'"):
+                prepared(v21, tmp_path / "dead", toy, ray="auto")
+        prepared(v21, tmp_path / "dead", toy)
+        assert files(tmp_path / "dead") == files(tmp_path / "here")
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
