@@ -37,6 +37,27 @@ def test_bilinear_equals_torch_without_antialias(source: tuple[int, int], target
     assert np.abs(ours[differ] - exact[differ]).max(initial=0) < 0.501
 
 
+@pytest.mark.parametrize(("source", "target"), [*SIZES, ((480, 640), (256, 320)), ((9, 7), (3, 2))])
+def test_bilinear_is_the_plain_form_to_the_bit(source: tuple[int, int], target: tuple[int, int]) -> None:
+    pictures = noise(2, *source, 3)[:, ::-1, :, ::-1]  # strides of any kind
+    top, bottom, down = neighbours(source[0], target[0])
+    left, right, across = neighbours(source[1], target[1])
+    across = across[:, None]
+    rows = pictures[:, :, left] * (1 - across) + pictures[:, :, right] * across
+    down = down[:, None, None]
+    plain = (rows[:, top] * (1 - down) + rows[:, bottom] * down + np.float32(0.5)).astype(np.uint8)
+    np.testing.assert_array_equal(resize_pictures(pictures, *target), plain)
+
+
+def neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each target pixel the source pixels beside its centre, and the weight of the second."""
+    scale = np.float32(source) / np.float32(target)
+    centre = np.maximum(scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    first = np.minimum(np.floor(centre).astype(int), source - 1)
+    second = np.minimum(first + 1, source - 1)
+    return first, second, np.clip(centre - first.astype(np.float32), 0, 1)
+
+
 def test_halves_are_rounded_up() -> None:
     row = np.array([10, 11, 20, 23], dtype=np.uint8)
     picture = row[None, None, :, None].repeat(3, axis=3)

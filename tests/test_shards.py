@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -151,6 +152,30 @@ def test_webdataset_reads_it(shard_set: ShardSet) -> None:
             for name, (offset, size) in entry.members.items():
                 stream.seek(offset)
                 assert stream.read(size) == sample[name]
+
+
+def test_tars_are_those_of_webdataset_s_own_writer(shard_set: ShardSet) -> None:
+    from webdataset.writer import TarWriter
+
+    for shard in shard_set.index.shards:
+        written = (shard_set.folder / shard.name).read_bytes()
+        theirs = io.BytesIO()
+        tar = TarWriter(theirs, user="", group="", mode=0o644, mtime=0, encoder=False)
+        for entry in shard_set.segments():
+            if entry.shard == shard.name:
+                members = {name: written[at : at + size] for name, (at, size) in entry.members.items()}
+                tar.write({"__key__": entry.key, **members})
+        tar.close()
+        assert theirs.getvalue() == written
+
+
+def test_an_unfinished_tar_leaves_nothing(shard_set: ShardSet, tmp_path: Path) -> None:
+    entry = shard_set.segments()[0]
+    whole = (shard_set.folder / entry.shard).read_bytes()
+    members = {name: whole[at : at + size] for name, (at, size) in entry.members.items()}
+    with ShardSetWriter(tmp_path / "out") as writer:
+        writer.add(members)  # and no finish()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_nothing_in_the_tars_tells_when_or_by_whom(shard_set: ShardSet) -> None:

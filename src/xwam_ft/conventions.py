@@ -44,11 +44,11 @@ def action_slices(contract: Contract) -> dict[str, slice]:
 
 def encode_actions(
     contract: Contract,
-    commands: Float[ndarray, "ta q"],
-    state: Float[ndarray, " p"],
-    states: Float[ndarray, "ta p"] | None = None,
-) -> Float[ndarray, "ta da"]:
-    """Absolute commands of a chunk -> actions in SI units (not normalised).
+    commands: Float[ndarray, "*c ta q"],
+    state: Float[ndarray, "*c p"],
+    states: Float[ndarray, "*c ta p"] | None = None,
+) -> Float[ndarray, "*c ta da"]:
+    """Absolute commands of a chunk -> actions in SI units (not normalised); or of many chunks at once.
 
     Args:
         commands: absolute commands at t + i * action_skip.
@@ -105,16 +105,16 @@ def action_mask(contract: Contract) -> Float[ndarray, " da"]:
     return np.concatenate([np.full(slot.action_width, float(slot.present)) for slot in contract.slots])
 
 
-def command_to_action_mask(contract: Contract, mask: Float[ndarray, "ta q"]) -> Float[ndarray, "ta da"]:
+def command_to_action_mask(contract: Contract, mask: Float[ndarray, "*ta q"]) -> Float[ndarray, "*ta da"]:
     """A mask over command numbers -> one over action numbers (a pose counts when all its seven numbers do)."""
     columns: list[np.ndarray] = []
     places = command_slices(contract)
     for slot in contract.slots:
         if slot.commanded:
-            part = mask[:, places[slot.name]]
+            part = mask[..., places[slot.name]]
             whole = slot.kind == "pose" and not slot.for_controller
-            columns.append(np.repeat(part.min(axis=1, keepdims=True), 6, axis=1) if whole else part)
-    return np.concatenate(columns, axis=1) * action_mask(contract)
+            columns.append(np.repeat(part.min(axis=-1, keepdims=True), 6, axis=-1) if whole else part)
+    return np.concatenate(columns, axis=-1) * action_mask(contract)
 
 
 def canonical_quaternion(quaternion: Float[ndarray, "*n 4"]) -> Float[ndarray, "*n 4"]:
@@ -185,13 +185,13 @@ def _convert(
         if not slot.commanded:
             continue
         if not slot.present:
-            parts.append(np.zeros((len(values), slot.action_width if encode else slot.command_width)))
+            parts.append(np.zeros((*values.shape[:-1], slot.action_width if encode else slot.command_width)))
             continue
-        start = np.asarray(state[state_at[slot.name]], dtype=np.float64)
-        along = None if states is None else np.asarray(states[:, state_at[slot.name]], dtype=np.float64)
-        value = np.asarray(values[:, source[slot.name]], dtype=np.float64)
+        start = np.asarray(state[..., state_at[slot.name]], dtype=np.float64)
+        along = None if states is None else np.asarray(states[..., state_at[slot.name]], dtype=np.float64)
+        value = np.asarray(values[..., source[slot.name]], dtype=np.float64)
         parts.append(_encode_slot(slot, value, start, along) if encode else _decode_slot(slot, value, start, along))
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=-1)
 
 
 def _encode_slot(slot: Slot, commands: np.ndarray, start: np.ndarray, along: np.ndarray | None) -> np.ndarray:
@@ -200,12 +200,15 @@ def _encode_slot(slot: Slot, commands: np.ndarray, start: np.ndarray, along: np.
     if slot.for_controller:
         return _controller(slot, commands)
     if slot.convention == "step_delta":
-        reference = np.concatenate([start[None], commands[:-1]])
+        reference = np.concatenate([start[..., None, :], commands[..., :-1, :]], axis=-2)
     elif slot.convention == "delta_to_state":
         reference = _needed(slot, along)
     else:
-        reference = np.broadcast_to(start, commands.shape)
-    return pose_difference(commands, reference) if slot.kind == "pose" else commands - reference
+        reference = np.broadcast_to(start[..., None, :], commands.shape)
+    if slot.kind != "pose":
+        return commands - reference
+    flat = pose_difference(commands.reshape(-1, 7), reference.reshape(-1, 7))
+    return flat.reshape(*commands.shape[:-1], 6)
 
 
 def _decode_slot(slot: Slot, actions: np.ndarray, start: np.ndarray, along: np.ndarray | None) -> np.ndarray:

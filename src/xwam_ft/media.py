@@ -257,17 +257,21 @@ def _read_av(source: Source, frames: Frames, layout: str) -> np.ndarray:
     packets = _packets(source)
     if packets is None:
         return _read_by_counting(source, frames, layout)
+    wanted = _indices(frames, len(packets.times), source)
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    return _stack(_seek_and_decode(source, packets, unique.tolist(), layout), len(unique), inverse, source, layout)
+
+
+def _seek_and_decode(source: Source, packets: PacketIndex, chosen: list[int], layout: str) -> Iterator[np.ndarray]:
+    """The pictures with these indices, in rising order."""
     times, keys = packets.times, packets.keys
     index_at = {time: index for index, time in enumerate(times)}
-    wanted = _indices(frames, len(times), source)
-    unique, inverse = np.unique(wanted, return_inverse=True)
-    pictures: list[np.ndarray] = []
     with _open(source) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         decoding: Iterator[Any] | None = None
         position = -1  # index of the last picture decoded
-        for index in unique.tolist():
+        for index in chosen:
             key = keys[max(bisect.bisect_right(keys, index) - 1, 0)]
             if decoding is None or key > position + 1:
                 container.seek(times[key], stream=stream, backward=True)
@@ -280,8 +284,7 @@ def _read_av(source: Source, frames: Frames, layout: str) -> np.ndarray:
                 raise _unreadable(source, f"picture {index} does not decode")
             if frame.pts != times[index]:
                 raise _unreadable(source, f"picture {index} does not decode")
-            pictures.append(_array(frame, layout))
-    return _stack(pictures, inverse, source, layout)
+            yield _array(frame, layout)
 
 
 def _read_by_counting(source: Source, frames: Frames, layout: str) -> np.ndarray:
@@ -291,16 +294,21 @@ def _read_by_counting(source: Source, frames: Frames, layout: str) -> np.ndarray
     chosen = set(unique.tolist())
     with _open(source) as container:
         decoded = itertools.islice(_decode(container, source), max(chosen, default=-1) + 1)
-        pictures = [_array(frame, layout) for index, frame in enumerate(decoded) if index in chosen]
-    return _stack(pictures, inverse, source, layout)
+        pictures = (_array(frame, layout) for index, frame in enumerate(decoded) if index in chosen)
+        return _stack(pictures, len(unique), inverse, source, layout)
 
 
-def _stack(pictures: list[np.ndarray], inverse: np.ndarray, source: Source, layout: str) -> np.ndarray:
-    if not pictures:
+def _stack(pictures: Iterator[np.ndarray], count: int, inverse: np.ndarray, source: Source, layout: str) -> np.ndarray:
+    """`count` pictures as one array, filled as they come, in the order that `inverse` says."""
+    first = next(pictures, None)
+    if first is None:
         info = probe(source)
         shape = (0, info.height, info.width) + ((3,) if layout == "rgb24" else ())
         return np.zeros(shape, dtype=np.uint8 if layout == "rgb24" else np.uint16)
-    stacked = np.stack(pictures)
+    stacked = np.empty((count, *first.shape), first.dtype)
+    stacked[0] = first
+    for place, picture in enumerate(pictures, start=1):
+        stacked[place] = picture
     return stacked if np.array_equal(inverse, np.arange(len(stacked))) else stacked[inverse]
 
 

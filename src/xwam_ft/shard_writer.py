@@ -12,6 +12,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -128,8 +129,7 @@ class ShardSetWriter:
             remains.unlink()
         self.folder = folder
         self._limit = shard_bytes
-        self._pending: list[tuple[SegmentMeta, dict[str, bytes]]] = []
-        self._pending_bytes = 0
+        self._tar: _Tar | None = None  # the one being written: segments go to disk as they come
         self._shards: list[ShardEntry] = []
         self._segments: list[SegmentEntry] = []
         self._last = (-1, -1)
@@ -140,7 +140,8 @@ class ShardSetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pending.clear()  # without finish() the folder stays unfinished, whole tars at most
+        if self._tar is not None:  # without finish() the folder stays unfinished, whole tars at most
+            self._tar.drop()
 
     def add(self, members: dict[str, bytes]) -> None:
         """Append a segment: the files `encode_segment` made, read back from wherever they were kept."""
@@ -149,15 +150,28 @@ class ShardSetWriter:
             raise ValueError(f"segment {meta.key} comes out of order")
         self._last = (meta.episode, meta.first_frame)
         size = sum(len(data) for data in members.values())
-        if self._pending and self._pending_bytes + size > self._limit:
-            self._write_shard()
-        self._pending.append((meta, members))
-        self._pending_bytes += size
+        if self._tar is not None and self._tar.size + size > self._limit:
+            self._close_shard(self._tar)
+        if self._tar is None:
+            self._tar = _Tar(self.folder / f"shard-{len(self._shards):06d}.tar")
+        self._segments.append(
+            SegmentEntry(
+                key=meta.key,
+                episode=meta.episode,
+                shard=self._tar.path.name,
+                first_frame=meta.first_frame,
+                num_frames=meta.num_frames,
+                first_start=meta.first_start,
+                num_starts=meta.num_starts,
+                split=meta.split,
+                members={name: self._tar.add(f"{meta.key}.{name}", members[name]) for name in sorted(members)},
+            )
+        )
 
     def finish(self, contract: Contract, episodes: Iterable[EpisodeEntry]) -> ShardSet:
         """Write the last tar, contract.json and index.json; return the set, opened."""
-        if self._pending:
-            self._write_shard()
+        if self._tar is not None:
+            self._close_shard(self._tar)
         episodes = tuple(episodes)
         named = [key for episode in episodes for key in episode.segments]
         if named != [segment.key for segment in self._segments]:
@@ -176,34 +190,45 @@ class ShardSetWriter:
         write_json_atomic(self.folder / INDEX_FILE, json.loads(index.model_dump_json()))
         return ShardSet.open(self.folder)
 
-    def _write_shard(self) -> None:
-        from webdataset.writer import TarWriter
+    def _close_shard(self, tar: _Tar) -> None:
+        tar.close()
+        self._shards.append(ShardEntry(name=tar.path.name, bytes=tar.path.stat().st_size, sha256=sha256(tar.path)))
+        self._tar = None
 
-        path = self.folder / f"shard-{len(self._shards):06d}.tar"
-        with atomic_path(path) as temporary:
-            with temporary.open("wb") as stream:
-                tar = TarWriter(stream, user="", group="", mode=0o644, mtime=0, encoder=False)
-                for meta, members in self._pending:
-                    tar.write({"__key__": meta.key, **members})
-                tar.close()
-            with tarfile.open(temporary) as written:
-                places = {member.name: (member.offset_data, member.size) for member in written.getmembers()}
-        for meta, members in self._pending:
-            self._segments.append(
-                SegmentEntry(
-                    key=meta.key,
-                    episode=meta.episode,
-                    shard=path.name,
-                    first_frame=meta.first_frame,
-                    num_frames=meta.num_frames,
-                    first_start=meta.first_start,
-                    num_starts=meta.num_starts,
-                    split=meta.split,
-                    members={name: places[f"{meta.key}.{name}"] for name in sorted(members)},
-                )
-            )
-        self._shards.append(ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256(path)))
-        self._pending, self._pending_bytes = [], 0
+
+class _Tar:
+    """A tar written file by file, as webdataset's TarWriter writes it (which would load torch); fixed dates, no owner.
+
+    It appears under its name when it is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0  # bytes of the files in it
+        self._stack = ExitStack()
+        enter = self._stack.enter_context
+        stream = enter(enter(atomic_path(path)).open("wb"))
+        self._tar = enter(tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT))  # noqa: SIM115
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Append a file; where it stands in the tar, and its size."""
+        member = tarfile.TarInfo(name)
+        member.size, member.mode, member.mtime = len(data), 0o644, 0
+        self._tar.addfile(member, io.BytesIO(data))
+        self.size += len(data)
+        return self._tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def drop(self) -> None:
+        """Remove what was written."""
+        with suppress(_Dropped):
+            self._stack.__exit__(_Dropped, _Dropped(), None)
+
+
+class _Dropped(Exception):
+    pass
 
 
 def episode_entry(

@@ -11,6 +11,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from formats import write_aloha, write_folder, write_robomimic, write_robotwin, write_xwam
 from rich.console import Console
@@ -216,6 +218,84 @@ MALFORMED: list[tuple[str, Any, Break, str]] = [
     ),
 ]
 
+V21_TABLE = "data/chunk-000/episode_000001.parquet"
+V21_VIDEO = "videos/chunk-000/observation.images.Front View/episode_000001.mp4"
+V30_TABLE = "data/chunk-000/file-000.parquet"
+V30_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+
+
+def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], Any]) -> Break:
+    """Rewrite a parquet file from its rows, changed."""
+
+    def go(root: Path) -> None:
+        rows = pq.read_table(root / name).to_pylist()
+        change(rows)
+        pq.write_table(pa.Table.from_pylist(rows), root / name)
+
+    return go
+
+
+def of_episode_1(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["episode_index"] == 1]
+
+
+MALFORMED += [
+    (
+        "v21_no_table",
+        "v21",
+        lambda root: (root / V21_TABLE).unlink(),
+        "episode_000001.parquet is listed in meta and not",
+    ),
+    ("v21_table_cut", "v21", cut(V21_TABLE), "episode_000001.parquet is not a readable parquet file"),
+    ("v21_rows", "v21", edit_rows(V21_TABLE, lambda rows: rows.pop()), "holds 10 rows of this episode, meta says 11"),
+    (
+        "v21_ragged",
+        "v21",
+        edit_rows(V21_TABLE, lambda rows: rows[4]["observation.state"].pop()),
+        "column 'observation.state' has rows of different lengths or missing values",
+    ),
+    (
+        "v21_width",
+        "v21",
+        edit_rows(V21_TABLE, lambda rows: [row["observation.state"].pop() for row in rows]),
+        "column 'observation.state' holds 2 numbers a row, meta says 3",
+    ),
+    (
+        "v21_no_video",
+        "v21",
+        lambda root: (root / V21_VIDEO).unlink(),
+        "episode_000001.mp4 is listed in meta and not there",
+    ),
+    ("v21_video_cut", "v21", cut(V21_VIDEO), "episode_000001.mp4: cannot be read as video"),
+    (
+        "v21_video_short",
+        "v21",
+        lambda root: write_rgb(root / V21_VIDEO, np.zeros((9, 32, 48, 3), np.uint8), 10),
+        "episode_000001.mp4 holds 9 frames",
+    ),
+    (
+        "v21_nan",
+        "v21",
+        edit_rows(V21_TABLE, lambda rows: rows[3].update({"observation.state": [float("nan"), 0.0, 0.0]})),
+        "column 'observation.state/j1' of slot 'arm' holds nan at frame 3",
+    ),
+    (
+        "v30_rows",
+        "v30",
+        edit_rows(V30_TABLE, lambda rows: rows.remove(of_episode_1(rows)[0])),
+        "file-000.parquet holds 10 rows of this episode, meta says 11",
+    ),
+    (
+        "v30_timestamp",
+        "v30",
+        edit_rows(
+            V30_EPISODES,
+            lambda rows: of_episode_1(rows)[0].update({"videos/observation.images.Front View/from_timestamp": 0.9}),
+        ),
+        r"from_timestamp 0.9 puts the episode at frame 9, the lengths of the episodes before it at frame 14",
+    ),
+]
+
 
 def swap_table(folder: Path) -> None:
     (folder / "table.csv").unlink()
@@ -229,19 +309,21 @@ SLOTS = {
     write_xwam: ["left_x", "left_y", "left_z"],
     write_folder: ["j1", "j2"],
     pictures_of: ["j1", "j2"],
+    "v21": ["j1", "j2"],
+    "v30": ["j1", "j2"],
 }
 
 
 @pytest.mark.parametrize(("make", "damage", "sentence"), [c[1:] for c in MALFORMED], ids=[c[0] for c in MALFORMED])
 def test_a_malformed_episode_is_rejected_with_one_sentence(
-    make: Any, damage: Break, sentence: str, tmp_path: Path, made: Any
+    make: Any, damage: Break, sentence: str, tmp_path: Path, made: Any, lerobot: Any
 ) -> None:
-    raw = make(tmp_path / "raw", made)
+    raw = (getattr(lerobot, make) if isinstance(make, str) else make)(tmp_path / "raw", made)
     damage(raw)
     where = tmp_path / "toy.yaml"
     arm = {"kind": "joints", "columns": SLOTS[make], "units": "rad", "command": "next_state"}
     timing = {"frame_skip": 2, "action_skip": 1, "clip_frames": 5}
-    front = {"front": {"source": "front"}}
+    front = {"front": {"source": lerobot.camera if isinstance(make, str) else "front"}}
     where.write_text(json.dumps({"name": "t", "cameras": front, "timing": timing, "slots": {"arm": arm}}))
     spec, source = load_embodiment(where), open_source(raw)
     cameras = plan_cameras(spec, source.info, where)

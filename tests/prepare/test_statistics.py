@@ -7,7 +7,7 @@ import pytest
 
 from xwam_ft import conventions
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, DepthCode, Image, Slot, Timing
-from xwam_ft.prepare.statistics import Motion, placeholder, quantiles, widen
+from xwam_ft.prepare.statistics import Motion, chunk_actions, placeholder, quantiles, widen
 
 TIMING = Timing(fps=10, frame_skip=2, action_skip=1, clip_frames=5)
 
@@ -131,3 +131,36 @@ def test_what_never_moves_normalises_to_zero() -> None:
     draft = contract(joint("absolute"))
     final = draft.model_copy(update={"quantiles": quantiles(draft, [one(still, still)])})
     np.testing.assert_allclose(conventions.normalise_proprio(final, still), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("convention", ["relative_to_chunk_start", "step_delta", "delta_to_state", "absolute"])
+def test_chunks_encoded_together_are_those_encoded_alone(convention: str) -> None:
+    pose = Slot(
+        name="hand",
+        kind="pose",
+        columns=POSE_ELEMENTS,
+        elements=POSE_ELEMENTS,
+        units=POSE_UNITS,
+        frame="base",
+        convention=None if convention == "absolute" else convention,  # pyright: ignore
+    )
+    absent = gripper("gone").model_copy(update={"present": False})
+    draft = contract(*([] if convention == "absolute" else [pose]), joint(convention), absent)
+    random = np.random.default_rng(0)
+    widths = draft.state_dim, sum(slot.command_width for slot in draft.slots)
+    episodes = [
+        Motion(random.normal(size=(n, widths[0])), random.normal(size=(n, widths[1])), np.ones((n, widths[1])))
+        for n in (3, 40, 11)
+    ]
+    values, masks = chunk_actions(draft, episodes, stride=2)
+    alone: list[np.ndarray] = []
+    alone_masks: list[np.ndarray] = []
+    for episode in episodes:
+        for start in range(0, max(1, len(episode.state) - TIMING.frame_skip), 2):
+            rows = start + np.arange(TIMING.action_steps) * TIMING.action_skip
+            rows = rows[rows < len(episode.state)]
+            states = episode.state[rows]
+            alone.append(conventions.encode_actions(draft, episode.command[rows], episode.state[start], states))
+            alone_masks.append(conventions.command_to_action_mask(draft, episode.command_mask[rows]))
+    np.testing.assert_array_equal(values, np.concatenate(alone))
+    np.testing.assert_array_equal(masks, np.concatenate(alone_masks))

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -181,6 +181,22 @@ class Motions(Sequence[Motion]):
 
     def __getitem__(self, index: int | slice) -> Motion | Motions:
         return Motions(self.jobs[index]) if isinstance(index, slice) else load_motion(self.jobs[index])
+
+
+class MotionsByNumber(Mapping[int, Motion]):
+    """The same by the episodes' numbers."""
+
+    def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
+        self._jobs = {job.number: job for job in jobs}
+
+    def __getitem__(self, number: int) -> Motion:
+        return load_motion(self._jobs[number])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
 
 def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStage | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from xwam_ft import conventions
 from xwam_ft.prepare import statistics
 from xwam_ft.prepare.depth.outcome import depth_outcomes
-from xwam_ft.prepare.episode_job import load_motion
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
 from xwam_ft.prepare.findings import FindingGroup, grouped, numbers_text
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def render(
         for job in accepted
         if job.number in chosen
     ]
-    motions = {job.number: load_motion(job) for job in accepted}
-    train = [motions[job.number] for job in accepted if job.number not in held_out]
+    train = Motions([job for job in accepted if job.number not in held_out])
     groups = grouped((result.number, finding) for result in results for finding in result.findings)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -71,7 +70,7 @@ def render(
         slots=_slots(contract, train),
         sheets=sheets,
         hidden=len(kept) - len(sheets),
-        plots=plots(contract, motions, kept, held_out),
+        plots=plots(contract, MotionsByNumber(accepted), train, kept, held_out),
         depth=depth,
         depth_rows=depth_outcomes(kept) if depth.estimator or depth.aligned or depth.check else {},
         codecs=kept[0].codecs,
@@ -79,12 +78,15 @@ def render(
 
 
 def plots(
-    contract: Contract, motions: Mapping[int, statistics.Motion], kept: Sequence[EpisodeResult], held_out: set[int]
+    contract: Contract,
+    motions: Mapping[int, statistics.Motion],
+    train: Sequence[statistics.Motion],
+    kept: Sequence[EpisodeResult],
+    held_out: set[int],
 ) -> dict[str, str | None]:
     """The page's plots as data URLs, by name."""
     from xwam_ft.prepare import report_plots
 
-    train = [motion for number, motion in motions.items() if number not in held_out]
     numbers, frames = [result.number for result in kept], [result.frames for result in kept]
     apart = [result.seconds_apart for result in kept]
     return {
@@ -94,7 +96,7 @@ def plots(
     }
 
 
-def histograms(contract: Contract, train: list[statistics.Motion]) -> str:
+def histograms(contract: Contract, train: Sequence[statistics.Motion]) -> str:
     """Distributions of every slot's normalised numbers, as a data URL."""
     from xwam_ft.prepare.report_plots import distributions
 
@@ -133,8 +135,8 @@ def _shown(kept: Sequence[EpisodeResult], held_out: set[int]) -> set[int]:
     return {*first, *(rest[i] for i in even)}
 
 
-def _slots(contract: Contract, train: list[statistics.Motion]) -> list[dict[str, Any]]:
-    states = np.concatenate([motion.state for motion in train])
+def _slots(contract: Contract, train: Sequence[statistics.Motion]) -> list[dict[str, Any]]:
+    states = statistics.all_states(train)
     actions, masks = statistics.chunk_actions(contract, train)
     return [_slot_rows(contract, slot, states, np.where(masks > 0, actions, np.nan)) for slot in contract.slots]
 

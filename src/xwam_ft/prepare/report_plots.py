@@ -27,9 +27,9 @@ INK, HELD, ACTION = "#3b6fb5", "#d1602b", "#4a9a68"
 PATHS = 40  # episodes drawn
 
 
-def distributions(contract: Contract, train: list[Motion]) -> str:
+def distributions(contract: Contract, train: Sequence[Motion]) -> str:
     """A violin a number: normalised training states, and normalised actions of all clip starts, by slot."""
-    states = conventions.normalise_proprio(contract, np.concatenate([motion.state for motion in train]))
+    states = conventions.normalise_proprio(contract, statistics.all_states(train))
     raw, masks = statistics.chunk_actions(contract, train)
     actions = conventions.normalise_action(contract, raw)
     state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)
@@ -72,14 +72,14 @@ def paths(contract: Contract, motions: Mapping[int, Motion], held_out: set[int])
         for cell, slot in enumerate(slots):
             axes: Any = figure.add_subplot(-(-len(slots) // 2), min(2, len(slots)), cell + 1, projection="3d")
             at = conventions.state_slices(contract)[slot.name]
-            points = [motions[n].state[:, at][:, :3] for n in numbers]
-            for number, path in zip(numbers, points, strict=True):
+            low, high = np.full(3, np.inf), np.full(3, -np.inf)
+            for number in numbers:
+                path = motions[number].state[:, at][:, :3]
+                low, high = np.minimum(low, path.min(axis=0)), np.maximum(high, path.max(axis=0))
                 if number in shown:
                     colour = HELD if number in held_out else INK
                     axes.plot(*path.T, color=colour, linewidth=0.9, alpha=0.7)
                     axes.scatter(*path[0], color=colour, s=9, depthshade=False)
-            everything = np.concatenate(points)
-            low, high = everything.min(axis=0), everything.max(axis=0)
             middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-3) * 1.05
             axes.set(**{f"{axis}lim": (middle[i] - half, middle[i] + half) for i, axis in enumerate("xyz")})
             axes.set(xlabel="x, m", ylabel="y, m", zlabel="z, m")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
-    from xwam_ft.contract import Slot, Timing
+    from xwam_ft.contract import Slot
 
 FLOOR = {"m": 1e-3, "rad": 1e-3}
 FLOOR_ELSE = 1e-2
@@ -60,26 +60,43 @@ def placeholder(contract_without: dict[str, object]) -> Contract:
     return Contract.model_validate(draft)
 
 
-def chunk_actions(contract: Contract, episodes: Sequence[Motion]) -> tuple[np.ndarray, np.ndarray]:
-    """Encoded actions [N, Da] of all clip starts, chunk after chunk, and their mask."""
-    total = sum(len(episode.state) for episode in episodes)
-    stride = max(1, -(-total // MAX_STARTS))
+def chunk_actions(
+    contract: Contract, episodes: Sequence[Motion], *, stride: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encoded actions [N, Da] of all clip starts, chunk after chunk, and their mask.
+
+    Args:
+        stride: between starts; None: such that there are at most about `MAX_STARTS`.
+    """
+    timing = contract.timing
+    stride = starts_stride(episodes) if stride is None else stride
+    ahead = np.arange(timing.action_steps) * timing.action_skip
     values: list[np.ndarray] = [np.zeros((0, contract.action_dim))]
     masks: list[np.ndarray] = [np.zeros((0, contract.action_dim))]
     for episode in episodes:
-        for start in range(0, max(1, len(episode.state) - contract.timing.frame_skip), stride):
-            rows = _action_rows(start, len(episode.state), contract.timing)
+        frames = len(episode.state)
+        starts = np.arange(0, max(1, frames - timing.frame_skip), stride)
+        steps = np.searchsorted(ahead, frames - starts)  # of a chunk, those before the episode's end
+        for count in np.unique(steps)[::-1]:  # chunks of one length at once; only the last few are shorter
+            some = starts[steps == count]
+            rows = some[:, None] + ahead[:count]
             encoded = conventions.encode_actions(
-                contract, episode.command[rows], episode.state[start], episode.state[rows]
+                contract, episode.command[rows], episode.state[some], episode.state[rows]
             )
-            values.append(encoded)
-            masks.append(conventions.command_to_action_mask(contract, episode.command_mask[rows]))
+            values.append(encoded.reshape(-1, contract.action_dim))
+            mask = conventions.command_to_action_mask(contract, episode.command_mask[rows])
+            masks.append(mask.reshape(-1, contract.action_dim))
     return np.concatenate(values), np.concatenate(masks)
+
+
+def starts_stride(episodes: Sequence[Motion]) -> int:
+    """Every so manieth clip start is taken, for about `MAX_STARTS` of them."""
+    return max(1, -(-sum(len(episode.state) for episode in episodes) // MAX_STARTS))
 
 
 def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
     """The quantiles of `episodes` (the training split), by the rules at the head of this file."""
-    states = _states(episodes)
+    states = all_states(episodes)
     actions, masks = chunk_actions(contract, episodes)
     proprio_low, proprio_high = np.full(contract.state_dim, -1.0), np.full(contract.state_dim, 1.0)
     action_low, action_high = np.full(contract.action_dim, -1.0), np.full(contract.action_dim, 1.0)
@@ -127,7 +144,7 @@ def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
     )
 
 
-def _states(episodes: Sequence[Motion]) -> np.ndarray:
+def all_states(episodes: Sequence[Motion]) -> np.ndarray:
     """All states [N, P], or every so manieth, counted on from one episode to the next."""
     stride = max(1, -(-sum(len(episode.state) for episode in episodes) // MAX_STATES))
     found: list[np.ndarray] = []
@@ -158,11 +175,6 @@ def _gripper_pools(contract: Contract) -> dict[str, list[str]]:
         ]
         for slot in grippers
     }
-
-
-def _action_rows(start: int, frames: int, timing: Timing) -> np.ndarray:
-    rows = start + np.arange(timing.action_steps) * timing.action_skip
-    return rows[rows < frames]
 
 
 def _q(values: np.ndarray) -> tuple[float, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.checks.across import (
     check_duplicates,
@@ -17,12 +19,14 @@ from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.ranges import check_ranges
-from xwam_ft.prepare.episode_job import load_motion
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
     from xwam_ft.prepare.findings import Finding
+
+JUDGED = 200  # episodes, spread over all, from which is told what recorded commands are
 
 
 def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, strict: bool) -> None:
@@ -34,8 +38,9 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
     sound = [job for job in jobs if results[job.number].reason is None]
     if not sound:
         return
-    motions = [load_motion(job) for job in sound]
-    for finding in check_commands([plan.slot for plan in sound[0].slots], motions):
+    some = np.unique(np.linspace(0, len(sound) - 1, min(len(sound), JUDGED)).round().astype(int))
+    motions = Motions([sound[i] for i in some])
+    for finding in check_commands([plan.slot for plan in sound[0].slots], list(motions)):
         for job in sound:
             result = results[job.number]
             result.findings.append(finding)
@@ -51,7 +56,7 @@ def check_against_contract(
 ) -> None:
     """Checks of what stays: cameras and episodes against each other, calibration, ranges. None rejects."""
     kept = {job.number: results[job.number] for job in accepted}
-    motions = {job.number: load_motion(job) for job in accepted}
+    motions = MotionsByNumber(accepted)
     signatures = {number: result.signatures for number, result in kept.items()}
 
     def add(found: Mapping[int, list[Finding]]) -> None:
@@ -70,7 +75,7 @@ def check_against_contract(
             add({number: [finding] for number, finding in check_drift(camera.name, grids).items()})
     for number, motion in motions.items():
         results[number].findings += check_calibration(contract, motion)
-    train = [number for number in motions if number not in held_out]
-    for finding in check_ranges(contract, [motions[number] for number in train]):
-        for number in train:
-            results[number].findings.append(finding)
+    train = [job for job in accepted if job.number not in held_out]
+    for finding in check_ranges(contract, Motions(train)):
+        for job in train:
+            results[job.number].findings.append(finding)

@@ -1,0 +1,76 @@
+"""The benchmarks of preparation and loading run on tiny recordings, and what they compare is the same work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import loading
+import prepare
+from _recordings import Shape, write_embodiment, write_recordings
+from xwam_ft.media import probe, read_gray16, read_rgb
+
+SHAPE = Shape(episodes=2, frames=40, cameras=1, height=96, width=128, depth=True, drawn=1)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recordings(tmp_path_factory.mktemp("recordings") / "raw", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def embodiment(recordings: Path) -> Path:
+    return write_embodiment(recordings.parent / "synthetic.yaml", SHAPE, 48, 64)
+
+
+def run(script: object, *arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(script.main)  # pyright: ignore[reportAttributeAccessIssue]
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_bare_work_is_on_the_same_files_with_the_same_settings(
+    recordings: Path, embodiment: Path, tmp_path: Path
+) -> None:
+    colours = prepare.videos(recordings, embodiment, depth=False)
+    every = prepare.videos(recordings, embodiment, depth=True)
+    assert len(colours) == SHAPE.episodes
+    assert set(colours) < set(every)
+    depths = [path for path in every if path not in colours]
+    assert len(depths) == SHAPE.episodes
+    for path, codec in ((colours[0], "h264"), (depths[0], "ffv1")):
+        prepare.recode_by_av(path, tmp_path / codec, 48, 64)
+        found = probe(tmp_path / f"{codec}.mkv")
+        assert (found.codec, found.height, found.width) == (codec, 48, 64)
+
+
+def test_clips_decoded_from_the_recordings_are_the_pictures_asked_for(recordings: Path) -> None:
+    colour, depth = (next(recordings.glob(f"videos/*/*{name}/episode_000000.mkv")) for name in ("camera0", "_depth"))
+    rows = [3, 7, 11, 30]
+    np.testing.assert_array_equal(loading.read_by_av(colour, rows), read_rgb(colour, rows))
+    np.testing.assert_array_equal(loading.read_by_decord(colour, rows), read_rgb(colour, rows))
+    np.testing.assert_array_equal(loading.read_by_av(depth, rows), read_gray16(depth, rows))
+
+
+@pytest.mark.slow
+def test_loading_prints_its_table(recordings: Path, embodiment: Path) -> None:
+    said = run(loading, str(recordings), "--embodiment", str(embodiment), "--clips", "2")
+    rows = [line.split("  ")[0] for line in said.splitlines()]
+    assert {"shards", "recordings, PyAV", "recordings, decord"} <= set(rows)
+
+
+@pytest.mark.slow
+def test_prepare_prints_its_tables(recordings: Path, embodiment: Path) -> None:
+    said = run(prepare, str(recordings), "--embodiment", str(embodiment), "--depth", "sensor")
+    assert "80 frames, 160 pictures in 4 files" in said
+    ratio = next(line for line in said.splitlines() if line.startswith("prepare / bare")).split()[3]
+    assert float(ratio) > 0.5
