@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ from xwam_ft.model.compiled import INDUCTOR, CompiledForward
 from xwam_ft.model.network import TextContext
 from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
 from xwam_ft.model.solver import SHIFT
-from xwam_ft.observation import Commands, EncodedObservation
+from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
+from xwam_ft.policy.request import PolicyOutput, example_observation, implausible, read_options
 from xwam_ft.policy.text import TextCache
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.attention import Attention
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.policy.request import Options
     from xwam_ft.shards import Clip
 
 NO_TEXT = ""
@@ -61,18 +63,6 @@ class Settings:
     video_steps: int = 50
     guidance: float = 0.0
     shift: float = SHIFT
-
-
-@dataclass(frozen=True)
-class PolicyOutput:
-    """A chunk of commands, `contract.timing.action_period` seconds a step.
-
-    `commands` is what the robot takes; `action` is what the model said, normalised; `seconds` where the time went.
-    """
-
-    commands: Commands
-    action: Float[ndarray, "ta da"]
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -151,13 +141,22 @@ class Policy:
         """One observation -> a chunk of commands.
 
         Args:
-            request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units.
-            seed: of this request's noise; default `settings.seed` plus the number of calls before.
+            request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units; perhaps
+                with "options" (request.py): seed, action_steps, guidance, chunk.
+            seed: of this request's noise, before the option; default `settings.seed` plus the number of calls before.
 
         Raises:
-            UserError: an observation that does not fit the contract, or a prompt that is not embedded.
+            UserError: an observation that does not fit the contract, a prompt that is not embedded, or an option out of
+                range.
         """
         started = time.perf_counter()
+        options = read_options(request, self.contract)
+        if options.prefix is not None:
+            raise UserError(
+                "was given, and this bundle was trained without action prefixes",
+                "observation.options.prefix",
+                "leave it out and execute chunks one after the other",
+            )
         inputs = observation.encode(self.contract, request)
         for slot in self.contract.slots:
             if slot.convention == "delta_to_state" and slot.present:
@@ -166,22 +165,38 @@ class Policy:
                     "contract.json",
                     "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
                 )
+        warnings = implausible(self.contract, inputs)
         encoded = time.perf_counter()
-        action = self.infer_batch([inputs], [self.settings.seed + self.calls if seed is None else seed])[0]
+        chosen = next((n for n in (seed, options.seed) if n is not None), self.settings.seed + self.calls)
+        action = self.infer_batch([inputs], [chosen], self._settings(options))[0][: options.chunk]
         self.calls += 1
         sampled = time.perf_counter()
         commands = observation.decode(self.contract, action, inputs.state, request)
         done = time.perf_counter()
         seconds = {"observe": encoded - started, "sample": sampled - encoded, "decode": done - sampled}
-        return PolicyOutput(commands, action, seconds | {"total": done - started})
+        return PolicyOutput(commands, action, seconds | {"total": done - started}, warnings)
 
-    def infer_batch(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int]) -> Float[ndarray, "n ta da"]:
+    def warm_up(self) -> float:
+        """Answer a made-up observation, so that no robot waits for what a first call sets up; returns its seconds."""
+        calls = self.calls
+        prompt = next(text for text in sorted(self.prompts) if text.strip())
+        seconds = self.infer(example_observation(self.contract, prompt), seed=0).seconds["total"]
+        self.calls = calls
+        return seconds
+
+    def _settings(self, options: Options) -> Settings:
+        given = {"action_steps": options.action_steps, "guidance": options.guidance}
+        return replace(self.settings, **{name: value for name, value in given.items() if value is not None})
+
+    def infer_batch(
+        self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], settings: Settings | None = None
+    ) -> Float[ndarray, "n ta da"]:
         """Normalised action chunks of several observations; each equals what it would be alone, to rounding."""
-        return self._sample(inputs, seeds, actions_only=True).action.double().cpu().numpy()
+        return self._sample(inputs, seeds, settings or self.settings, actions_only=True).action.double().cpu().numpy()
 
     def imagine(self, inputs: EncodedObservation, seed: int) -> Imagined:
         """Denoise the whole clip: pictures, depth where the network has a branch, states and actions."""
-        result = self._sample([inputs], [seed], actions_only=False)
+        result = self._sample([inputs], [seed], self.settings, actions_only=False)
         rgb = self.codec.decode_video(result.video)[0].cpu().numpy()
         depth = None
         if result.depth is not None:
@@ -192,8 +207,9 @@ class Policy:
         states = conventions.denormalise_proprio(self.contract, proprio)
         return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy())
 
-    def _sample(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], *, actions_only: bool) -> Sample:
-        settings = self.settings
+    def _sample(
+        self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], settings: Settings, *, actions_only: bool
+    ) -> Sample:
         latents = self.condition(np.stack([item.pictures for item in inputs]))
         proprio = np.stack([item.proprio for item in inputs])
         null = self._context([NO_TEXT] * len(inputs)) if settings.guidance else None
