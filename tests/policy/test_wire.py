@@ -28,11 +28,11 @@ def test_arrays_come_back(array: np.ndarray) -> None:
 
 def test_the_form_is_openpi_s() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    bare = msgpack.unpackb(wire.pack({"x": array[:, ::2], "n": np.float64(1.5)}))
+    bare = msgpack.unpackb(wire.pack({"x": array[:, ::2], "n": np.float32(1.5)}))
     assert bare["x"] == {
         b"__ndarray__": True, b"data": array[:, ::2].tobytes(), b"dtype": "<f4", b"shape": [2, 2],
     }  # fmt: skip
-    assert bare["n"] == {b"__npgeneric__": True, b"data": 1.5, b"dtype": "<f8"}
+    assert bare["n"] == {b"__npgeneric__": True, b"data": 1.5, b"dtype": "<f4"}
     assert wire.unpack(wire.pack(np.int16(-3))).dtype == np.int16
 
 
