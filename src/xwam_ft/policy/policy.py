@@ -83,6 +83,7 @@ class Policy:
         codec: a backbone of which only the VAE is used.
         prompts: instruction -> text embedding [S, Dt]; "" is the empty one.
         trained: False where the backbone was never trained; pictures made with it want a caption saying so.
+        action_prefix: the longest clean action prefix that the network was trained to go on from; 0 = none.
         compile: compile the network's step at the first request of each batch size (True, or a backend's name
             for `torch.compile`): a minute or two at 5B, then faster; answers change by rounding alone.
         attention: the attention kernel, set on the network; None leaves it as it is.
@@ -100,6 +101,7 @@ class Policy:
         settings: Settings | None = None,
         *,
         trained: bool = True,
+        action_prefix: int = 0,
         compile: bool | str = False,
         attention: Attention | None = None,
     ) -> None:
@@ -110,7 +112,7 @@ class Policy:
         self.texts = TextCache(network)
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
-        self.trained = trained
+        self.trained, self.action_prefix = trained, action_prefix
         self.calls = 0
 
     @classmethod
