@@ -91,5 +91,31 @@ def test_options_are_those_of_the_settings(bundle: Path) -> None:
     policy.settings = type(other)(other.seed, steps, other.video_steps, 2.0, other.shift)
     np.testing.assert_array_equal(asked(seed=3), policy.infer(example, seed=3).action)
     np.testing.assert_array_equal(asked(seed=3, action_steps=other.action_steps, guidance=other.guidance), plain)
+
+
+def test_a_chunk_goes_on_from_the_commands_still_to_be_executed(bundle: Path) -> None:
+    """Real-time chunking: the answer begins with the prefix, and what follows depends on it."""
+    policy = Policy.load(bundle, "cpu", selfcheck=False)
+    contract = policy.contract
+    example = request.example_observation(contract, "pick up the cube")
+    plain = policy.infer(example, seed=0)
+    ahead = request.command_table(contract, plain.commands.slots)[2:5]
+    policy.action_prefix = 0
     with pytest.raises(UserError, match="trained without action prefixes"):
-        asked(prefix=np.zeros((2, 8)))
+        policy.infer({**example, "options": {"prefix": ahead}})
+    policy.action_prefix = 3
+    out = policy.infer({**example, "options": {"prefix": ahead}}, seed=0)
+    np.testing.assert_allclose(request.command_table(contract, out.commands.slots)[:3], ahead, atol=1e-6)
+    assert np.abs(out.action[3:] - plain.action[3:]).max() > 1e-4
+    same = policy.infer({**example, "options": {"prefix": ahead[:0]}}, seed=0)
+    np.testing.assert_array_equal(same.action, plain.action)
+    with pytest.raises(UserError, match="has 4 commands, and this bundle was trained with up to 3"):
+        policy.infer({**example, "options": {"prefix": ahead[[0, 0, 1, 2]]}})
+
+
+def test_rows_are_what_the_table_was_made_of(contract: Contract) -> None:
+    finger = contract.slot("gripper").model_copy(update={"columns": ("l", "r"), "transform": "mean", "expand": "equal"})
+    other = contract.model_copy(update={"slots": (contract.slot("tool"), finger)})
+    pose = np.array([[0.1, 0.2, 0.3, 1.0, 0.0, 0.0, 0.0]])
+    table = request.command_table(other, {"tool": pose, "gripper": np.array([[0.04, 0.04]])})
+    np.testing.assert_allclose(request.command_rows(other, table), np.concatenate([pose, [[0.04]]], axis=1))

@@ -35,6 +35,9 @@ sys.path.append(str(Path(__file__).parent))
 from served import GatedPolicy, example, get
 
 KEY = "0123456789abcdef"
+RAGGED = msgpack.packb(
+    {"images": {"front": [[1], 2], "wrist": [[1], 2]}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"}
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,7 @@ def test_openpi_s_own_client(policy: GatedPolicy, address: str) -> None:
         (msgpack.packb(None), "is a NoneType"),
         (msgpack.packb({"images": 1, "state": 2, "prompt": "x"}), "images is a int"),
         (msgpack.packb({b"__ndarray__": True, b"dtype": "|O", b"data": b"", b"shape": [0]}), "refused"),
+        (RAGGED, "observation.images.front: has shape [0] and type object"),
         (msgpack.packb({"imagse": {}}), "did you mean 'images'"),
         (bytes(200_001), "is too large"),
     ],
@@ -318,10 +322,14 @@ async def fuzz(address: str, good: bytes, frames: int, seed: int) -> dict[str, i
     return ends
 
 
-def fuzzed(policy: GatedPolicy, address: str, frames: int, seed: int) -> None:
+def small_frame(policy: GatedPolicy) -> bytes:
     small = example(policy.contract)
     small["images"] = {name: np.full((6, 8, 3), 9, np.uint8) for name in small["images"]}
-    ends = asyncio.run(fuzz(address, wire.pack(small), frames, seed))
+    return wire.pack(small)
+
+
+def fuzzed(policy: GatedPolicy, address: str, frames: int, seed: int) -> None:
+    ends = asyncio.run(fuzz(address, small_frame(policy), frames, seed))
     assert ends["refused"] > frames / 2
     connection, metadata = opened(address)
     connection.send(wire.pack(metadata["example_observation"]))
@@ -337,6 +345,18 @@ def test_two_thousand_hostile_frames(policy: GatedPolicy, address: str) -> None:
 @pytest.mark.soak
 def test_a_hundred_thousand_hostile_frames(policy: GatedPolicy, address: str) -> None:
     fuzzed(policy, address, 100_000, seed=1)
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_hostile_frames_without_the_wire(policy: GatedPolicy) -> None:
+    server, rng, good, refusals = PolicyServer(lambda: policy), random.Random(2), small_frame(policy), 0
+    server.policy = policy
+    for _ in range(100_000):
+        try:
+            server._infer(hostile(rng, good), None)
+        except UserError:  # nothing else may come out
+            refusals += 1
+    assert refusals > 50_000
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
 from xwam_ft.model.solver import SHIFT
 from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
-from xwam_ft.policy.request import PolicyOutput, example_observation, implausible, read_options
+from xwam_ft.policy.request import PolicyOutput, command_rows, example_observation, implausible, read_options
 from xwam_ft.policy.text import TextCache
 
 if TYPE_CHECKING:
@@ -144,21 +144,15 @@ class Policy:
 
         Args:
             request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units; perhaps
-                with "options" (request.py): seed, action_steps, guidance, chunk.
+                with "options" (request.py): seed, action_steps, guidance, chunk, prefix.
             seed: of this request's noise, before the option; default `settings.seed` plus the number of calls before.
 
         Raises:
-            UserError: an observation that does not fit the contract, a prompt that is not embedded, or an option out of
-                range.
+            UserError: an observation that does not fit the contract, a prompt that is not embedded, an option out of
+                range, or a prefix this bundle was not trained with.
         """
         started = time.perf_counter()
         options = read_options(request, self.contract)
-        if options.prefix is not None:
-            raise UserError(
-                "was given, and this bundle was trained without action prefixes",
-                "observation.options.prefix",
-                "leave it out and execute chunks one after the other",
-            )
         inputs = observation.encode(self.contract, request)
         for slot in self.contract.slots:
             if slot.convention == "delta_to_state" and slot.present:
@@ -167,10 +161,11 @@ class Policy:
                     "contract.json",
                     "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
                 )
+        prefix = None if options.prefix is None else self._prefix(options.prefix, inputs)
         warnings = implausible(self.contract, inputs)
         encoded = time.perf_counter()
         chosen = next((n for n in (seed, options.seed) if n is not None), self.settings.seed + self.calls)
-        action = self.infer_batch([inputs], [chosen], self._settings(options))[0][: options.chunk]
+        action = self.infer_batch([inputs], [chosen], self._settings(options), prefix)[0][: options.chunk]
         self.calls += 1
         sampled = time.perf_counter()
         commands = observation.decode(self.contract, action, inputs.state, request)
@@ -190,11 +185,38 @@ class Policy:
         given = {"action_steps": options.action_steps, "guidance": options.guidance}
         return replace(self.settings, **{name: value for name, value in given.items() if value is not None})
 
+    def _prefix(self, rows: Float[ndarray, "k d"], inputs: EncodedObservation) -> Float[ndarray, "1 k da"] | None:
+        """Commands still to be executed -> the normalised actions they are, seen from the state observed now."""
+        where = "observation.options.prefix"
+        if not self.action_prefix:
+            raise UserError(
+                "was given, and this bundle was trained without action prefixes",
+                where,
+                "leave it out and execute chunks one after the other, or train with noise.action_prefix",
+            )
+        if len(rows) > self.action_prefix:
+            raise UserError(
+                f"has {len(rows)} commands, and this bundle was trained with up to {self.action_prefix}",
+                where,
+                "ask earlier, or with fewer commands left",
+            )
+        table = command_rows(self.contract, rows)
+        actions = conventions.encode_actions(self.contract, table, inputs.state)
+        return conventions.normalise_action(self.contract, actions)[None]
+
     def infer_batch(
-        self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], settings: Settings | None = None
+        self,
+        inputs: Sequence[EncodedObservation],
+        seeds: Sequence[int],
+        settings: Settings | None = None,
+        prefix: Float[ndarray, "n k da"] | None = None,
     ) -> Float[ndarray, "n ta da"]:
-        """Normalised action chunks of several observations; each equals what it would be alone, to rounding."""
-        return self._sample(inputs, seeds, settings or self.settings, actions_only=True).action.double().cpu().numpy()
+        """Normalised action chunks of several observations; each equals what it would be alone, to rounding.
+
+        `prefix`: their first k actions, which are given back as they are.
+        """
+        result = self._sample(inputs, seeds, settings or self.settings, prefix, actions_only=True)
+        return result.action.double().cpu().numpy()
 
     def imagine(self, inputs: EncodedObservation, seed: int) -> Imagined:
         """Denoise the whole clip: pictures, depth where the network has a branch, states and actions."""
@@ -210,7 +232,13 @@ class Policy:
         return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy())
 
     def _sample(
-        self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], settings: Settings, *, actions_only: bool
+        self,
+        inputs: Sequence[EncodedObservation],
+        seeds: Sequence[int],
+        settings: Settings,
+        prefix: Float[ndarray, "n k da"] | None = None,
+        *,
+        actions_only: bool,
     ) -> Sample:
         latents = self.condition(np.stack([item.pictures for item in inputs]))
         proprio = np.stack([item.proprio for item in inputs])
@@ -225,6 +253,7 @@ class Policy:
             action_steps=settings.action_steps,
             null_text=null,
             guidance=settings.guidance,
+            action_prefix=None if prefix is None else torch.from_numpy(prefix).float().to(self.device),
             shift=settings.shift,
             actions_only=actions_only,
             forward=self.forward,

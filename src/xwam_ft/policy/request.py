@@ -125,6 +125,21 @@ def command_table(contract: Contract, slots: Mapping[str, np.ndarray]) -> Float[
     return np.concatenate([slots[slot.name] for slot in _commanded(contract)], axis=1)
 
 
+def command_rows(contract: Contract, table: Float[ndarray, "n d"]) -> Float[ndarray, "n q"]:
+    """The inverse of `command_table`: what the robot takes -> absolute commands in the contract's layout."""
+    parts: list[np.ndarray] = []
+    at = 0
+    for slot in contract.slots:
+        if not slot.commanded:
+            continue
+        if not slot.present:
+            parts.append(np.zeros((len(table), slot.command_width)))
+            continue
+        columns = table[:, at : (at := at + len(_command_names(slot)))]
+        parts.append(columns if slot.for_controller else observation.slot_state(slot, columns))
+    return np.concatenate(parts, axis=1)
+
+
 def example_observation(contract: Contract, prompt: str) -> dict[str, Any]:
     """An observation that fits the contract and looks like none recorded: a ramp for a picture, mid-range states."""
     image = contract.image
