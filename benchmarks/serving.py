@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from _measure import machine, print_table
-from _sizes import PROMPT, SIZES
+from _sizes import PROMPT, SIZES, command
 from xwam_ft import observation
 from xwam_ft.contract import Contract, Image
 from xwam_ft.policy.client import PolicyClient
@@ -55,6 +55,7 @@ def main(
     contract = SIZES["tiny"]().contract.model_copy(update={"image": Image(height=height, width=width)})
     policy = InstantPolicy(contract)
     request = example_observation(contract, PROMPT)
+    typer.echo(command(__file__, requests=requests, height=height, width=width, clients=clients))
     typer.echo(machine("cpu"))
     typer.echo(f"{len(contract.cameras)} pictures of {height}x{width}, {requests} requests")
     inside = timed(lambda: policy.infer(request), requests)

@@ -47,7 +47,7 @@ def run(script: Any, *arguments: str) -> dict[str, list[list[str]]]:
     app.command()(script.main)
     result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
-    assert result.output.startswith(f"python benchmarks/{script.__name__}.py --size tiny --device ")
+    assert result.output.startswith(f"python benchmarks/{script.__name__}.py --")
     title, *paragraphs = result.output.strip().split("\n\n")
     tables = {}
     for paragraph in paragraphs:
