@@ -85,6 +85,7 @@ def write_bundle(
         "text_len": policy.codec.text_len,
         "backbone": dict(backbone),
         "backbone_trained": policy.trained,
+        "action_prefix": policy.action_prefix,
         "dtype": dtype,
         "sampling": asdict(policy.settings),
         "run": run,
@@ -198,6 +199,7 @@ def _read(bundle: Path, config: Mapping[str, Any], device: str, **options: Any) 
         load_contract(bundle / "contract.json"),
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
+        action_prefix=config.get("action_prefix", 0),  # a bundle without it was trained without prefixes
         **options,
     )
 
