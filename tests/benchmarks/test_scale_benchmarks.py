@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import loading
-import prepare
-from _recordings import Shape, write_embodiment, write_recordings
 from xwam_ft.media import probe, read_gray16, read_rgb
 
-SHAPE = Shape(episodes=2, frames=40, cameras=1, height=96, width=128, depth=True, drawn=1)
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+
+def script(name: str) -> Any:
+    """A benchmark by its file: `prepare` is the name of a folder of tests too."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+made, loading, prepare = importlib.import_module("_recordings"), script("loading"), script("prepare")
+SHAPE = made.Shape(episodes=2, frames=40, cameras=1, height=96, width=128, depth=True, drawn=1)
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recordings(tmp_path_factory.mktemp("recordings") / "raw", SHAPE)
+    return made.write_recordings(tmp_path_factory.mktemp("recordings") / "raw", SHAPE)
 
 
 @pytest.fixture(scope="module")
 def embodiment(recordings: Path) -> Path:
-    return write_embodiment(recordings.parent / "synthetic.yaml", SHAPE, 48, 64)
+    return made.write_embodiment(recordings.parent / "synthetic.yaml", SHAPE, 48, 64)
 
 
-def run(script: object, *arguments: str) -> str:
+def run(script: Any, *arguments: str) -> str:
     app = typer.Typer()
-    app.command()(script.main)  # pyright: ignore[reportAttributeAccessIssue]
+    app.command()(script.main)
     result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
     return result.output

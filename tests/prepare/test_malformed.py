@@ -239,7 +239,7 @@ def of_episode_1(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["episode_index"] == 1]
 
 
-MALFORMED += [
+LEROBOT: list[tuple[str, Any, Break, str]] = [
     (
         "v21_no_table",
         "v21",
@@ -314,7 +314,9 @@ SLOTS = {
 }
 
 
-@pytest.mark.parametrize(("make", "damage", "sentence"), [c[1:] for c in MALFORMED], ids=[c[0] for c in MALFORMED])
+@pytest.mark.parametrize(
+    ("make", "damage", "sentence"), [c[1:] for c in [*MALFORMED, *LEROBOT]], ids=[c[0] for c in [*MALFORMED, *LEROBOT]]
+)
 def test_a_malformed_episode_is_rejected_with_one_sentence(
     make: Any, damage: Break, sentence: str, tmp_path: Path, made: Any, lerobot: Any
 ) -> None:
