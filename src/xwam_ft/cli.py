@@ -77,6 +77,19 @@ def prepare(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Overrides = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps; loads the weights.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Find the largest micro-batch that fits in memory.")] = False,
+) -> None:
+    """What a run will hold, fill and take, before any weight is loaded."""
+    from xwam_ft.train.plan_report import plan_recipe
+
+    plan_recipe(recipe, overrides or [], _console(), probe=probe, fit=fit)
+
+
+@app.command()
 def encode(
     shards: Shards,
     recipe: Annotated[Path, typer.Option(help="The recipe whose backbone encodes.")],

@@ -61,6 +61,7 @@ def test_a_run_folder_holds_exactly_this(finished: Path, shard_set: ShardSet) ->
     assert files - events == {
         "recipe.yaml",
         "contract.json",
+        "plan.json",
         "metrics.jsonl",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",

@@ -2,6 +2,7 @@
 
 recipe.yaml     the recipe with every default and override, paths absolute
 contract.json   the shard set's, byte for byte
+plan.json       what was known of the run beforehand (see plan.py)
 checkpoints/    see checkpoint.py
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "recipe.yaml"
 CONTRACT_FILE = "contract.json"
+PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
 
