@@ -55,13 +55,13 @@ def read_skeleton(path: str, *, dtype: str, revision: str | None = None) -> Skel
     transformer, vae, text_len, depth_blocks = _configurations(path, revision)
     try:
         with torch.device("meta"):
-            modules = WanTransformer3DModel.from_config(transformer), AutoencoderKLWan.from_config(vae)
+            modules: tuple[Any, Any] = WanTransformer3DModel.from_config(transformer), AutoencoderKLWan.from_config(vae)
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"its configurations make no Wan transformer and VAE ({reason})", path, f"give a folder like {PUBLISHED}"
         ) from error
-    frozen = [module.eval().requires_grad_(False) for module in modules]
+    frozen: list[Any] = [module.eval().requires_grad_(False) for module in modules]
     backbone = Backbone(
         name=path,
         transformer=cast_weights(frozen[0], getattr(torch, dtype)),

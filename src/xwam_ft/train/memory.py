@@ -79,7 +79,8 @@ def random_batch(
 def module_on_random_clips(network: JointNetwork, recipe: Recipe, text: tuple[int, int]) -> TrainingModule:
     """The training module with made-up loss counts, for clips of `random_batch`."""
     spec = recipe.trainer
-    counts = dict.fromkeys(("video", "action", "proprio", "depth"), 1000.0 * spec.batch_size * spec.accumulate)
+    streams: tuple[str, ...] = ("video", "action", "proprio", "depth")
+    counts = dict.fromkeys(streams, 1000.0 * spec.batch_size * spec.accumulate)
     geometry = StepGeometry(spec.batch_size, spec.accumulate)
     return TrainingModule(network, recipe, geometry, lambda step: counts, torch.zeros(text))
 
@@ -127,7 +128,7 @@ def _kept_bytes(network: JointNetwork, recipe: Recipe, batch: Batch, *, scores: 
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage] (data_ptr is 0 on meta)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -129,7 +129,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     devices = _devices(recipe)
     vae = sum(parameter.numel() for parameter in skeleton.backbone.vae.parameters()) * 4
     parts = _memory(recipe, groups, activations, vae if held_out else 0, _bytes_of(batch), on_gpu=on_gpu)
-    places = {"the shards": shard_set.folder, "the run": run or shard_set.folder}
+    places = {"the shards": shard_set.folder, "checkpoints": run or shard_set.folder}
     free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
     plan = Plan(
         backbone=recipe.backbone.path,
@@ -175,22 +175,22 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
     if plan.batch < SMALL_BATCH:
         more = math.ceil(SMALL_BATCH / (spec.batch_size * plan.devices))
         said.append(
-            f"{plan.batch} clips an optimizer step: below {SMALL_BATCH} losses flatten early, since noise levels differ "
-            f"from step to step; set trainer.accumulate={more}"
+            f"{plan.batch} clips an optimizer step: below {SMALL_BATCH} losses flatten early, since noise levels "
+            f"differ from step to step; set trainer.accumulate={more}"
         )
     lengths = [entry.frames for entry in shard_set.index.episodes]
     short = sum(length < timing.span for length in lengths)
     if 2 * short > len(lengths):
         said.append(
-            f"a clip spans {timing.span} frames and most episodes are shorter (median {median(lengths):.0f}): their last "
-            "frame is held; prepare with a smaller clip_frames or frame_skip"
+            f"a clip spans {timing.span} frames and most episodes are shorter (median {median(lengths):.0f}): "
+            "their last frame is held; prepare with a smaller clip_frames or frame_skip"
         )
     if plan.held_out_episodes == 0:
         said.append("nothing is held out, so nothing is validated; prepare with held_out above 0")
     elif plan.held_out_episodes < 3:
         said.append(
-            f"{plan.held_out_episodes} held-out episode{'s' if plan.held_out_episodes > 1 else ''}: held-out numbers say "
-            "little about others; hold out at least 3"
+            f"{plan.held_out_episodes} held-out episode{'s' if plan.held_out_episodes > 1 else ''}: held-out "
+            "numbers say little about others; hold out at least 3"
         )
     if 0 < plan.held_out_clips < recipe.validation.clips:
         said.append(f"{plan.held_out_clips} held-out clips, fewer than validation.clips={recipe.validation.clips}")
@@ -199,12 +199,13 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
         if size > free.bytes:
             change = "raise" if place == "data.clip_stride" else "lower"
             said.append(
-                f"{gigabytes(size)} will be written where {free.name} lie{'s' if 'run' in free.name else ''}, and "
+                f"{gigabytes(size)} will be written where {free.name} lie, and "
                 f"{gigabytes(free.bytes)} are free; {change} {place}, or free some space"
             )
     if plan.memory_available is not None and plan.peak > plan.memory_available:
         said.append(
-            f"{gigabytes(plan.peak)} of memory are needed and {gigabytes(plan.memory_available)} are free: {savings(recipe)}"
+            f"{gigabytes(plan.peak)} of memory are needed and {gigabytes(plan.memory_available)} are free: "
+            f"{savings(recipe)}"
         )
     if plan.epochs < 1:
         said.append(f"not every training clip will be seen ({plan.epochs:.2f} epochs); raise trainer.max_steps")

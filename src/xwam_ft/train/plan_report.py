@@ -95,7 +95,8 @@ def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
     from xwam_ft.train.plan import gigabytes
 
     count = [
-        (r.group, f"{r.parameters:,}", f"{r.trainable:,}", ", ".join(r.dtypes), gigabytes(r.bytes)) for r in plan.groups
+        (row.group, f"{row.parameters:,}", f"{row.trainable:,}", ", ".join(row.dtypes), gigabytes(row.bytes))
+        for row in plan.groups
     ]
     total = sum(r.parameters for r in plan.groups), sum(r.trainable for r in plan.groups)
     count.append(("all", f"{total[0]:,}", f"{total[1]:,}", "", gigabytes(sum(r.bytes for r in plan.groups))))
@@ -109,7 +110,7 @@ def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
     for name, size in (("with", plan.activations.checkpointed), ("without", plan.activations.plain)):
         memory.append((f"activations of a clip {name} gradient checkpointing", gigabytes(size)))
     disk = [(part.name, gigabytes(part.bytes)) for part in plan.disk]
-    disk += [(f"free where {part.name} will lie" if "run" in part.name else f"free where {part.name} lie", gigabytes(part.bytes)) for part in plan.disk_free]  # fmt: skip
+    disk += [(f"free, where {part.name} lie", gigabytes(part.bytes)) for part in plan.disk_free]
     return [
         (f"network on {plan.backbone}", ("part", "parameters", "trained", "dtype", "memory"), count),
         (f"memory of a device, micro-batches of {recipe.trainer.batch_size}", ("part", "size"), memory),
