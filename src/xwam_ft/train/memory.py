@@ -79,8 +79,8 @@ def random_batch(
 def module_on_random_clips(network: JointNetwork, recipe: Recipe, text: tuple[int, int]) -> TrainingModule:
     """The training module with made-up loss counts, for clips of `random_batch`."""
     spec = recipe.trainer
-    streams: tuple[str, ...] = ("video", "action", "proprio", "depth")
-    counts = dict.fromkeys(streams, 1000.0 * spec.batch_size * spec.accumulate)
+    number = 1000.0 * spec.batch_size * spec.accumulate
+    counts: dict[str, float] = {name: number for name in ("video", "action", "proprio", "depth")}  # noqa: C420
     geometry = StepGeometry(spec.batch_size, spec.accumulate)
     return TrainingModule(network, recipe, geometry, lambda step: counts, torch.zeros(text))
 

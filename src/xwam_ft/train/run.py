@@ -119,6 +119,10 @@ def require_extras(recipe: Recipe) -> None:
     ):
         if wanted:
             require_bitsandbytes(key)
+    if "wandb" in recipe.logging.to:
+        from xwam_ft.train.sinks import require_wandb
+
+        require_wandb("logging.to")
 
 
 def pick_device(recipe: Recipe) -> torch.device:
