@@ -6,7 +6,9 @@ plan.json       what was known of the run beforehand (see plan.py)
 checkpoints/    see checkpoint.py
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
-tensorboard/    events; metrics.jsonl holds the same numbers
+tensorboard/    events; metrics.jsonl holds the same numbers, metrics.csv too where `logging.to` says csv
+validation/     see history.py; time.json likewise
+report.html     how it learned and what it was (report.py)
 """
 
 from __future__ import annotations

@@ -148,17 +148,22 @@ class _Panels:
 
         self.columns = min(columns, count)
         self.rows = -(-count // self.columns)
-        self.figure = Figure(figsize=(4.1 * self.columns, 2.7 * self.rows), layout="constrained")
+        across = 4.1 if self.columns < 4 else 3.0  # the page is as wide either way, and writing should stay readable
+        self.figure = Figure(figsize=(across * self.columns, 2.7 * self.rows), layout="constrained")
         FigureCanvasAgg(self.figure)
         self.used = 0
 
     def next(self, title: str, x: str = "step") -> Any:
+        from matplotlib.ticker import MaxNLocator
+
         self.used += 1
         axes: Any = self.figure.add_subplot(self.rows, self.columns, self.used)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel(x)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+        if x == "step":
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         return axes
 
     def png(self) -> bytes:
@@ -175,17 +180,22 @@ def _losses(history: History) -> bytes | None:
     panels = _Panels(len(known), columns=2)
     for name in known:
         axes = panels.next(name)
-        steps, values = history.series(f"train/loss_{name}")
+        steps, values = _counted(*history.series(f"train/loss_{name}"))
         axes.plot(steps, values, color=TRAIN, linewidth=0.8, alpha=0.7)
         axes.plot(steps, smooth(values), color=COLOURS["policy"], linewidth=1.8, label="training, smoothed")
         held_steps, held = history.series(f"val/loss_{name}")
         axes.plot(held_steps, held, "o-", color=HELD_OUT, markersize=4, linewidth=1.2, label="held out")
-        if min([*values, *held]) > 0:
-            axes.set_yscale("log")
-            _plain_ticks(axes)
+        axes.set_yscale("log")
+        _plain_ticks(axes)
         if panels.used == 1:
             axes.legend(frameon=False, fontsize=8)
     return panels.png()
+
+
+def _counted(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+    """Without the steps whose loss is exactly 0: all their actions were given clean, so nothing was measured."""
+    kept = [(step, value) for step, value in zip(steps, values, strict=True) if value != 0.0]
+    return [step for step, _ in kept], [value for _, value in kept]
 
 
 def _by_sigma(validated: list[Validated]) -> bytes | None:
