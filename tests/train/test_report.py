@@ -39,12 +39,14 @@ def watched(shard_set: ShardSet, cache: LatentCache, tmp_path_factory: pytest.Te
     return training.train(folder / "toy.yaml", folder / "run", [], QUIET)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_watched_ends_with_the_same_bits(watched: Path, finished: Path) -> None:
     for name in ("trainable", "ema", "optimizer"):
         file = f"checkpoints/step-000006/{name}.safetensors"
         assert (watched / file).read_bytes() == (finished / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_history_holds_every_validation_and_what_was_imagined(watched: Path) -> None:
     history = History(watched)
     validated = history.validated()
@@ -66,6 +68,7 @@ def test_the_history_holds_every_validation_and_what_was_imagined(watched: Path)
     assert {"network", "validation", "imagining", "checkpoints"} < history.seconds().keys()
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_but_for_videos_beside_it(watched: Path) -> None:
     page = (watched / "report.html").read_text()
     assert "http" not in page
@@ -93,6 +96,7 @@ def test_a_page_can_be_written_of_a_run_that_has_hardly_begun(finished: Path, tm
     assert "No validation so far" in page
 
 
+@pytest.mark.slow
 def test_a_table_holds_what_the_lines_hold(watched: Path) -> None:
     lines = History(watched).metrics()
     wanted = [(int(line["step"]), name, value) for line in lines for name, value in line.items() if name != "step"]

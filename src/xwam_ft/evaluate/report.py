@@ -46,6 +46,7 @@ def verdict(better: bool | None) -> str:
 
 
 def print_table(metrics: Mapping[str, Any], console: Console) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     title = f"mean error over {metrics['clips']} {metrics['split'].replace('_', '-')} clips"
@@ -63,11 +64,11 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
     for name, rows in (("latency", latency_rows(metrics)), ("blackout", blackout_rows(metrics))):
         if rows:
             header, *body = rows
-            other = Table(*header, title=TITLES[name], title_justify="left")
+            other = Table(*map(escape, header), title=TITLES[name], title_justify="left")
             for column in other.columns[0 if name == "latency" else 2 :]:
                 column.justify = "right"
             for line in body:
-                other.add_row(*line)
+                other.add_row(*map(escape, line))
             console.print(other)
     if not metrics["trained_backbone"]:
         console.print("[yellow]untrained backbone[/]: these numbers show that the job runs, not how well X-WAM acts")

@@ -16,7 +16,6 @@ session.py     network, optimizer, checkpoint and callbacks put together and run
 optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 callbacks.py   metrics, checkpoints, validation, signals: hung on the training loop
-validation.py  held-out losses at fixed noise, and open-loop errors of the live policy
 validation.py  held-out losses, errors and imagined video, by a policy around the live network
 observer.py    when these are made; history.py where they lie; report.py the page; sinks.py TensorBoard, CSV, W&B
 """

@@ -84,7 +84,7 @@ def print_plan(plan: Plan, recipe: Recipe, console: Console) -> None:
             soft_wrap=True,
         )
     for sentence in plan.warnings:
-        console.print(f"[yellow]warning[/]: {sentence}", soft_wrap=True)
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
 
 
 Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]

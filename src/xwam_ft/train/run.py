@@ -170,7 +170,7 @@ def _plan(recipe: Recipe, shard_set: ShardSet, run: Path, console: Console) -> d
 
     plan = make_plan(recipe, shard_set, run)
     for sentence in plan.warnings:
-        console.print(f"warning: {sentence}", style="yellow", soft_wrap=True)
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
     return plan.to_json()
 
 
