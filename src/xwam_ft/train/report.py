@@ -299,6 +299,6 @@ def _plain_ticks(axes: Any) -> None:
     """Plain numbers on a logarithmic axis, also where it spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
