@@ -16,6 +16,7 @@ from torch import nn
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Contract, DepthCode, Image, Quantiles, Slot, Timing
 from xwam_ft.model.backbone import Backbone, Part, cast_weights
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
 from xwam_ft.model.tiny import tiny_folder
 
 VIEWS = 3
@@ -101,16 +102,8 @@ def _wan22_5b() -> Size:
     """The published configurations of Wan2.2-TI2V-5B-Diffusers; the VAE's latent statistics are left at 0 and 1."""
     return Size(
         name="5b",
-        transformer={
-            "patch_size": (1, 2, 2), "num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48,
-            "out_channels": 48, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 14336, "num_layers": 30,
-        },
-        vae={
-            "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
-            "attn_scales": [], "temperal_downsample": [False, True, True], "is_residual": True, "in_channels": 12,
-            "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 16,
-            "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
-        },
+        transformer=WAN22_5B_TRANSFORMER,
+        vae=WAN22_5B_VAE,
         text={
             "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
             "feed_forward_proj": "gated-gelu",

@@ -266,7 +266,7 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
         "noise": {"action_prefix": {"max": 2}},
         "optim": rates,
         "trainer": {"max_steps": 2, "batch_size": 2, "threads": 1, "accelerator": "cpu"},
-        "validation": {"every_steps": 0, "clips": 1, "action_steps": 2, "video_steps": 3},
+        "validation": {"every_steps": 0, "clips": 1, "action_steps": 2, "video_steps": 3, "imagine_clips": 0},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     threads = torch.get_num_threads()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ["inspect", "prepare", "encode", "train", "export", "imagine", "evaluate", "demo"]
+VERBS = ["inspect", "prepare", "plan", "encode", "train", "export", "imagine", "evaluate", "demo"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +31,7 @@ def test_help_lists_the_verbs() -> None:
         (["train"], ["neither just a recipe nor just --resume", "give RECIPE, or --resume RUN"]),
         (["train", "absent.yaml"], ["absent.yaml", "does not exist"]),
         (["train", "--resume", "absent"], ["absent"]),
+        (["plan", "absent.yaml"], ["absent.yaml", "does not exist"]),
         (["inspect", "absent"], ["absent"]),
         (["export", "absent", "out"], ["absent"]),
         (["evaluate", "absent", "absent"], ["absent"]),

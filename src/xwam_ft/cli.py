@@ -85,6 +85,19 @@ def prepare(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Overrides = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps; loads the weights.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Find the largest micro-batch that fits in memory.")] = False,
+) -> None:
+    """What a run will hold, fill and take, before any weight is loaded."""
+    from xwam_ft.train.plan_report import plan_recipe
+
+    plan_recipe(recipe, overrides or [], _console(), probe=probe, fit=fit)
+
+
+@app.command()
 def encode(
     shards: Shards,
     recipe: Annotated[Path, typer.Option(help="The recipe whose backbone encodes.")],
@@ -152,6 +165,15 @@ def imagine(
     imagine(bundle, shards, episode, out, _console())
 
 
+Execute = Annotated[int | None, typer.Option(min=1, help="Closed loop: commands executed a chunk; default half of it.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Closed loop: default the environment's own.")]
+Films = Annotated[int, typer.Option(min=0, help="Closed loop, with --out: first episodes to film.")]
+Latency = Annotated[bool, typer.Option("--latency/--no-latency", help="Open loop: error and ms of 1 to 10 steps.")]
+Blackout = Annotated[bool, typer.Option("--camera-blackout", help="Open loop: errors with each camera black too.")]
+CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "films")
+OPEN = ("clips", "split", "latency", "camera_blackout")
+
+
 @app.command()
 def evaluate(
     ctx: typer.Context,
@@ -162,25 +184,24 @@ def evaluate(
         typer.Option(help="Closed loop in metaworld:TASK, or FILE.py:FUNCTION (see evaluate/environment.py)."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write report.html, metrics.json and films here.")] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Open loop: held-out clips, spread evenly.")] = 64,
+    clips: Annotated[int, typer.Option(min=1, help="Open loop: clips, spread evenly over the split.")] = 64,
+    split: Annotated[str, typer.Option(help="Open loop: held_out or train.")] = "held_out",
+    latency: Latency = True,
+    camera_blackout: Blackout = False,
     episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Closed loop: fixes starts and goals.")] = 0,
-    execute: Annotated[
-        int | None, typer.Option(min=1, help="Closed loop: commands executed a chunk; default half of it.")
-    ] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Closed loop: default the environment's own.")] = None,
+    execute: Execute = None,
+    max_steps: MaxSteps = None,
     action_steps: Annotated[int | None, typer.Option(min=1, help="Closed loop: denoising steps.")] = None,
-    films: Annotated[int, typer.Option(min=0, help="Closed loop, with --out: first episodes to film.")] = 2,
+    films: Films = 2,
 ) -> None:
-    """Open loop: action error on held-out episodes, in physical units. Closed loop: how often the task is done."""
+    """Open loop: action error on recorded episodes, in physical units. Closed loop: how often the task is done."""
     if (shards is None) == (env is None):
         raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
-    idle = ("episodes", "seed", "execute", "max_steps", "action_steps", "films") if shards else ("clips",)
+    idle = CLOSED if shards else OPEN
     _require_unused(ctx, (*idle, "films") if out is None else idle)
     if shards is not None:
-        from xwam_ft.evaluate.open_loop import evaluate_bundle
-
-        evaluate_bundle(bundle, shards, out, clips, _console())
+        _evaluate_open_loop(bundle, shards, out, clips, split, latency, camera_blackout)
         return
     from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 
@@ -189,6 +210,17 @@ def evaluate(
     evaluate_in_environment(
         bundle, env, episodes=episodes, seed=seed, out=out, films=films, console=_console(), **limits
     )
+
+
+def _evaluate_open_loop(
+    bundle: Path, shards: Path, out: Path | None, clips: int, split: str, latency: bool, camera_blackout: bool
+) -> None:
+    from xwam_ft.evaluate.open_loop import evaluate_bundle
+
+    if split not in ("held_out", "train"):
+        raise UserError(f"is {split!r}", "--split", "give held_out or train")
+    options = {"latency": latency, "camera_blackout": camera_blackout}
+    evaluate_bundle(bundle, shards, out, clips, _console(), split=split, **options)
 
 
 @app.command()
@@ -235,8 +267,8 @@ def _require_unused(ctx: typer.Context, names: tuple[str, ...]) -> None:
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
             raise UserError(
-                "changes nothing here", option, "leave it out: --clips belongs to SHARDS, --films to --env with --out, "
-                "the others to --env",
+                "changes nothing here", option, "leave it out: --clips, --split, --latency, --camera-blackout belong "
+                "to SHARDS, --films to --env with --out, the others to --env",
             )  # fmt: skip
 
 

@@ -217,14 +217,24 @@ class CheckpointSpec(Section):
 
 
 class ValidationSpec(Section):
-    every_steps: Natural = 500  # 0: never during training
+    """Losses and action errors every `every_steps`; imagined video and each camera black every `imagine_every_steps`.
+
+    Both also after the last step; 0 leaves it at that.
+    """
+
+    every_steps: Natural = 500
+    imagine_every_steps: Natural = 0
     clips: PositiveInt = 16  # held-out clips, spread evenly over the split
+    imagine_clips: Natural = 4  # of one held-out episode; 0: nothing is imagined, no camera is black
     action_steps: PositiveInt = 10
     video_steps: PositiveInt = 50
 
 
 class LoggingSpec(Section):
+    """Where metrics go, beside `metrics.jsonl`; `wandb` wants the [wandb] extra, and a login or WANDB_MODE=offline."""
+
     every_steps: PositiveInt = 10
+    to: list[Literal["tensorboard", "csv", "wandb"]] = ["tensorboard"]
 
 
 class Recipe(Section):

@@ -37,7 +37,7 @@ def recipe_tree(shards: Path) -> dict[str, Any]:
         "optim": {"lr_lora": 1e-3, "lr_heads": 1e-3, "lr_depth": 1e-3, "warmup_steps": 2, "ema_decay": 0.9},
         "trainer": {"max_steps": 6, "batch_size": 2, "accumulate": 2, "threads": 1, "accelerator": "cpu"},
         "checkpoint": {"every_steps": 3, "keep": 2},
-        "validation": {"every_steps": 0, "clips": 2, "action_steps": 2, "video_steps": 2},
+        "validation": {"every_steps": 0, "clips": 2, "action_steps": 2, "video_steps": 2, "imagine_clips": 0},
         "logging": {"every_steps": 2},
     }
 

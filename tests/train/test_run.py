@@ -61,7 +61,11 @@ def test_a_run_folder_holds_exactly_this(finished: Path, shard_set: ShardSet) ->
     assert files - events == {
         "recipe.yaml",
         "contract.json",
+        "plan.json",
         "metrics.jsonl",
+        "report.html",
+        "time.json",
+        "validation/step-000006/metrics.json",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "adapter-depth/adapter_config.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.folder import open_run
 from xwam_ft.train.session import Session
-from xwam_ft.train.validation import evaluation_mode, held_out_losses, live_policy, spread
+from xwam_ft.train.validation import evaluation_mode, held_out_losses, live_policy, sigma_edges
 
 
 @pytest.fixture
@@ -61,6 +62,22 @@ def test_the_live_policy_sees_what_training_saw(session: Session, shard_set: Sha
     assert torch.equal(policy.embedding(inputs.prompt), embedded)
 
 
-def test_clips_are_spread_evenly() -> None:
-    assert spread(list(range(10)), 4) == [0, 3, 6, 9]  # pyright: ignore
-    assert spread(list(range(3)), 4) == [0, 1, 2]  # pyright: ignore
+def test_losses_by_noise_level_are_parts_of_the_whole(session: Session) -> None:
+    edges = sigma_edges(5.0)
+    assert edges == pytest.approx([0, 0.625, 5 / 6, 0.9375, 1])
+    losses = held_out_losses(session.module, session.cache)
+    for term in ("video", "action", "proprio", "depth"):
+        bins = {name: loss for name, loss in losses.items() if name.startswith(f"val_sigma/{term}_")}
+        assert bins
+        assert min(bins.values()) <= losses[f"val/loss_{term}"] * (1 + 1e-6)
+        assert max(bins.values()) >= losses[f"val/loss_{term}"] * (1 - 1e-6)
+        named = [tuple(map(float, name.rsplit("_", 2)[1:])) for name in bins]
+        assert set(named) <= {(round(low, 2), round(high, 2)) for low, high in pairwise(edges)}
+
+
+def test_looking_leaves_torchs_generators_alone(session: Session) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with evaluation_mode(session.network):
+        torch.randn(5)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -3,12 +3,14 @@
 open_loop.py   predicted against recorded commands, by slot and horizon, beside two baselines
 baselines.py   those two: the training split's mean action, and holding still
 errors.py      millimetres, degrees and native units from two commands
+blackout.py    the same errors with each camera's pictures black
+latency.py     error and time of a request for 1 to 10 action steps
 report.py      the open-loop result as a table, a plot and one HTML page
 imagine.py     the future a policy imagines beside the one that was recorded
 fidelity.py    PSNR, SSIM and depth errors of imagined pictures
 pictures.py    labelled rows of video, contact sheets
 scene.py       all views of a frame -> one cloud in the base frame; a preview
-pointcloud.py  depth pictures -> coloured points in the base frame -> .ply
+pointcloud.py  depth pictures -> coloured points in the base frame -> .ply; Chamfer distance
 
 closed_loop.py         episodes in an environment -> a success rate with its interval
 environment.py         what a policy can act in; an adapter for Gymnasium; what `--env` names

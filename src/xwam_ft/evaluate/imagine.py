@@ -7,12 +7,12 @@ first is imagined. Pictures are what the model sees: the contract's size, centre
     imagined.mp4       recorded and imagined, RGB and depth, a column a camera
     contact_sheet.png  a few of those frames
     imagined.ply, recorded.ply, pointcloud.png   last frame of the middle clip, where calibration and metric depth allow
-    metrics.json       fidelity.py's scores beside "repeat the first frame"
+    metrics.json       fidelity.py's scores and the clouds' Chamfer distance, beside "repeat the first frame"
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from xwam_ft.depth_code import INVALID, code_to_picture, colour, is_exact, pictu
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.fidelity import Fidelity
 from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
-from xwam_ft.evaluate.pointcloud import write_ply
+from xwam_ft.evaluate.pointcloud import chamfer, write_ply
 from xwam_ft.evaluate.scene import left_out, preview, scene_cloud, why_no_cloud
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic
 from xwam_ft.media import write_preview
@@ -71,30 +71,9 @@ def imagine(bundle: Path, shards: Path, episode: int, out: Path, console: Consol
         entry = shard_set.episode(episode)
         refs = tiles(shard_set, entry)
         policy = Policy.load(bundle)
-        contract = policy.contract
-        require_same(contract, bundle / CONTRACT_FILE, shard_set.contract, shards / CONTRACT_FILE)
-        caption = None if policy.trained else UNTRAINED
-        fidelity = Fidelity(contract.camera_names)
-        kept: list[tuple[list[Row], list[str]]] = []
-        middle: list[Pair] = []
+        require_same(policy.contract, bundle / CONTRACT_FILE, shard_set.contract, shards / CONTRACT_FILE)
         with progress_bar(console, "imagine", "clips", len(refs)) as advance:
-
-            def video() -> Iterator[np.ndarray]:
-                for index, ref in enumerate(refs):
-                    clip = shard_set.read_clip(ref)
-                    inputs = clip_observation(contract, clip)
-                    pair = make_pair(contract, clip, policy.imagine(inputs, policy.settings.seed + index))
-                    score(contract, pair, fidelity)
-                    if index == len(refs) // 2:
-                        middle.append(pair)
-                    rows, notes = pair_rows(contract, pair, caption), _times(contract, pair)
-                    kept.append(([_last(row) for row in rows], notes[-1:]))
-                    # A clip's first frame is the last one of the clip before it.
-                    yield from pages(rows, contract.camera_names, notes, 1 if index else 0)
-                    advance(1)
-
-            write_preview(folder / "imagined.mp4", video(), contract.timing.fps / contract.timing.frame_skip)
-        _write_sheet(folder / "contact_sheet.png", contract, kept)
+            found = write_futures(policy, shard_set, refs, folder, joined=True, advance=advance)
         metrics: dict[str, Any] = {
             "bundle": str(bundle),
             "shards": str(shards),
@@ -103,12 +82,54 @@ def imagine(bundle: Path, shards: Path, episode: int, out: Path, console: Consol
             "split": entry.split,
             "clips": len(refs),
             "trained_backbone": policy.trained,
-            "scores": fidelity.metrics(),
-            "point_cloud": write_clouds(folder, contract, middle[0], caption),
+            **found,
         }
         write_json_atomic(folder / "metrics.json", metrics)
     _tell(metrics, out, console)
     return metrics
+
+
+def write_futures(
+    policy: Policy,
+    shards: ShardSet,
+    refs: Sequence[ClipRef],
+    folder: Path,
+    *,
+    joined: bool,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Imagine clips and write video, contact sheet and clouds (see the module's head) into an existing folder.
+
+    Args:
+        joined: each clip starts where the one before it ended, so that its first frame is left out.
+
+    Returns:
+        {"scores", "point_cloud"} of metrics.json.
+    """
+    contract = shards.contract
+    caption = None if policy.trained else UNTRAINED
+    fidelity = Fidelity(contract.camera_names)
+    kept: list[tuple[list[Row], list[str]]] = []
+    middle: list[Pair] = []
+
+    def video() -> Iterator[np.ndarray]:
+        for index, ref in enumerate(refs):
+            clip = shards.read_clip(ref)
+            pair = make_pair(
+                contract, clip, policy.imagine(clip_observation(contract, clip), policy.settings.seed + index)
+            )
+            score(contract, pair, fidelity)
+            if index == len(refs) // 2:
+                middle.append(pair)
+            rows, notes = pair_rows(contract, pair, caption), _times(contract, pair)
+            kept.append(([_last(row) for row in rows], notes[-1:]))
+            yield from pages(rows, contract.camera_names, notes, 1 if joined and index else 0)
+            if advance is not None:
+                advance(1)
+
+    write_preview(folder / "imagined.mp4", video(), contract.timing.fps / contract.timing.frame_skip)
+    _write_sheet(folder / "contact_sheet.png", contract, kept)
+    return {"scores": fidelity.metrics(), "point_cloud": write_clouds(folder, contract, middle[0], caption)}
 
 
 def tiles(shards: ShardSet, entry: EpisodeEntry) -> list[ClipRef]:
@@ -181,12 +202,19 @@ def write_clouds(folder: Path, contract: Contract, pair: Pair, caption: str | No
         ),
         "recorded": scene_cloud(contract, pair.rgb[:, last], pair.depth[:, last], pair.states[last]),
     }
+    # The cloud a policy that repeats the given frame would show: a scene that hardly moves makes it near as well.
+    still = scene_cloud(contract, pair.rgb[:, 0], pair.depth[:, 0], pair.states[0])
+    distances = {
+        "imagined": chamfer(clouds["imagined"], clouds["recorded"]),
+        "repeat_first_frame": chamfer(still, clouds["recorded"]),
+    }
     for name, cloud in clouds.items():
         write_ply(folder / f"{name}.ply", cloud)
     preview(folder / "pointcloud.png", clouds, {"imagined": caption})
     return {
         "made": True,
         "episode_frame": pair.start + last * contract.timing.frame_skip,
+        "chamfer_mm": {name: None if far is None else 1000 * far for name, far in distances.items()},
         "points": {name: len(cloud) for name, cloud in clouds.items()},
         "left_out": left_out(contract),
     }
@@ -232,8 +260,11 @@ def _tell(metrics: dict[str, Any], out: Path, console: Console) -> None:
     table.add_column("repeat first frame", justify="right")
     for name, values in metrics["scores"]["all"].items():
         table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values.values()))
-    console.print(table)
     cloud = metrics["point_cloud"]
+    if cloud["made"]:
+        far = ("–" if value is None else f"{value:.1f}" for value in cloud["chamfer_mm"].values())
+        table.add_row("chamfer_mm", *far)
+    console.print(table)
     if not cloud["made"]:
         console.print(cloud["reason"])
     for name, lack in cloud.get("left_out", {}).items():

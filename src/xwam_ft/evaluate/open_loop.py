@@ -7,11 +7,11 @@ error says that the policy imitates; it does not say that the robot succeeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from rich.console import Console
 
-    from xwam_ft.shards import Clip, ClipRef, Split
+    from xwam_ft.observation import EncodedObservation
+    from xwam_ft.shards import Clip, Split
 
 METHODS = ("policy", "mean_action", "hold_still")
 BATCH = 8  # clips a forward pass
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,21 @@ def open_loop(
     split: Split = "held_out",
     clips: int,
     progress: Callable[[int], None] | None = None,
+    mean: Float[ndarray, "ta da"] | None = None,
+    black: str | None = None,
 ) -> OpenLoopResult:
     """Score a policy on clips spread evenly over a split.
 
     Args:
         clips: how many; all of them where the split has fewer.
         progress: told how many clips were done.
+        mean: what `mean_action` gave of these shards, where it is known already.
+        black: a camera whose pictures the policy is given black.
 
     Raises:
         UserError: the split holds no clips.
     """
+    dark = None if black is None else shards.contract.camera_names.index(black)
     chosen = spread(shards.clips(split, 1), clips)
     if not chosen:
         raise UserError(
@@ -118,14 +125,14 @@ def open_loop(
             shards.folder,
             "prepare again with `held_out` above 0 in the embodiment file",
         )
-    mean = mean_action(shards)
+    mean = mean_action(shards) if mean is None else mean
     tables: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
     weights: list[np.ndarray] = []
     measures: tuple[Measure, ...] = ()
     for first in range(0, len(chosen), BATCH):
         batch = [shards.read_clip(ref) for ref in chosen[first : first + BATCH]]
         seeds = [policy.settings.seed + first + index for index in range(len(batch))]
-        actions = policy.infer_batch([clip_observation(shards.contract, clip) for clip in batch], seeds)
+        actions = policy.infer_batch([_observed(shards, clip, dark) for clip in batch], seeds)
         for clip, action in zip(batch, actions, strict=True):
             still = hold_still(shards.contract, clip.proprio[0], mean)
             compared = [_errors(shards, clip, answer) for answer in (action, mean, still)]
@@ -146,13 +153,29 @@ def open_loop(
     )
 
 
-def evaluate_bundle(bundle: Path, shards: Path, out: Path | None, clips: int, console: Console) -> OpenLoopResult:
+def evaluate_bundle(
+    bundle: Path,
+    shards: Path,
+    out: Path | None,
+    clips: int,
+    console: Console,
+    *,
+    split: Split = "held_out",
+    latency: bool = False,
+    camera_blackout: bool = False,
+) -> OpenLoopResult:
     """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
 
+    Args:
+        latency: also error and time of a call for 1 to 10 action steps (latency.py).
+        camera_blackout: also errors with each camera's pictures black (blackout.py).
+
     Raises:
-        UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; nothing is
-            held out.
+        UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; the split
+            holds no clips.
     """
+    from xwam_ft.evaluate.blackout import blackout
+    from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
     from xwam_ft.evaluate.report import horizon_plot, html, print_table
 
     with ExitStack() as stack:
@@ -160,10 +183,17 @@ def evaluate_bundle(bundle: Path, shards: Path, out: Path | None, clips: int, co
         shard_set = ShardSet.open(shards)
         policy = Policy.load(bundle)
         require_same(policy.contract, bundle / CONTRACT_FILE, shard_set.contract, shards / CONTRACT_FILE)
-        total = min(clips, len(shard_set.clips("held_out", 1)))
-        with progress_bar(console, "evaluate", "clips", total) as advance:
-            result = open_loop(policy, shard_set, clips=clips, progress=advance)
-        metrics = {"bundle": str(bundle), "shards": str(shards), **result.metrics()}
+        total = min(clips, len(shard_set.clips(split, 1)))
+        work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
+        work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0
+        with progress_bar(console, "evaluate", "clips", work) as advance:
+            mean = mean_action(shard_set)
+            result = open_loop(policy, shard_set, split=split, clips=clips, progress=advance, mean=mean)
+            metrics = {"bundle": str(bundle), "shards": str(shards), **result.metrics()}
+            if latency:
+                metrics["latency"] = latency_table(policy, shard_set, split=split, clips=clips, mean=mean, told=advance)
+            if camera_blackout:
+                metrics["blackout"] = blackout(policy, shard_set, result, clips=clips, mean=mean, told=advance)
         print_table(metrics, console)
         if folder is not None:
             plot = horizon_plot(metrics)
@@ -197,11 +227,20 @@ def figure(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def spread(refs: list[ClipRef], count: int) -> list[ClipRef]:
+def spread(refs: Sequence[Item], count: int) -> list[Item]:
     """At most `count`, evenly over the list."""
     if len(refs) <= count:
-        return refs
+        return list(refs)
     return [refs[index] for index in np.linspace(0, len(refs) - 1, count).round().astype(int)]
+
+
+def _observed(shards: ShardSet, clip: Clip, dark: int | None) -> EncodedObservation:
+    seen = clip_observation(shards.contract, clip)
+    if dark is None:
+        return seen
+    pictures = seen.pictures.copy()
+    pictures[dark] = 0
+    return replace(seen, pictures=pictures)
 
 
 def _errors(shards: ShardSet, clip: Clip, action: np.ndarray) -> ErrorTable:

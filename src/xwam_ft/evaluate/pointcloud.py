@@ -84,6 +84,28 @@ def fuse(clouds: Sequence[Cloud]) -> Cloud:
     return Cloud(np.concatenate([c.points for c in clouds]), np.concatenate([c.colours for c in clouds]))
 
 
+def chamfer(first: Cloud, second: Cloud, most: int = 20_000) -> float | None:
+    """Chamfer distance in metres: the mean distance from a point to the other cloud's nearest one, of both directions.
+
+    Args:
+        most: points of a cloud that are asked, on an even stride; all of the other cloud may answer.
+
+    Returns:
+        None where a cloud is empty.
+    """
+    from scipy.spatial import KDTree
+
+    if not len(first) or not len(second):
+        return None
+
+    def one_way(asked: Cloud, answering: Cloud) -> float:
+        points = asked.points[:: -(-len(asked) // most)]
+        distance, _ = KDTree(answering.points).query(points)
+        return float(np.mean(distance))
+
+    return (one_way(first, second) + one_way(second, first)) / 2
+
+
 def write_ply(path: Path, cloud: Cloud) -> None:
     """Binary little-endian PLY: float x y z, uchar red green blue; written atomically."""
     vertices = np.empty(len(cloud), _VERTEX)

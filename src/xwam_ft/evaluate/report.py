@@ -46,6 +46,7 @@ def verdict(better: bool | None) -> str:
 
 
 def print_table(metrics: Mapping[str, Any], console: Console) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     title = f"mean error over {metrics['clips']} {metrics['split'].replace('_', '-')} clips"
@@ -60,8 +61,56 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
         word = f"[{style}]{verdict(row['better'])}[/]"
         table.add_row(row["slot"], row["name"], row["unit"], *row["figures"].values(), word)
     console.print(table)
+    for name, rows in (("latency", latency_rows(metrics)), ("blackout", blackout_rows(metrics))):
+        if rows:
+            header, *body = rows
+            other = Table(*map(escape, header), title=TITLES[name], title_justify="left")
+            for column in other.columns[0 if name == "latency" else 2 :]:
+                column.justify = "right"
+            for line in body:
+                other.add_row(*map(escape, line))
+            console.print(other)
     if not metrics["trained_backbone"]:
         console.print("[yellow]untrained backbone[/]: these numbers show that the job runs, not how well X-WAM acts")
+
+
+TITLES = {"latency": "action steps: error and time of a request", "blackout": "error with a camera's pictures black"}
+
+
+def latency_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Steps, milliseconds and the error of each quantity, with a header; nothing where it was not measured."""
+    if "latency" not in metrics:
+        return []
+    rows = metrics["latency"]["rows"]
+    names = [(slot, name, cell["unit"]) for slot, table in rows[0]["slots"].items() for name, cell in table.items()]
+    header = ["steps", "ms", *(f"{slot} {name}{_unit(unit)}" for slot, name, unit in names)]
+    body = [
+        [
+            str(row["steps"]),
+            f"{row['ms']:.0f}",
+            *(figure(row["slots"][slot][name]["policy"]) for slot, name, _ in names),
+        ]
+        for row in rows
+    ]
+    return [header, *body]
+
+
+def blackout_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """A line a quantity: the error with all cameras, then with each black; nothing where it was not measured."""
+    if not metrics.get("blackout"):
+        return []
+    cameras = metrics["blackout"]
+    first = next(iter(cameras.values()))
+    rows = [["slot", "error", "all cameras", *(f"{camera} black" for camera in cameras)]]
+    for slot, table in first.items():
+        for name, cell in table.items():
+            black = [figure(tables[slot][name]["black"]) for tables in cameras.values()]
+            rows.append([slot, f"{name}{_unit(cell['unit'])}", figure(cell["seen"]), *black])
+    return rows
+
+
+def _unit(unit: str) -> str:
+    return "" if unit == "1" else f" [{unit}]"
 
 
 def horizon_plot(metrics: Mapping[str, Any]) -> bytes:
@@ -108,6 +157,8 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:
         dimensions=table_rows(metrics["dimensions"]),
         lines=summary_lines(metrics),
         verdict=verdict,
+        latency=latency_rows(metrics),
+        blackout=blackout_rows(metrics),
         plot="data:image/png;base64," + base64.b64encode(plot).decode(),
         unstated=[slot.name for slot in slots if slot.convention == "absolute" and slot.command_units is not None],
     )

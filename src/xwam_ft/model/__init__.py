@@ -4,6 +4,7 @@ backbone.py   find and load a Wan transformer, VAE and text encoder (folder, hub
 network.py    the joint network on diffusers' own Wan blocks; tokens.py its sequence, blocks.py one block;
               attention.py the kernel of its attention
 assemble.py   a network from a backbone, or from a configuration and its weights
+skeleton.py   a backbone's shapes without its weights; published.py those of the 5B
 adapters.py   LoRA through peft: what trains, what is frozen, the audit of trained keys
 noise.py      asynchronous noise sampling and its two baselines
 losses.py     masked squared errors as sums and counts

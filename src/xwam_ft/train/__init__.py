@@ -1,6 +1,9 @@
 """Shards and a recipe -> a run folder. Validation is `evaluate` on a `Policy` around the live network.
 
 run.py         `train`, `resume` and `encode_shards`: what the command line calls
+plan.py        what a run will hold, fill and take; plan_report.py for people, with `--probe` and `--fit`
+memory.py      activations, counted; what to say when memory runs out
+probe.py       how long a step takes, measured
 encode.py      shards -> the latent cache
 cache.py       the latent cache: its place, its index, reading one clip
 clips.py       which clip comes when, and which random numbers belong to it
@@ -13,5 +16,6 @@ session.py     network, optimizer, checkpoint and callbacks put together and run
 optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 callbacks.py   metrics, checkpoints, validation, signals: hung on the training loop
-validation.py  held-out losses at fixed noise, and open-loop errors of the live policy
+validation.py  held-out losses, errors and imagined video, by a policy around the live network
+observer.py    when these are made; history.py where they lie; report.py the page; sinks.py TensorBoard, CSV, W&B
 """

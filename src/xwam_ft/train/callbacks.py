@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.optimizer import trained_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
 
     from xwam_ft.train.module import TrainingModule
     from xwam_ft.train.optimizer import AveragedWeights
-
-METRICS_FILE = "metrics.jsonl"
+    from xwam_ft.train.sinks import Sink
 
 
 class StepCallback(Callback):
@@ -85,12 +84,12 @@ class Averaging(StepCallback):
 
 
 class MetricLog:
-    """TensorBoard events and the same numbers as lines of JSON, by step. Only the first rank writes."""
+    """Numbers by step as lines of JSON, and told to the sinks of `logging.to`. Only the first rank writes."""
 
-    def __init__(self, run: Path, first_step: int) -> None:
+    def __init__(self, run: Path, first_step: int, sinks: Callable[[], Sequence[Sink]] = tuple) -> None:
         self.path = run / METRICS_FILE
-        self._writer: SummaryWriter | None = None
-        self._folder, self._first_step = run / "tensorboard", first_step
+        self._make = sinks
+        self._sinks: Sequence[Sink] | None = None
         # A resumed run repeats the steps after its checkpoint: forget what was logged of them.
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -98,18 +97,23 @@ class MetricLog:
             self.path.write_text("".join(kept), encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._first_step + 1)
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        for sink in self._opened():
+            sink.write(step, metrics)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def picture(self, step: int, name: str, path: Path) -> None:
+        for sink in self._opened():
+            sink.picture(step, name, path)
+
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        for sink in self._sinks or ():
+            sink.close()
+
+    def _opened(self) -> Sequence[Sink]:
+        if self._sinks is None:  # at the first number: a run that fails before leaves no events behind
+            self._sinks = self._make()
+        return self._sinks
 
 
 class Metrics(StepCallback):

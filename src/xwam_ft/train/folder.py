@@ -2,10 +2,13 @@
 
 recipe.yaml     the recipe with every default and override, paths absolute
 contract.json   the shard set's, byte for byte
+plan.json       what was known of the run beforehand (see plan.py)
 checkpoints/    see checkpoint.py
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
-tensorboard/    events; metrics.jsonl holds the same numbers
+tensorboard/    events; metrics.jsonl holds the same numbers, metrics.csv too where `logging.to` says csv
+validation/     see history.py; time.json likewise
+report.html     how it learned and what it was (report.py)
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "recipe.yaml"
 CONTRACT_FILE = "contract.json"
+PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from xwam_ft.errors import UserError
+from xwam_ft.files import write_json_atomic
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.folder import ADAPTER, DEPTH_ADAPTER, RunFolder, make_run, open_run, require_free
+from xwam_ft.train.folder import ADAPTER, DEPTH_ADAPTER, PLAN_FILE, RunFolder, make_run, open_run, require_free
 
 if TYPE_CHECKING:
     import torch
@@ -53,11 +54,14 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
         return _train(open_run(run), None, console)
     require_free(run)
     device = pick_device(recipe)
-    _set_threads(recipe)
+    set_threads(recipe)
     shard_set = ShardSet.open(Path(recipe.data.shards))
     require_prefix_fits(recipe, shard_set.contract)
+    plan = _plan(recipe, shard_set, run, console)
     cache = _encode(recipe, shard_set, device, console)
-    return _train(make_run(run, recipe, shard_set), cache, console)
+    folder = make_run(run, recipe, shard_set)
+    write_json_atomic(run / PLAN_FILE, plan)
+    return _train(folder, cache, console)
 
 
 def resume(run: Path, console: Console) -> Path:
@@ -69,7 +73,7 @@ def resume(run: Path, console: Console) -> Path:
     folder = open_run(run)
     refuse_released_weights(folder.recipe)
     require_extras(folder.recipe)
-    _set_threads(folder.recipe)
+    set_threads(folder.recipe)
     if _first_rank():
         at = folder.checkpoint.state.step if folder.checkpoint else 0
         console.print(f"resuming {run} at step {at} of {folder.recipe.trainer.max_steps}")
@@ -86,7 +90,7 @@ def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": str(shards)})})
     refuse_released_weights(recipe)
     device = pick_device(recipe)
-    _set_threads(recipe)
+    set_threads(recipe)
     cache = _encode(recipe, ShardSet.open(shards), device, console)
     console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True)
     console.print(f"next: xwam-ft train {recipe_path} --set data.shards={shards}", soft_wrap=True)
@@ -117,6 +121,10 @@ def require_extras(recipe: Recipe) -> None:
     ):
         if wanted:
             require_bitsandbytes(key)
+    if "wandb" in recipe.logging.to:
+        from xwam_ft.train.sinks import require_wandb
+
+        require_wandb("logging.to")
 
 
 def require_prefix_fits(recipe: Recipe, contract: Contract) -> None:
@@ -153,13 +161,30 @@ def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Pa
         cache = _encode(recipe, shard_set, pick_device(recipe), console)
     session = Session(folder, shard_set, cache, console)
     _print_summary(session.network, recipe, console)
-    session.fit()
+    try:
+        session.fit()
+    except (RuntimeError, MemoryError) as error:
+        from xwam_ft.train.memory import is_out_of_memory, out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(recipe) from error
     if _first_rank():
         _write_adapters(session.network, folder)
         session.print_time()
         console.print(f"run: {folder.path}", soft_wrap=True)
         console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle", soft_wrap=True)
     return folder.path
+
+
+def _plan(recipe: Recipe, shard_set: ShardSet, run: Path, console: Console) -> dict[str, Any]:
+    """Refuse shapes that do not go together before any weight is loaded; say what is likely to disappoint."""
+    from xwam_ft.train.plan import make_plan
+
+    plan = make_plan(recipe, shard_set, run)
+    for sentence in plan.warnings:
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    return plan.to_json()
 
 
 def _encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console) -> LatentCache:
@@ -224,7 +249,7 @@ def _wait_for(path: Path) -> None:
         time.sleep(1.0)
 
 
-def _set_threads(recipe: Recipe) -> None:
+def set_threads(recipe: Recipe) -> None:
     import torch
 
     if recipe.trainer.threads:

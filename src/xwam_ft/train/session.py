@@ -41,8 +41,9 @@ from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, require_continuable
 from xwam_ft.train.module import TrainingModule
+from xwam_ft.train.observer import Observer
 from xwam_ft.train.optimizer import AveragedWeights, optimizer_tensors, restore_optimizer, trained_parameters
-from xwam_ft.train.validation import evaluation_mode, held_out_losses, live_policy, open_loop_errors
+from xwam_ft.train.sinks import open_sinks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +109,9 @@ class Session:
         if self.first_step >= recipe.trainer.max_steps:
             return
         first = self.trainer.is_global_zero
-        log = MetricLog(self.folder.path, self.first_step) if first else None
+        path = self.folder.path
+        log = MetricLog(path, self.first_step, lambda: open_sinks(path, self.first_step, recipe)) if first else None
+        observer = Observer(self, log)
         metrics = Metrics(log, recipe.logging.every_steps)
         signals = Signals(self.save)
         callbacks: list[Callback] = []
@@ -121,7 +124,7 @@ class Session:
             metrics,
             Every(self.save, recipe.checkpoint.every_steps, self.clock, "checkpoints"),
             signals,
-            Every(lambda step: self.validate(step, log), recipe.validation.every_steps, self.clock, "validation"),
+            *observer.callbacks(),
         ]
         if first:
             callbacks.append(ProgressBar(self.console, recipe.trainer.max_steps, metrics))
@@ -129,6 +132,7 @@ class Session:
         self.network.train()
         with _quiet(), _deterministic(self.trainer), signals_restored():
             self.trainer.fit(self.module, datamodule=self.data)
+        observer.report(0)
         if log is not None:
             log.close()
         if signals.stopped_at is not None:
@@ -165,24 +169,8 @@ class Session:
         stored = optimizer_tensors(optimizer, names)
         write_checkpoint(self.folder.path, state, trainable, stored, ema, recipe.checkpoint.keep)
 
-    def validate(self, step: int, log: MetricLog | None) -> None:
-        """Losses and action errors on held-out clips, of the weights that would be exported; on the first rank."""
-        if log is not None and not self.cache.of_split("held_out"):
-            self.console.print(f"step {step}: nothing is held out, so nothing is validated")
-        elif log is not None:
-            recipe, contract = self.recipe, self.shard_set.contract
-            weights = self.average.weights if self.average is not None else None
-            with evaluation_mode(self.network, weights):
-                losses = held_out_losses(self.module, self.cache)
-                policy = live_policy(self.network, self.cache, self._codec, recipe, contract)
-                errors, lines = open_loop_errors(policy, self.shard_set, recipe.validation.clips)
-            log.write(step, {**losses, **errors})
-            shown = "  ".join(f"{name.removeprefix('val/')} {value:.3g}" for name, value in losses.items())
-            self.console.print(f"step {step}, held out: {'; '.join([shown, *lines])}", soft_wrap=True)
-        self.trainer.strategy.barrier()
-
     @cached_property
-    def _codec(self) -> Backbone:
+    def codec(self) -> Backbone:
         """The VAE, loaded for the first validation."""
         spec = self.recipe.backbone
         codec = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)

@@ -1,0 +1,307 @@
+"""`xwam-ft plan`: what a run will hold, fill and take, before any weight is loaded.
+
+Shapes come from the shard set's contract and the backbone's configuration files, on the meta device; a recipe whose
+shapes do not go together is refused here. Memory is counted, apart from what CUDA itself takes; time is measured
+(`--probe`) or said to be unknown.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xwam_ft.errors import UserError
+from xwam_ft.model.skeleton import Skeleton, read_skeleton
+from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
+from xwam_ft.train.encode import wants_depth
+from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
+
+if TYPE_CHECKING:
+    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.recipe import Recipe
+    from xwam_ft.shards import ShardSet
+    from xwam_ft.train.probe import Probe
+
+SMALL_BATCH = 32
+"""Clips an optimizer step below which losses are flat: noise levels differ too much from step to step."""
+
+MANY_EPOCHS = 300
+CHECKPOINTS, BATCH, ACTIVATIONS = "checkpoints", "latents and text of a micro-batch", "activations"
+Shape = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one thing, in memory or on disk."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run beforehand. Memory is of one device.
+
+    Args:
+        groups: parameters by group of modules.
+        memory: parts of the peak.
+        activations: of a clip, with and without gradient checkpointing.
+        memory_available: free on this machine's device; None where the recipe's device is not here.
+        disk: what will be written; `disk_free` where the shards lie and where the run will lie.
+        batch_size, batch: clips a micro-batch, and an optimizer step over all devices.
+        train_clips, held_out_clips: on the recipe's stride.
+        latents, text: [C, Tl, V, h, w] and [S, Dt] of a clip.
+        probe: measured seconds and memory; None where nothing was measured.
+        largest_batch: what `--fit` found; None where it was not asked for.
+        warnings: sentences.
+    """
+
+    backbone: str
+    groups: tuple[SummaryRow, ...]
+    memory: tuple[Part, ...]
+    activations: Activations
+    memory_available: int | None
+    disk: tuple[Part, ...]
+    disk_free: tuple[Part, ...]
+    steps: int
+    batch_size: int
+    batch: int
+    devices: int
+    train_clips: int
+    held_out_clips: int
+    held_out_episodes: int
+    latents: Shape
+    text: tuple[int, int]
+    warnings: tuple[str, ...]
+    probe: Probe | None = None
+    largest_batch: int | None = None
+
+    @property
+    def peak(self) -> int:
+        return sum(part.bytes for part in self.memory)
+
+    @property
+    def epochs(self) -> float:
+        return self.steps * self.batch / self.train_clips
+
+    @property
+    def seconds(self) -> float | None:
+        """Training and encoding, validation and checkpoints apart; None without a probe."""
+        if self.probe is None:
+            return None
+        clips = self.train_clips + self.held_out_clips
+        return self.steps * self.probe.step_seconds + clips * self.probe.encode_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "peak": self.peak, "epochs": self.epochs, "seconds": self.seconds}
+
+
+def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> Plan:
+    """Plan a run of `recipe` on a shard set; loads no weight.
+
+    Args:
+        run: where the run will lie, for the space that is free there; default where the shards do.
+
+    Raises:
+        UserError: pictures, clips or a depth branch that the backbone cannot hold; no clips to train on.
+    """
+    contract, spec = shard_set.contract, recipe.trainer
+    skeleton = read_skeleton(recipe.backbone.path, dtype=recipe.backbone.dtype, revision=recipe.backbone.revision)
+    image, timing = contract.image, contract.timing
+    latents = skeleton.backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
+    text = skeleton.backbone.text_len, int(skeleton.backbone.transformer.config.text_dim)
+    depth = wants_depth(recipe, contract)
+    packed = skeleton.packed_away(recipe.backbone.quantize)  # before adapters are laid over the blocks
+    network = shape_network(skeleton, recipe, shard_set)
+    groups = tuple(_packed(row, packed) for row in summary_table(network))
+    batch = random_batch(contract, latents, text, 1, "meta", depth=depth)
+    on_gpu = spec.accelerator == "gpu" or (spec.accelerator == "auto" and torch.cuda.is_available())
+    activations = count_activations(network, recipe, batch, scores=not on_gpu)
+    train, held_out = (shard_set.clips(split, recipe.data.clip_stride) for split in ("train", "held_out"))
+    if not train:
+        raise UserError("holds no clips to train on", shard_set.folder, "prepare more or longer recordings")
+    devices = _devices(recipe)
+    vae = sum(parameter.numel() for parameter in skeleton.backbone.vae.parameters()) * 4
+    parts = _memory(recipe, groups, activations, vae if held_out else 0, _bytes_of(batch), on_gpu=on_gpu)
+    places = {"the shards": shard_set.folder, "checkpoints": run or shard_set.folder}
+    free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
+    plan = Plan(
+        backbone=recipe.backbone.path,
+        groups=groups,
+        memory=parts,
+        activations=activations,
+        memory_available=available_memory(on_gpu),
+        disk=_disk(recipe, groups, latents, text, len(train) + len(held_out), len(contract.prompts) + 1, depth=depth),
+        disk_free=free,
+        steps=spec.max_steps,
+        batch_size=spec.batch_size,
+        batch=spec.batch_size * spec.accumulate * devices,
+        devices=devices,
+        train_clips=len(train),
+        held_out_clips=len(held_out),
+        held_out_episodes=len({ref.entry.episode for ref in held_out}),
+        latents=latents,
+        text=text,
+        warnings=(),
+    )
+    return replace(plan, warnings=tuple(warnings(plan, recipe, shard_set)))
+
+
+def shape_network(skeleton: Skeleton, recipe: Recipe, shard_set: ShardSet) -> JointNetwork:
+    """The network that training would build, on the meta device.
+
+    Raises:
+        UserError: a depth branch of more blocks than the transformer has.
+    """
+    from xwam_ft.train.session import trainable_network
+
+    if skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "auto":
+        kept = recipe.model.depth.model_copy(update={"branch": "copy"})
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"depth": kept})})
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return trainable_network(skeleton.backbone, recipe, shard_set.contract)
+
+
+def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
+    """What is likely to disappoint, a sentence each with the value to change."""
+    spec, timing = recipe.trainer, shard_set.contract.timing
+    said: list[str] = []
+    if plan.batch < SMALL_BATCH:
+        more = math.ceil(SMALL_BATCH / (spec.batch_size * plan.devices))
+        said.append(
+            f"{plan.batch} clips an optimizer step: below {SMALL_BATCH} losses flatten early, since noise levels "
+            f"differ from step to step; set trainer.accumulate={more}"
+        )
+    lengths = [entry.frames for entry in shard_set.index.episodes]
+    short = sum(length < timing.span for length in lengths)
+    if 2 * short > len(lengths):
+        said.append(
+            f"a clip spans {timing.span} frames and most episodes are shorter (median {median(lengths):.0f}): "
+            "their last frame is held; prepare with a smaller clip_frames or frame_skip"
+        )
+    if plan.held_out_episodes == 0:
+        said.append("nothing is held out, so nothing is validated; prepare with held_out above 0")
+    elif plan.held_out_episodes < 3:
+        said.append(
+            f"{plan.held_out_episodes} held-out episode{'s' if plan.held_out_episodes > 1 else ''}: held-out "
+            "numbers say little about others; hold out at least 3"
+        )
+    if 0 < plan.held_out_clips < recipe.validation.clips:
+        said.append(f"{plan.held_out_clips} held-out clips, fewer than validation.clips={recipe.validation.clips}")
+    for place, free in zip(("data.clip_stride", "checkpoint.keep"), plan.disk_free, strict=True):
+        size = sum(part.bytes for part in plan.disk if (part.name == CHECKPOINTS) == (place == "checkpoint.keep"))
+        if size > free.bytes:
+            change = "raise" if place == "data.clip_stride" else "lower"
+            said.append(
+                f"{gigabytes(size)} will be written where {free.name} lie, and "
+                f"{gigabytes(free.bytes)} are free; {change} {place}, or free some space"
+            )
+    if plan.memory_available is not None and plan.peak > plan.memory_available:
+        said.append(
+            f"{gigabytes(plan.peak)} of memory are needed and {gigabytes(plan.memory_available)} are free: "
+            f"{savings(recipe)}"
+        )
+    if plan.epochs < 1:
+        said.append(f"not every training clip will be seen ({plan.epochs:.2f} epochs); raise trainer.max_steps")
+    elif plan.epochs > MANY_EPOCHS:
+        said.append(
+            f"every training clip is seen {plan.epochs:.0f} times: watch the held-out losses, and record more or lower "
+            "trainer.max_steps once they rise"
+        )
+    if recipe.optim.warmup_steps >= spec.max_steps:
+        said.append(f"optim.warmup_steps={recipe.optim.warmup_steps} lasts the whole run of {spec.max_steps} steps")
+    if recipe.checkpoint.every_steps > spec.max_steps:
+        said.append("the only checkpoint is the last step's; lower checkpoint.every_steps")
+    return said
+
+
+def fitting_batch(plan: Plan, available: int) -> int:
+    """The largest micro-batch whose estimate stays below 90 % of `available` bytes; 0 where not even one clip fits."""
+    from xwam_ft.train.probe import MOST, largest
+
+    growing = sum(part.bytes for part in plan.memory if part.name in (BATCH, ACTIVATIONS))
+    rest, a_clip = plan.peak - growing, growing / plan.batch_size
+    return largest(lambda count: rest + count * a_clip <= 0.9 * available, MOST)
+
+
+def available_memory(on_gpu: bool) -> int | None:
+    """Bytes that are free on the device of the run, if it is in this machine."""
+    if on_gpu:
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _memory(
+    recipe: Recipe, groups: tuple[SummaryRow, ...], activations: Activations, vae: int, clip: int, *, on_gpu: bool
+) -> tuple[Part, ...]:
+    """Parts of the peak, of one device; the text encoder is never in it, since the cache holds its embeddings."""
+    optim = recipe.optim
+    need = memory_need(list(groups), adamw_8bit=optim.adamw_8bit, average=optim.ema_decay is not None)
+    frozen = sum(row.bytes for row in groups if not row.trainable)
+    parts = [
+        Part("frozen weights", frozen),
+        Part("weights that train, and their groups", need.weights - frozen),
+        Part("gradients", need.gradients),
+        Part("AdamW", need.optimizer),
+        Part("averaged weights", need.average),
+        Part(BATCH, clip * recipe.trainer.batch_size),
+        Part(ACTIVATIONS, activations.of(recipe)),
+        Part("VAE, from the first validation on", vae),
+        Part("CUDA itself, assumed", CUDA_BYTES if on_gpu else 0),
+    ]
+    return tuple(part for part in parts if part.bytes)
+
+
+def _disk(
+    recipe: Recipe,
+    groups: tuple[SummaryRow, ...],
+    latents: Shape,
+    text: tuple[int, int],
+    clips: int,
+    prompts: int,
+    *,
+    depth: bool,
+) -> tuple[Part, ...]:
+    size = 2 if recipe.backbone.dtype == "bfloat16" else 4
+    of_clip = math.prod(latents) * size * (2 if depth else 1) + (math.prod(latents[1:]) if depth else 0)
+    need = memory_need(list(groups), adamw_8bit=recipe.optim.adamw_8bit, average=recipe.optim.ema_decay is not None)
+    trained = 4 * sum(row.trainable for row in groups)
+    written = min(recipe.checkpoint.keep + 1, -(-recipe.trainer.max_steps // recipe.checkpoint.every_steps))
+    return (
+        Part("latent cache", clips * of_clip),
+        Part("text embeddings", prompts * math.prod(text) * size),
+        Part(CHECKPOINTS, written * (trained + need.optimizer + need.average)),
+    )
+
+
+def _packed(row: SummaryRow, saved: int) -> SummaryRow:
+    return replace(row, bytes=row.bytes - saved) if row.group == "transformer" else row
+
+
+def _bytes_of(batch: Any) -> int:
+    tensors = (value for value in vars(batch).values() if isinstance(value, torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _devices(recipe: Recipe) -> int:
+    devices = recipe.trainer.devices
+    if isinstance(devices, int):
+        return max(devices, 1)
+    return max(torch.cuda.device_count(), 1) if recipe.trainer.accelerator != "cpu" else 1
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())

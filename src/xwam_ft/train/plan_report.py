@@ -1,0 +1,146 @@
+"""The plan for people: tables and warnings on the console; `--probe` and `--fit` asked for on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xwam_ft.errors import UserError
+from xwam_ft.recipe import load_recipe
+from xwam_ft.shards import ShardSet
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.recipe import Recipe
+    from xwam_ft.train.plan import Plan
+
+
+def plan_recipe(recipe_path: Path, overrides: list[str], console: Console, *, probe: bool, fit: bool) -> Plan:
+    """`xwam-ft plan`.
+
+    Args:
+        probe: measure steps; loads the weights.
+        fit: find the largest micro-batch: by real steps on a GPU, by the estimate on a CPU.
+
+    Raises:
+        UserError: anything wrong with recipe or shards, shapes the backbone cannot hold, or a probe out of memory.
+    """
+    from xwam_ft.train.plan import available_memory, fitting_batch, make_plan
+    from xwam_ft.train.run import pick_device, refuse_released_weights, require_extras, set_threads
+
+    recipe = load_recipe(recipe_path, overrides)
+    refuse_released_weights(recipe)
+    shard_set = ShardSet.open(Path(recipe.data.shards))
+    plan = make_plan(recipe, shard_set)
+    if probe or fit:
+        set_threads(recipe)
+        device = pick_device(recipe)
+        on_gpu = device.type == "cuda"
+        if probe or on_gpu:
+            from xwam_ft.train.memory import is_out_of_memory, out_of_memory
+            from xwam_ft.train.probe import MOST, Prober, largest
+
+            require_extras(recipe)
+            try:
+                prober = Prober(recipe, shard_set.contract, device, plan.latents, plan.text)
+                plan = replace(plan, probe=prober.measure()) if probe else plan
+                if fit and on_gpu:
+                    plan = replace(plan, largest_batch=largest(prober.fits, min(MOST, plan.train_clips)))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(recipe) from None
+        if fit and not on_gpu:
+            plan = replace(plan, largest_batch=fitting_batch(plan, available_memory(on_gpu=False) or 0))
+    print_plan(plan, recipe, console)
+    if plan.largest_batch == 0:
+        from xwam_ft.train.memory import savings
+
+        raise UserError("not even one clip fits in memory", "trainer.batch_size", savings(recipe))
+    return plan
+
+
+def print_plan(plan: Plan, recipe: Recipe, console: Console) -> None:
+    """Four tables, what `--fit` found, and the warnings."""
+    for title, header, rows in plan_tables(plan, recipe):
+        from rich.table import Table
+
+        table = Table(*header, title=title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if plan.largest_batch:
+        from xwam_ft.train.probe import MOST
+
+        accumulate = -(-plan.batch // (plan.largest_batch * plan.devices))
+        most = " (no larger one was tried)" if plan.largest_batch == MOST else ""
+        console.print(
+            f"largest micro-batch: {plan.largest_batch}{most}; for as many clips a step: --set trainer.batch_size="
+            f"{min(plan.largest_batch, plan.batch)} --set trainer.accumulate={max(accumulate, 1)}",
+            soft_wrap=True,
+        )
+    for sentence in plan.warnings:
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+
+
+Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
+
+
+def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
+    """(title, header, rows) of each table; the run's report shows the same ones."""
+    from xwam_ft.train.plan import gigabytes
+
+    count = [
+        (row.group, f"{row.parameters:,}", f"{row.trainable:,}", ", ".join(row.dtypes), gigabytes(row.bytes))
+        for row in plan.groups
+    ]
+    total = sum(r.parameters for r in plan.groups), sum(r.trainable for r in plan.groups)
+    count.append(("all", f"{total[0]:,}", f"{total[1]:,}", "", gigabytes(sum(r.bytes for r in plan.groups))))
+    memory = [(part.name, gigabytes(part.bytes)) for part in plan.memory]
+    memory.append(("peak, estimated", gigabytes(plan.peak)))
+    measured = plan.probe.peak_bytes if plan.probe else None
+    if measured is not None:
+        memory.append(("peak, measured in the probe (no VAE, no average)", gigabytes(measured)))
+    here = plan.memory_available
+    memory.append(("free on this machine", "no such device here" if here is None else gigabytes(here)))
+    for name, size in (("with", plan.activations.checkpointed), ("without", plan.activations.plain)):
+        memory.append((f"activations of a clip {name} gradient checkpointing", gigabytes(size)))
+    disk = [(part.name, gigabytes(part.bytes)) for part in plan.disk]
+    disk += [(f"free, where {part.name} lie", gigabytes(part.bytes)) for part in plan.disk_free]
+    return [
+        (f"network on {plan.backbone}", ("part", "parameters", "trained", "dtype", "memory"), count),
+        (f"memory of a device, micro-batches of {recipe.trainer.batch_size}", ("part", "size"), memory),
+        ("disk", ("part", "size"), disk),
+        ("run", ("what", "value"), _run_rows(plan)),
+    ]
+
+
+def _run_rows(plan: Plan) -> list[tuple[str, ...]]:
+    probe = plan.probe
+    rows = [
+        ("optimizer steps", f"{plan.steps:,}"),
+        ("clips an optimizer step", f"{plan.batch:,}"),
+        ("training clips", f"{plan.train_clips:,}"),
+        ("epochs", f"{plan.epochs:.1f}"),
+        ("held out", f"{plan.held_out_clips:,} clips of {plan.held_out_episodes} episodes"),
+    ]
+    if probe is None or plan.seconds is None:
+        return [*rows, ("time", "unknown: --probe measures it")]
+    return [
+        *rows,
+        ("an optimizer step", f"{probe.step_seconds:.3g} s on {probe.device} (median of {probe.steps})"),
+        ("encoding a clip", f"{probe.encode_seconds:.3g} s"),
+        ("time, encoding included, validation apart", duration(plan.seconds)),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """ "3 h 20 min", "4 min", "12 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -1,0 +1,210 @@
+"""The plan beforehand against what really happens: parameters, tensors kept, bytes written; and its sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import xwam_ft.train.run as training
+from xwam_ft.contract import Contract, Image
+from xwam_ft.errors import UserError
+from xwam_ft.model.backbone import PUBLISHED, load_backbone
+from xwam_ft.model.skeleton import read_skeleton
+from xwam_ft.model.summary import summary_table
+from xwam_ft.recipe import Recipe
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.cache import LatentCache
+from xwam_ft.train.memory import count_activations, is_out_of_memory, random_batch
+from xwam_ft.train.plan import CHECKPOINTS, Plan, fitting_batch, make_plan, warnings
+from xwam_ft.train.plan_report import duration, plan_recipe
+from xwam_ft.train.probe import largest
+from xwam_ft.train.session import Session, trainable_network
+
+Change = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def plan(recipe: Recipe, shard_set: ShardSet) -> Plan:
+    return make_plan(recipe, shard_set)
+
+
+def test_the_plan_is_of_the_network_that_trains(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> None:
+    backbone = load_backbone("tiny", dtype="float32", parts=("transformer", "vae"))
+    network = trainable_network(backbone, recipe, shard_set.contract)
+    assert list(plan.groups) == summary_table(network)
+    image, timing = shard_set.contract.image, shard_set.contract.timing
+    assert plan.latents == backbone.latent_shape(2, timing.clip_frames, image.height, image.width)
+    # What autograd keeps of real tensors is what was counted without computing anything.
+    for clips in (1, 3):
+        batch = random_batch(shard_set.contract, plan.latents, plan.text, clips, "cpu", depth=True)
+        counted = count_activations(network, recipe, batch, scores=True)
+        assert counted.plain == pytest.approx(clips * plan.activations.plain, rel=0.01)
+        assert counted.checkpointed == pytest.approx(clips * plan.activations.checkpointed, rel=0.01)
+    assert plan.activations.checkpointed < plan.activations.plain / 3
+
+
+def test_what_is_written_has_the_planned_size(plan: Plan, finished: Path, cache: LatentCache) -> None:
+    sizes = {part.name: part.bytes for part in plan.disk}
+    latents = sum(file.size for file in cache.files if file.path != "prompts.safetensors")
+    assert sizes["latent cache"] == pytest.approx(latents, rel=0.1)
+    assert len(cache.clips) == plan.train_clips + plan.held_out_clips
+    kept = [path.stat().st_size for path in (finished / "checkpoints").glob("step-*/*.safetensors")]
+    assert sizes[CHECKPOINTS] == pytest.approx(sum(kept), rel=0.03)  # and safetensors' headers
+    stored = json.loads((finished / "plan.json").read_text())
+    assert stored["peak"] == plan.peak == sum(part["bytes"] for part in stored["memory"])
+    assert stored["epochs"] == pytest.approx(6 * 4 / plan.train_clips)
+
+
+def test_recomputation_quantisation_and_averages_change_the_parts_they_should(
+    plan: Plan, changed: Change, shard_set: ShardSet
+) -> None:
+    def parts(**sections: object) -> dict[str, int]:
+        return {part.name: part.bytes for part in make_plan(changed(**sections), shard_set).memory}
+
+    before = {part.name: part.bytes for part in plan.memory}
+    less = parts(model={"gradient_checkpointing": True}, optim={"ema_decay": None, "adamw_8bit": True})
+    assert (
+        less["activations"] == 2 * plan.activations.checkpointed < before["activations"] == 2 * plan.activations.plain
+    )
+    assert "averaged weights" in before
+    assert "averaged weights" not in less
+    assert less["AdamW"] == pytest.approx(before["AdamW"] / 4, rel=0.02)
+    packed = parts(backbone={"quantize": "nf4"})
+    linears = [
+        module.weight.numel()
+        for module in load_backbone("tiny", dtype="float32", parts=("transformer",)).transformer.blocks.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    assert before["frozen weights"] - packed["frozen weights"] == pytest.approx(sum(linears) * (4 - 0.5625), abs=2)
+
+
+def test_the_published_backbone_is_planned_without_a_file() -> None:
+    skeleton = read_skeleton(PUBLISHED, dtype="bfloat16")
+    transformer = skeleton.backbone.transformer
+    assert sum(parameter.numel() for parameter in transformer.parameters()) == 4_999_787_712
+    assert {parameter.device.type for parameter in transformer.parameters()} == {"meta"}
+    assert skeleton.backbone.latent_shape(3, 9, 256, 320) == (48, 3, 3, 16, 20)
+
+
+def test_shapes_that_do_not_go_together_are_refused_before_weights_are_read(
+    changed: Change, shard_set: ShardSet, contract_with: Callable[..., Contract]
+) -> None:
+    with pytest.raises(UserError, match=r"model\.depth\.blocks is 99, but backbone tiny has 6 blocks"):
+        make_plan(changed(model={"depth": {"blocks": 99}}), shard_set)
+    odd = replace(shard_set, contract=contract_with(image=Image(height=48, width=64)))
+    with pytest.raises(UserError, match=r"pictures of 48x64\. Fix: make their height a multiple of 32"):
+        make_plan(changed(), odd)
+    with pytest.raises(UserError, match="absent/folder/x: neither a folder nor a hub id"):
+        make_plan(changed(backbone={"path": "absent/folder/x"}), shard_set)
+
+
+def test_each_warning_names_the_value_to_change(
+    plan: Plan, recipe: Recipe, changed: Change, shard_set: ShardSet
+) -> None:
+    assert plan.batch == 4
+    assert any("below 32 losses flatten" in line and "accumulate=16" in line for line in plan.warnings)
+    assert any(line.startswith("1 held-out episode:") for line in plan.warnings)
+
+    def said(**values: object) -> str:
+        return "\n".join(warnings(replace(plan, **values), recipe, shard_set))  # pyright: ignore[reportArgumentType]
+
+    calm = {"batch": 32, "held_out_episodes": 3, "train_clips": 32}
+    assert said(**calm) == ""
+    assert "nothing is held out" in said(**calm | {"held_out_episodes": 0})
+    assert "fewer than validation.clips=2" in said(**calm | {"held_out_clips": 1})
+    assert "not every training clip" in said(**calm | {"train_clips": 10_000})
+    assert "every training clip is seen 19200 times" in said(**calm | {"steps": 19200})
+    assert "try, in this order, model.gradient_checkpointing=true" in said(**calm | {"memory_available": 1})
+    tight = tuple(replace(part, bytes=1) for part in plan.disk_free)
+    assert "raise data.clip_stride" in said(**calm | {"disk_free": tight})
+    assert "lower checkpoint.keep" in said(**calm | {"disk_free": tight})
+    late = changed(optim={"warmup_steps": 6}, checkpoint={"every_steps": 7})
+    lines = "\n".join(warnings(plan, late, shard_set))
+    assert "optim.warmup_steps=6 lasts the whole run" in lines
+    assert "the only checkpoint is the last step's" in lines
+    long = replace(
+        shard_set,
+        index=shard_set.index.model_copy(
+            update={"episodes": tuple(e.model_copy(update={"frames": 8}) for e in shard_set.index.episodes)}
+        ),
+    )
+    assert any("a clip spans 9 frames and most episodes are shorter" in line for line in warnings(plan, recipe, long))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 8, 9, 100, 127, 128, 500])
+def test_the_largest_that_fits_is_found_by_few_trials(limit: int) -> None:
+    tried: list[int] = []
+
+    def fits(count: int) -> bool:
+        tried.append(count)
+        return count <= limit
+
+    assert largest(fits, 128) == min(limit, 128)
+    assert len(tried) <= 15
+    assert max(tried) <= 128
+
+
+def test_fitting_by_the_estimate_stays_below_what_is_free(plan: Plan) -> None:
+    growing = sum(part.bytes for part in plan.memory if part.name.startswith(("activations", "latents and text")))
+    free = (plan.peak - growing + 10 * growing / plan.batch_size) / 0.9 + 1
+    assert fitting_batch(plan, int(free)) == 10
+    assert fitting_batch(plan, 1000) == 0
+
+
+def test_probing_measures_and_says_so(recipe_file: Path) -> None:
+    shown = io.StringIO()
+    threads = torch.get_num_threads()
+    plan = plan_recipe(recipe_file, [], Console(file=shown, width=140), probe=True, fit=True)
+    torch.set_num_threads(threads)
+    assert plan.probe is not None
+    assert plan.probe.step_seconds > 0
+    assert plan.probe.peak_bytes is None
+    clips = plan.train_clips + plan.held_out_clips
+    assert plan.seconds == pytest.approx(6 * plan.probe.step_seconds + clips * plan.probe.encode_seconds)
+    page = shown.getvalue()
+    assert "median of 3" in page
+    assert "unknown" not in page
+    assert "largest micro-batch: " in page
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes do not match"), False),
+    ],
+)
+def test_what_counts_as_running_out_of_memory(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) == is_one
+
+
+def test_running_out_of_memory_ends_in_advice(
+    finished: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def fails(session: Session) -> None:
+        raise raised
+
+    monkeypatch.setattr(Session, "fit", fails)
+    with pytest.raises(UserError) as error:
+        training.resume(finished, console)
+    assert error.value.where == "trainer.batch_size"
+    assert "model.gradient_checkpointing=true; trainer.batch_size=1 with trainer.accumulate=4" in error.value.fix
+    assert "--fit" in error.value.fix
+    raised = RuntimeError("shapes do not match")  # a bug keeps its traceback
+    with pytest.raises(RuntimeError, match="shapes"):
+        training.resume(finished, console)
+
+
+def test_durations_are_readable() -> None:
+    assert [duration(seconds) for seconds in (12, 89, 240, 12_000)] == ["12 s", "89 s", "4 min", "3 h 20 min"]

@@ -1,0 +1,186 @@
+"""What a run shows of itself: the report, its files, the places metrics go to; and that looking changes no bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+import xwam_ft.train.run as training
+from xwam_ft.errors import UserError
+from xwam_ft.recipe import Recipe
+from xwam_ft.shards import ShardSet
+from xwam_ft.train import sinks
+from xwam_ft.train.cache import LatentCache
+from xwam_ft.train.callbacks import MetricLog
+from xwam_ft.train.history import History
+from xwam_ft.train.report import score_rows, sigma_table, smooth, write_report
+from xwam_ft.train.sinks import Csv, open_sinks
+
+from .conftest import QUIET, recipe_tree
+
+
+@pytest.fixture(scope="module")
+def watched(shard_set: ShardSet, cache: LatentCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `finished`, looked at every second step, with imagined video at its end."""
+    folder = tmp_path_factory.mktemp("watched")
+    tree = recipe_tree(shard_set.folder)
+    tree["validation"] |= {"every_steps": 2, "imagine_clips": 1}
+    tree["logging"] |= {"to": ["csv"]}
+    (folder / "toy.yaml").write_text(yaml.safe_dump(tree))
+    return training.train(folder / "toy.yaml", folder / "run", [], QUIET)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_watched_ends_with_the_same_bits(watched: Path, finished: Path) -> None:
+    for name in ("trainable", "ema", "optimizer"):
+        file = f"checkpoints/step-000006/{name}.safetensors"
+        assert (watched / file).read_bytes() == (finished / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_history_holds_every_validation_and_what_was_imagined(watched: Path) -> None:
+    history = History(watched)
+    validated = history.validated()
+    assert [one.step for one in validated] == [2, 4, 6]
+    assert [one.imagined is not None for one in validated] == [False, False, True]
+    imagined = validated[-1].imagined
+    assert imagined is not None
+    assert imagined["scores"]["all"].keys() == {"psnr", "ssim", "abs_rel", "delta1"}
+    assert imagined["point_cloud"]["chamfer_mm"]["imagined"] > 0
+    assert imagined["blackout"].keys() == {"front", "wrist"}
+    last = history.metrics()[-1]
+    assert last["imagine/psnr"] == imagined["scores"]["all"]["psnr"]["imagined"]
+    assert last["blackout/front_tool_position"] == imagined["blackout"]["front"]["tool"]["position"]["black"]
+    steps, errors = history.series("val/tool_position")
+    assert steps == [2, 4, 6]
+    tables = validated[1].tables
+    assert tables is not None
+    assert errors[1] == tables["open_loop"]["slots"]["tool"]["position"]["policy"]
+    assert {"network", "validation", "imagining", "checkpoints"} < history.seconds().keys()
+
+
+@pytest.mark.slow
+def test_the_page_stands_alone_but_for_videos_beside_it(watched: Path) -> None:
+    page = (watched / "report.html").read_text()
+    assert "http" not in page
+    sources = re.findall(r'src="([^"]{0,200})', page)
+    inside = [source for source in sources if source.startswith("data:image/png;base64,")]
+    beside = [source for source in sources if not source.startswith("data:")]
+    assert len(inside) == 5
+    assert "validation/step-000006/imagined/imagined.mp4" in beside
+    assert all((watched / source).is_file() for source in beside)
+    for words in (
+        "6 of 6",
+        "Which camera does it look at?",
+        "front black",
+        "Chamfer",
+        "clip_stride: 3",
+        "below 32 losses",
+    ):
+        assert words in page
+
+
+def test_a_page_can_be_written_of_a_run_that_has_hardly_begun(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes((finished / "recipe.yaml").read_bytes())
+    page = write_report(tmp_path).read_text()
+    assert "Nothing was logged yet" in page
+    assert "No validation so far" in page
+
+
+@pytest.mark.slow
+def test_a_table_holds_what_the_lines_hold(watched: Path) -> None:
+    lines = History(watched).metrics()
+    wanted = [(int(line["step"]), name, value) for line in lines for name, value in line.items() if name != "step"]
+    with (watched / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["step", "name", "value"]
+    assert [(int(step), name, float(value)) for step, name, value in rows[1:]] == wanted
+
+
+def test_a_resumed_run_forgets_the_steps_it_repeats(tmp_path: Path) -> None:
+    table = Csv(tmp_path / "metrics.csv", 0)
+    for step in (1, 2, 3):
+        table.write(step, {"loss": step / 10})
+    with (tmp_path / "metrics.csv").open("a") as stream:
+        stream.write("4,lo")  # killed while writing
+    Csv(tmp_path / "metrics.csv", 2).write(3, {"loss": 9.0})
+    assert (tmp_path / "metrics.csv").read_text().split() == [
+        "step,name,value",
+        "1,loss,0.1",
+        "2,loss,0.2",
+        "3,loss,9.0",
+    ]
+    history = History(tmp_path)
+    for step in (2, 4):
+        history.write_validation(step, {"losses": {}})
+    history.forget_after(2)
+    assert [one.step for one in history.validated()] == [2]
+
+
+def test_without_wandb_one_sentence_says_what_to_install(
+    recipe_file: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="'wandb' is not installed") as error:
+        training.train(recipe_file, tmp_path / "run", ["logging.to=[tensorboard, wandb]"], console)
+    assert error.value.where == "logging.to"
+    assert error.value.fix == "pip install 'xwam-ft[wandb]'"
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_is_told_our_steps_and_goes_on_in_the_same_run(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    begun: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> Any:
+        begun.append(options)
+        return SimpleNamespace(
+            define_metric=lambda *names, **options: None, log=told.append, finish=lambda: told.append("finished")
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"picture {path}"))
+    monkeypatch.setattr(sinks, "find_spec", lambda name: name)
+    logging = recipe.logging.model_copy(update={"to": ["wandb", "csv"]})
+    chosen = recipe.model_copy(update={"logging": logging})
+    for _ in range(2):
+        log = MetricLog(tmp_path, 0, lambda: open_sinks(tmp_path, 0, chosen))
+        log.write(5, {"train/loss_total": 0.5})
+        log.picture(5, "imagine/contact_sheet", tmp_path / "sheet.png")
+        log.close()
+    assert told[:3] == [
+        {"step": 5, "train/loss_total": 0.5},
+        {"step": 5, "imagine/contact_sheet": f"picture {tmp_path / 'sheet.png'}"},
+        "finished",
+    ]
+    assert begun[0]["id"] == begun[1]["id"]
+    assert begun[0]["resume"] == "allow"
+    assert begun[0]["config"]["trainer"]["max_steps"] == 6
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 5
+
+
+def test_smoothing_keeps_a_constant_and_begins_at_the_first_value() -> None:
+    assert smooth([3.0] * 20) == pytest.approx([3.0] * 20)
+    values = smooth([1.0, 0.0])
+    assert values == pytest.approx([1.0, 0.09 / 0.19])
+
+
+def test_tables_are_in_words() -> None:
+    losses = {"val/loss_video": 1.0, "val_sigma/video_0.62_0.83": 2.0, "val_sigma/video_0.00_0.62": 1.0}
+    assert sigma_table(losses) == {"video": [(0.0, 0.62, 1.0), (0.62, 0.83, 2.0)]}
+    scores = {"all": {"psnr": {"imagined": 21.25, "repeat_first_frame": None}}}
+    cloud = {"chamfer_mm": {"imagined": 12.34, "repeat_first_frame": 5.0}}
+    assert score_rows({"scores": scores, "point_cloud": cloud}) == [
+        ("PSNR of the pictures", "dB, higher is better", "21.2", "–"),
+        ("point cloud, Chamfer distance", "mm, lower is better", "12.3", "5"),
+    ]
