@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
 
 
 @contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
+def files_no_longer_than(size: int) -> Generator[None]:
     """What a write beyond this meets is what a full disk gives, under another name (EFBIG for ENOSPC)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

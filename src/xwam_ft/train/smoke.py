@@ -19,7 +19,7 @@ from rich.table import Table
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import load_trainable, parameter_groups, trainable_state
 from xwam_ft.model.branch import MAIN, lora_layers, use_adapters
-from xwam_ft.model.sampler import draw_noise, sample
+from xwam_ft.model.sampler import SampleNoise, draw_noise, sample
 from xwam_ft.train.checkpoint import TRAINABLE_FILE, latest_checkpoint, list_checkpoints
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.folder import make_run
@@ -121,9 +121,9 @@ class _Checks:
 
     def actions(self) -> str:
         batch, _ = self._given([0])
-        shapes = (tuple(t.shape) for t in (batch.latents, batch.action, batch.proprio))
-        drawn = draw_noise(*shapes, torch.Generator().manual_seed(self.recipe.seed))
-        noise = type(drawn)(*(t.to(batch.latents.device) for t in (drawn.video, drawn.action, drawn.proprio)))
+        video, action, proprio = (tuple(t.shape) for t in (batch.latents, batch.action, batch.proprio))
+        drawn = draw_noise(video, action, proprio, torch.Generator().manual_seed(self.recipe.seed))
+        noise = SampleNoise(*(t.to(self.module.device) for t in (drawn.video, drawn.action, drawn.proprio)))
         self.network.eval()
         out = sample(
             self.network, batch.latents[:, :, 0], batch.proprio[:, 0], batch.text,
