@@ -115,11 +115,16 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/<recipe>.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Prove in a minute that RECIPE trains; makes no run.")] = False,
 ) -> None:
     """Train by a recipe, or go on with a run that was interrupted."""
     from xwam_ft.train import run as training
 
-    if resume is not None and recipe is None and run is None and not overrides:
+    if smoke and recipe is not None and resume is None and run is None:
+        training.smoke_test(recipe, overrides or [], _console())
+    elif smoke:
+        raise UserError("goes with a recipe and --set alone", "--smoke", "give RECIPE, without --run and --resume")
+    elif resume is not None and recipe is None and run is None and not overrides:
         training.resume(resume, _console())
     elif recipe is not None and resume is None:
         training.train(recipe, run, overrides or [], _console())

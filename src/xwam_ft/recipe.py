@@ -213,7 +213,8 @@ class TrainerSpec(Section):
 
 class CheckpointSpec(Section):
     every_steps: PositiveInt = 500
-    keep: PositiveInt = 3
+    keep: PositiveInt = 3  # the newest
+    keep_best: Natural = 1  # and those of the lowest held-out loss, of steps that were validated
 
 
 class ValidationSpec(Section):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import checkpoint
 import policy_latency
 import serving
 import train_step
@@ -134,3 +135,27 @@ def test_train_step_prints_its_tables() -> None:
 def test_both_run_on_a_gpu() -> None:
     check_policy_latency("cuda", "--compile")
     check_train_step("cuda")
+
+
+def test_a_checkpoint_weighs_what_trains() -> None:
+    """LoRA of rank 32 on every linear of 30 blocks and of 10 once more: r (i + o) numbers each, of four float32."""
+    ours, whole = checkpoint.counted_bytes("LoRA, depth adapter")
+    lora = checkpoint.trained_parameters(checkpoint._module("LoRA, depth adapter", "5b", "meta").network)
+    pairs = sum(p.numel() for name, p in lora.items() if ".lora_" in name)
+    assert pairs == (BLOCKS + BRANCH) * train_step.RANK * (8 * 2 * D + 2 * (D + FFN))
+    assert ours == 16 * sum(p.numel() for p in lora.values())
+    assert 5e9 * 2 * 0.95 < whole - ours < 5e9 * 2 * 1.05  # the frozen base, in bfloat16
+    parts, frozen = checkpoint.saved_parts("LoRA, depth adapter")
+    assert parts["trainable"].keys() == parts["ema"].keys()
+    assert not parts["trainable"].keys() & frozen.keys()
+
+
+@pytest.mark.slow
+def test_the_checkpoint_benchmark_prints_a_row_a_form(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(checkpoint.main)
+    result = CliRunner().invoke(app, ["--repeats", "1", "--folder", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for form in train_step.FORMS:
+        assert len(re.findall(rf"^{form} ", result.output, flags=re.M)) == 2
+    assert list(tmp_path.iterdir()) == []

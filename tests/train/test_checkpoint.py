@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from xwam_ft.files import read_json
 from xwam_ft.train.checkpoint import (
     EMA_FILE,
     RunState,
+    best_steps,
     latest_checkpoint,
     library_versions,
     list_checkpoints,
@@ -103,3 +107,47 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     (folder / "state.json").write_text(json.dumps(tree | {"schema_version": 99}))
     with pytest.raises(UserError, match="has schema version 99, not 1"):
         read_checkpoint(folder)
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Generator[None]:
+    """What a write beyond this meets is what a full disk gives, under another name (EFBIG for ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [64, 20_000])  # the first file fails; a later one does
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, size: int) -> None:
+    last = write(tmp_path, 1, keep=1)
+    before = {path: path.read_bytes() for path in last.iterdir()}
+    big = {"w": torch.zeros(10_000)}
+    with files_no_longer_than(size), pytest.raises(UserError, match="cannot be written") as error:
+        write_checkpoint(tmp_path, state(2), {"w": torch.zeros(100)}, big, None, 1)
+    assert f"the last checkpoint is {last}" in error.value.what
+    assert f"xwam-ft train --resume {tmp_path}" in error.value.fix
+    assert list((tmp_path / "checkpoints").iterdir()) == [last]
+    assert {path: path.read_bytes() for path in last.iterdir()} == before
+    read_checkpoint(write(tmp_path, 2, keep=1))  # room again: goes on
+
+
+def test_the_best_by_held_out_loss_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    weights = {"video": 1.0, "action": 2.0}
+    losses = {1: (0.5, 0.5), 2: (0.9, 0.1), 3: (0.6, 0.4), 4: (0.7, 0.7), 5: (0.1, 0.1)}  # 5 is not saved
+    for step, (video, action) in losses.items():
+        row = f'{{"step": {step}, "val/loss_video": {video}, "val/loss_action": {action}}}\n'
+        with metrics.open("a") as stream:
+            stream.write(row + f'{{"step": {step}, "train/loss_total": 0.0}}\n')
+    with metrics.open("a") as stream:
+        stream.write('{"step": 6, "val/lo')  # a kill cut the line
+    for step in (1, 2, 3, 4):
+        spare = best_steps(tmp_path, metrics, weights, 1)
+        tensors = {"w": torch.zeros(1)}
+        write_checkpoint(tmp_path, state(step), tensors, tensors, None, keep=1, spare=spare)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000002", "step-000004"]
+    assert best_steps(tmp_path, metrics, weights, 5) == [2, 4]
+    assert best_steps(tmp_path, tmp_path / "absent.jsonl", weights, 1) == []

@@ -162,3 +162,24 @@ def test_gradients_with_prefixes_do_not_depend_on_how_a_step_is_cut(
     scale = max(float(gradient.abs().max()) for gradient in whole.values())
     for name, gradient in whole.items():
         torch.testing.assert_close(pieces[name], gradient, atol=1e-6 * scale, rtol=1e-5, msg=name)
+
+
+def test_an_exploding_loss_names_step_clips_and_checkpoint(
+    recipe: Recipe, cache: LatentCache, shard_set: ShardSet
+) -> None:
+    geometry = StepGeometry(1, 2)
+    module = make_module(recipe, cache, shard_set, geometry)
+    module.last_good = lambda: "runs/x/checkpoints/step-000003"
+    dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
+    optimizer = torch.optim.SGD([{"name": "all", "params": list(trained_parameters(module.network).values())}], lr=0.0)
+    batches = [dataset[geometry.micro_batch(STEP, index)] for index in range(2)]
+    for index, batch in enumerate(batches):
+        module.training_step(batch, index)
+    usual = float(module.losses["total"])
+    module.history.extend([usual / 90] * 25)
+    module.on_before_optimizer_step(optimizer)  # 90 times the median: steep, not exploded
+    module.history.extend([usual / 101] * 50)
+    with pytest.raises(UserError, match=r"the loss has exploded: .* at step 1, .* in clips ") as error:
+        module.on_before_optimizer_step(optimizer)
+    assert all(key in error.value.what for batch in batches for key in batch.keys)
+    assert "step-000003" in error.value.fix

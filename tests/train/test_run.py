@@ -318,3 +318,12 @@ def test_a_prefix_as_long_as_a_chunk_is_refused(recipe_file: Path, tmp_path: Pat
     with pytest.raises(UserError, match=r"is 99, and a chunk of .* has \d+ actions"):
         training.train(recipe_file, tmp_path / "run", ["noise.action_prefix.max=99"], console)
     assert not (tmp_path / "run").exists()
+
+
+def test_adapters_that_do_not_move_stop_the_run(
+    recipe_file: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xwam_ft.train.callbacks.MOVED_BY", 2)
+    with pytest.raises(UserError, match=r"\d+ of \d+ adapters have not moved in 2 steps: depth_branch") as error:
+        training.train(recipe_file, tmp_path / "run", ["loss.depth=0", "trainer.accumulate=1"], console)
+    assert "loss.*" in error.value.fix

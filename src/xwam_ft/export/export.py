@@ -175,5 +175,5 @@ def _policy(network: JointNetwork, backbone: Backbone, folder: RunFolder, furthe
     codec: Any = copy.copy(backbone)
     codec.transformer = codec.text_encoder = codec.tokenizer = None
     prompts = dict(zip(texts, embeddings.cpu(), strict=True))
-    known = {"trained": backbone.trained, "action_prefix": folder.recipe.noise.action_prefix.max}
-    return Policy(network, codec.to(network.device), prompts, folder.contract, settings, **known)
+    parts = network, codec.to(network.device), prompts, folder.contract, settings
+    return Policy(*parts, trained=backbone.trained, action_prefix=folder.recipe.noise.action_prefix.max)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from xwam_ft.errors import UserError, listed
+from xwam_ft.model.adapters import trainable_state, zero_adapters
 from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.optimizer import trained_parameters
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from xwam_ft.train.module import TrainingModule
     from xwam_ft.train.optimizer import AveragedWeights
     from xwam_ft.train.sinks import Sink
+
+MOVED_BY = 20
+"""Steps after which every adapter must have left zero; AdamW moves whatever has a gradient at its first."""
 
 
 class StepCallback(Callback):
@@ -81,6 +86,21 @@ class Averaging(StepCallback):
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         self.average.update(trained_parameters(module.network), step - 1)
+
+
+class AdaptersMove(StepCallback):
+    """Stops a run whose adapters learn nothing, once, after `MOVED_BY` steps."""
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
+        if step != MOVED_BY:
+            return
+        still, adapters = zero_adapters(trainable_state(module.network))
+        if still:
+            raise UserError(
+                f"{len(still)} of {adapters} adapters have not moved in {step} steps: {listed(still, 3)}",
+                "the run",
+                "give their part of the network a loss (loss.*) and a rate (optim.*), or leave it out of the recipe",
+            )
 
 
 class MetricLog:

@@ -12,10 +12,14 @@ the next position are its generators. The frozen base is not in a checkpoint; it
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import json
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +105,19 @@ def write_checkpoint(
     optimizer: Mapping[str, Tensor],
     ema: Mapping[str, Tensor] | None,
     keep: int,
+    spare: Collection[int] = (),
 ) -> Path:
-    """Write one checkpoint, whole or not at all, then remove all but the `keep` newest."""
+    """Write one checkpoint, whole or not at all, then remove all but the `keep` newest and those of steps in `spare`.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the checkpoints before are as they were.
+    """
     folder = checkpoint_folder(run, state.step)
     if folder.exists():  # resumed and stopped again within one step
         return folder
     _remove_leftovers(run)
     parts = {TRAINABLE_FILE: trainable, OPTIMIZER_FILE: optimizer, EMA_FILE: ema}
-    with atomic_folder(folder) as temporary:
+    with disk_trouble(run), atomic_folder(folder) as temporary:
         files: dict[str, dict[str, Any]] = {}
         for name, tensors in parts.items():
             if tensors is not None:
@@ -116,8 +125,49 @@ def write_checkpoint(
                 files[name] = {"size": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)}
         (temporary / STATE_FILE).write_bytes(json_bytes({**asdict(state), "files": files}))
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        if _step(old) not in spare:
+            shutil.rmtree(old)
     return folder
+
+
+def best_steps(run: Path, metrics: Path, weights: Mapping[str, float], count: int) -> list[int]:
+    """The steps of the `count` checkpoints with the lowest held-out loss, best first.
+
+    Args:
+        metrics: the run's metrics.jsonl; absent is empty. A checkpoint whose step was not validated has no loss.
+        weights: of the loss terms, as training weighs them.
+    """
+    found: dict[int, float] = {}
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+    for line in lines:
+        row: dict[str, float] = json.loads(line) if line.endswith("\n") else {}  # a kill may have cut the last one
+        terms = [weight * row[f"val/loss_{name}"] for name, weight in weights.items() if f"val/loss_{name}" in row]
+        if terms:
+            found[int(row["step"])] = sum(terms)
+    saved = [step for folder in list_checkpoints(run) if (step := _step(folder)) in found]
+    return sorted(saved, key=lambda step: (found[step], -step))[:count]
+
+
+@contextmanager
+def disk_trouble(run: Path) -> Generator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError` that names the last checkpoint."""
+    from safetensors import SafetensorError
+
+    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        said = re.search(r"os error (\d+)", str(error))  # safetensors' words for it
+        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if number not in kinds:
+            raise
+        folders = list_checkpoints(run)
+        last = f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
+        raise UserError(
+            f"cannot be written ({os.strerror(number).lower()}); {last}",
+            run,
+            f"make room there, then go on with xwam-ft train --resume {run}",
+        ) from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -152,7 +202,11 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if _NAME.search(path.name)]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(folders, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

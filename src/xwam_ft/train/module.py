@@ -5,7 +5,9 @@ Conventions: sigma = 1 is noise; targets are velocities `noise - x`; latent fram
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork, Prediction
     from xwam_ft.recipe import Recipe
     from xwam_ft.train.data import Batch
+
+
+EXPLODED = 100.0
+"""A step's loss above this many times the median of the steps before it has exploded."""
+REMEMBERED = 50
+"""Steps that median is taken over; before half of them are known, nothing counts as exploded."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class TrainingModule(pl.LightningModule):
         self.empty_text: Tensor
         self.register_buffer("empty_text", empty_text.float(), persistent=False)
         self.losses: dict[str, Tensor] = {}  # of the optimizer step at hand, summed over this rank's micro-batches
+        self.keys: list[str] = []  # of the clips of the optimizer step at hand, on this rank
+        self.history: deque[float] = deque(maxlen=REMEMBERED)  # its losses of the last steps
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}  # of the optimizer step at hand
         self.last_good: Callable[[], str] = lambda: "none"
@@ -88,7 +98,7 @@ class TrainingModule(pl.LightningModule):
         losses = self.normalise(self.loss_terms(batch, draws, prediction), step)
         total = self.weigh(losses)
         self._require_finite(total, step, batch)
-        self._record(losses, total)
+        self._record(losses, total, batch)
         # Lightning averages over micro-batches and ranks; the counts are of the whole step, so ours are sums.
         return total * (self.geometry.accumulate * self.geometry.ranks)
 
@@ -147,21 +157,36 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient of the whole step."""
+        """Refuse a step that has exploded, before it is taken; clip the gradient of the whole step."""
+        self._require_steady()
         self.learning_rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
         parameters = trained_parameters(self.network).values()
         self.grad_norm = torch.nn.utils.clip_grad_norm_(list(parameters), self.recipe.optim.clip_norm)
         if not torch.isfinite(self.grad_norm):
-            self._stop(f"the gradient is {self.grad_norm.item()} at step {self.step + 1}")
+            self._stop(f"the gradient is {self.grad_norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
 
     def take_losses(self) -> dict[str, Tensor]:
         """The losses of the optimizer step just done, on this rank, and start anew."""
         losses, self.losses = self.losses, {}
         return losses
 
-    def _record(self, losses: Mapping[str, Tensor], total: Tensor) -> None:
+    def _record(self, losses: Mapping[str, Tensor], total: Tensor, batch: Batch) -> None:
+        if batch.positions[0] % self.geometry.samples < self.geometry.batch_size * self.geometry.ranks:
+            self.keys = []  # the first micro-batch of a step
+        self.keys += batch.keys
         for name, loss in {**losses, "total": total}.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss.detach()
+
+    def _require_steady(self) -> None:
+        if "total" not in self.losses:
+            return
+        total = float(self.losses["total"])
+        if len(self.history) >= REMEMBERED // 2 and total > EXPLODED * median(self.history):
+            self._stop(
+                f"the loss has exploded: {total:.3g} at step {self.step + 1}, {median(self.history):.3g} in the steps "
+                f"before, in clips {listed(self.keys)}"
+            )
+        self.history.append(total)
 
     def _require_finite(self, total: Tensor, step: int, batch: Batch) -> None:
         if not torch.isfinite(total):

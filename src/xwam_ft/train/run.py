@@ -64,6 +64,24 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
     return _train(folder, cache, console)
 
 
+def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> None:
+    """Prove in about a minute that a recipe trains (smoke.py), in one process; no run folder is made.
+
+    Raises:
+        UserError: as `train`, and a proof that fails.
+    """
+    from xwam_ft.train.smoke import smoke
+
+    recipe = load_recipe(recipe_path, [*overrides, "trainer.devices=1", "trainer.strategy=auto"])
+    refuse_released_weights(recipe)
+    require_extras(recipe)
+    device = pick_device(recipe)
+    set_threads(recipe)
+    shard_set = ShardSet.open(Path(recipe.data.shards))
+    require_prefix_fits(recipe, shard_set.contract)
+    smoke(recipe, shard_set, _encode(recipe, shard_set, device, console), console)
+
+
 def resume(run: Path, console: Console) -> Path:
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 

@@ -26,12 +26,25 @@ from xwam_ft.model.joint import Layout
 from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
-from xwam_ft.train.callbacks import Averaging, Clock, Every, MetricLog, Metrics, ProgressBar, Signals, signals_restored
+from xwam_ft.train.callbacks import (
+    METRICS_FILE,
+    AdaptersMove,
+    Averaging,
+    Clock,
+    Every,
+    MetricLog,
+    Metrics,
+    ProgressBar,
+    Signals,
+    signals_restored,
+)
 from xwam_ft.train.checkpoint import (
     OPTIMIZER_FILE,
     TRAINABLE_FILE,
     Checkpoint,
     RunState,
+    best_steps,
+    disk_trouble,
     library_versions,
     list_checkpoints,
     write_checkpoint,
@@ -103,7 +116,7 @@ class Session:
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal ended the run; its checkpoint is written.
-            UserError: a loss or gradient that is not finite.
+            UserError: a loss that is not finite or explodes, adapters that do not move, a full disk.
         """
         recipe = self.recipe
         if self.first_step >= recipe.trainer.max_steps:
@@ -120,6 +133,7 @@ class Session:
         if self.average is not None:
             callbacks.append(Averaging(self.average))
         callbacks += [
+            AdaptersMove(),
             self.clock,
             metrics,
             Every(self.save, recipe.checkpoint.every_steps, self.clock, "checkpoints"),
@@ -130,7 +144,7 @@ class Session:
             callbacks.append(ProgressBar(self.console, recipe.trainer.max_steps, metrics))
         self.trainer.callbacks.extend(callbacks)  # pyright: ignore[reportAttributeAccessIssue]
         self.network.train()
-        with _quiet(), _deterministic(self.trainer), signals_restored():
+        with _quiet(), _deterministic(self.trainer), signals_restored(), disk_trouble(self.folder.path):
             self.trainer.fit(self.module, datamodule=self.data)
         observer.report(0)
         if log is not None:
@@ -167,7 +181,9 @@ class Session:
         ema = self.average.weights if self.average is not None else None
         trainable = trainable_state(self.network)
         stored = optimizer_tensors(optimizer, names)
-        write_checkpoint(self.folder.path, state, trainable, stored, ema, recipe.checkpoint.keep)
+        kept, path = recipe.checkpoint, self.folder.path
+        best = best_steps(path, path / METRICS_FILE, recipe.loss.model_dump(), kept.keep_best)
+        write_checkpoint(path, state, trainable, stored, ema, kept.keep, spare=best)
 
     @cached_property
     def codec(self) -> Backbone:
