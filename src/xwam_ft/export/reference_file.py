@@ -26,7 +26,7 @@ from xwam_ft.model.checkpoints.released import ACTION, PROPRIO
 from xwam_ft.model.checkpoints.source import STATES, Stored, open_checkpoint
 from xwam_ft.model.checkpoints.stream import digest, require_written
 from xwam_ft.model.joint import Layout
-from xwam_ft.model.reference import to_reference
+from xwam_ft.model.reference import reference_name
 from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -54,16 +54,13 @@ def write(
     """
     assert wan is not None, "checked with the options"
     frozen = frozen_parts(weights.recipe.backbone.path, weights.recipe.backbone.revision, wan)
-    pieces = {piece.name: piece for piece in weights.pieces(dtype, merged=True)}
-    # Only names are looked at, so that pieces go through it as tensors would.
-    given: Any = pieces
-    renamed: Any = to_reference(given)
+    pieces = {reference_name(piece.name): piece for piece in weights.pieces(dtype, merged=True)}
     size = sum(piece.bytes for piece in pieces.values())
     size += sum(torch.Size(stored.shape).numel() * stored.dtype.itemsize for stored in frozen.values())
     require_room(folder, size)
     module: dict[str, Tensor] = {}
     with progress_bar(console, "write", "bytes", size) as advance:
-        for name, piece in renamed.items():
+        for name, piece in pieces.items():
             module[f"model.{name}"] = piece.make().detach().to(piece.dtype).contiguous()
             advance(piece.bytes)
         for name, stored in frozen.items():
@@ -77,7 +74,7 @@ def write(
     write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     write_bytes_atomic(folder / "contract.json", contract.to_bytes())
     return [
-        ("network", f"{len(renamed)} tensors under the reference's names"),
+        ("network", f"{len(pieces)} tensors under the reference's names"),
         ("VAE and text encoder", f"{len(frozen)} tensors from {wan}"),
         ("read back, every tensor is", "equal"),
         ("config.yaml", sentence),
