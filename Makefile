@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,sim,mcap,stereo,ray,viz]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,sim,mcap,stereo,ray,viz,serve]'
 	@touch $@
 
 ## the main job on the bundled recordings: shards, a run, a bundle, pictures, numbers

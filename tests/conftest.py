@@ -263,6 +263,7 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
         "backbone": {"path": "tiny", "dtype": "float32"},
         "data": {"shards": str(shard_set.folder), "clip_stride": 7},
         "model": {"lora": {"rank": 2, "alpha": 2}, "depth": {"blocks": 1}},
+        "noise": {"action_prefix": {"max": 2}},
         "optim": rates,
         "trainer": {"max_steps": 2, "batch_size": 2, "threads": 1, "accelerator": "cpu"},
         "validation": {"every_steps": 0, "clips": 1, "action_steps": 2, "video_steps": 3},

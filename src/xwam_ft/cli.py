@@ -188,6 +188,35 @@ def evaluate(
 
 
 @app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; with --replay a shard set.")],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu, ...")] = "auto",
+    api_key_file: Annotated[Path | None, typer.Option(help="Clients must send the key this file holds.")] = None,
+    replay: Annotated[int | None, typer.Option(metavar="EPISODE", help="Answer from a recorded episode.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network's step first.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first request's noise.")] = None,
+    action_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default the bundle's.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Of text; default the bundle's.")] = None,
+) -> None:
+    """Answer robots over the network, by openpi's protocol."""
+    from xwam_ft.policy.serve import serve_bundle
+
+    serve_bundle(
+        bundle,
+        host=host,
+        port=port,
+        device=device,
+        compile=compile,
+        settings={"seed": seed, "action_steps": action_steps, "guidance": guidance},
+        replay=replay,
+        api_key_file=api_key_file,
+        console=_console(),
+    )
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/demo")) -> None:
     """The whole job on the bundled recordings, on a CPU, in minutes."""
     from xwam_ft.demo import demo

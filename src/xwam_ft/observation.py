@@ -167,7 +167,10 @@ def _same_names(what: str, given: Mapping[str, Any], expected: list[str], where:
 
 
 def _picture(name: str, value: Any) -> np.ndarray:
-    picture = np.asarray(value)
+    try:
+        picture = np.asarray(value)
+    except (TypeError, ValueError):
+        picture = np.empty(0, dtype=object)  # lists of unlike lengths
     if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
         raise UserError(
             f"has shape {list(picture.shape)} and type {picture.dtype}",

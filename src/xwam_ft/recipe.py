@@ -143,6 +143,16 @@ class ModelSpec(Section):
         return "copy" if self.train == "full" or self.depth.train == "full" else "adapter"
 
 
+class ActionPrefixSpec(Section):
+    """Chunks that go on from known actions, for real-time chunking; `max` 0 trains none.
+
+    With `probability` the first 1..`max` actions of a clip, each number equally often, are given clean and not scored.
+    """
+
+    max: Natural = 0
+    probability: Fraction = 0.5
+
+
 class NoiseSpec(Section):
     """Asynchronous Noise Sampling (X-WAM, section on ANS) and its two baselines; see model/noise.py."""
 
@@ -151,6 +161,7 @@ class NoiseSpec(Section):
     clean_action_probability: Fraction = 0.5
     beta_alpha: PositiveFloat = 1.5
     beta_beta: PositiveFloat = 1.0
+    action_prefix: ActionPrefixSpec = ActionPrefixSpec()
 
 
 class LossSpec(Section):

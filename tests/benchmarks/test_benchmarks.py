@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import policy_latency
+import serving
 import train_step
 from _sizes import SIZES
 
@@ -106,6 +107,16 @@ def test_the_5b_setting_is_the_released_one() -> None:
     timing = size.contract.timing
     assert (size.contract.state_dim, size.contract.action_dim) == (16, 14)
     assert (timing.action_steps, timing.clip_frames, timing.latent_frames) == (ACTIONS, STATES, 3)
+
+
+def test_serving_prints_its_tables() -> None:
+    tables = run(serving, "--requests", "10", "--height", "16", "--width", "24", "--clients", "2")
+    rows = {row[0]: [float(cell) for cell in row[1:]] for row in tables["a request, ms"][1:]}
+    assert len(rows) == 4
+    assert all(0 < median <= p90 <= p99 for median, p90, p99 in rows.values())
+    assert rows["over loopback"][0] > rows["in process"][0] * 0.5
+    ((_, rate),) = tables["rate"][1:]
+    assert float(rate) > 0
 
 
 @pytest.mark.slow

@@ -79,7 +79,8 @@ def test_sums_over_micro_batches_are_the_sum_over_the_batch() -> None:
     masks = dataclasses.replace(masks, action_is_clean=torch.tensor([True, False]))
 
     def part(thing, i):
-        return type(thing)(**{f.name: getattr(thing, f.name)[i : i + 1] for f in dataclasses.fields(thing)})
+        given = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
+        return type(thing)(**{name: None if value is None else value[i : i + 1] for name, value in given.items()})
 
     whole = flow_losses(prediction, targets, masks)
     parts = [flow_losses(part(prediction, i), part(targets, i), part(masks, i)) for i in range(2)]
@@ -92,3 +93,15 @@ def test_without_depth_there_is_no_depth_term() -> None:
     prediction, targets, masks = make()
     assert "depth" not in flow_losses(dataclasses.replace(prediction, depth=None), targets, masks)
     assert "depth" not in flow_losses(prediction, targets, dataclasses.replace(masks, depth=None))
+
+
+def test_a_clean_prefix_neither_counts_nor_teaches() -> None:
+    prediction, targets, masks = make()
+    prefixed = dataclasses.replace(masks, action_prefix=torch.tensor([0, 3]))
+    masked = masks.action.clone()
+    masked[1, :3] = False
+    wanted = flow_losses(prediction, targets, dataclasses.replace(masks, action=masked))
+    for name, term in flow_losses(prediction, targets, prefixed).items():
+        assert torch.equal(term.sum, wanted[name].sum)
+        assert torch.equal(term.count, wanted[name].count)
+    assert float(loss_counts(prefixed, LATENTS)["action"]) == (8 + 5) * 5

@@ -196,3 +196,24 @@ def test_more_depth_blocks_than_blocks_are_refused() -> None:
 
 def test_a_configuration_survives_plain_values() -> None:
     assert NetworkConfig.from_dict(CONFIG.to_dict()) == CONFIG
+
+
+def test_held_actions_are_at_timestep_zero(network, batch) -> None:
+    """Without states after the first, all actions held is nothing but t_action = 0."""
+    batch.proprio = batch.proprio[:, :1]
+    every = torch.ones(batch.action.shape[:2], dtype=torch.bool)
+    held = outputs(batch.run(network, action_held=every))
+    batch.t_action = torch.zeros_like(batch.t_action)
+    for name, wanted in outputs(batch.run(network)).items():
+        assert relative(held[name], wanted) < 1e-6, name
+
+
+def test_each_sample_of_a_batch_holds_its_own_actions(network, batch) -> None:
+    held = torch.arange(8) < torch.tensor([[0], [3]])
+    together = batch.run(network, action_held=held)
+    free = batch.run(network)
+    alone = batch.run(network, action_held=held[1:].expand(2, -1))
+    for name, ours in outputs(together).items():
+        assert relative(ours[:1], outputs(free)[name][:1]) < 1e-6
+        assert relative(ours[1:], outputs(alone)[name][1:]) < 1e-6
+    assert relative(together.action[1:], free.action[1:]) > 1e-3

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from xwam_ft.model.noise import Sigmas, add_noise, beta_quantile, sample_sigmas, shift
-from xwam_ft.recipe import NoiseSpec
+from xwam_ft.model.noise import Sigmas, add_noise, beta_quantile, prefix_mask, sample_prefixes, sample_sigmas, shift
+from xwam_ft.recipe import ActionPrefixSpec, NoiseSpec
 
 DRAWS = 40_000
 
@@ -76,3 +76,17 @@ def test_noise_and_velocity_lead_back_to_the_data() -> None:
     torch.testing.assert_close(noised - sigma[:, None, None] * (noise - x), x)
     assert torch.equal(add_noise(x, noise, torch.zeros(2)), x)
     assert torch.equal(add_noise(x, noise, torch.ones(2)), noise)
+
+
+def test_prefixes_are_uniform_from_one_to_the_longest_at_their_rate() -> None:
+    lengths = sample_prefixes(DRAWS, ActionPrefixSpec(max=4, probability=0.6), torch.Generator().manual_seed(0))
+    expected = [DRAWS * 0.4, *[DRAWS * 0.15] * 4]
+    assert stats.chisquare(torch.bincount(lengths, minlength=5).numpy(), expected).pvalue > 0.01
+    always = sample_prefixes(DRAWS, ActionPrefixSpec(max=4, probability=1.0), torch.Generator().manual_seed(0))
+    assert int(always.min()) == 1
+    never = sample_prefixes(DRAWS, ActionPrefixSpec(max=4, probability=0.0), torch.Generator().manual_seed(0))
+    assert not never.any()
+
+
+def test_a_prefix_is_the_first_steps_of_each_sample() -> None:
+    assert prefix_mask(torch.tensor([0, 2, 3]), 3).int().tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]

@@ -138,3 +138,32 @@ def test_a_network_that_knows_the_data_is_followed_to_it(batch) -> None:
     for ours, wanted in ((result.video, batch.latents), (result.action, batch.action), (result.proprio, batch.proprio)):
         # The first grid point is sigma = 0.9998, not 1: what is left of the data there is missing from pure noise.
         assert float((ours - wanted).abs().max()) < 2e-3
+
+
+def test_the_chunk_goes_on_from_a_prefix_that_stays_clean(network, batch) -> None:
+    seen = []
+    forward = network.forward
+
+    def recorded(video, action, *rest, **options):
+        seen.append((action.clone(), options["action_held"]))
+        return forward(video, action, *rest, **options)
+
+    network.forward = recorded
+    prefix = batch.action[:, :3]
+    result = run(network, batch, action_prefix=prefix, guidance=2.0, null_text=make_batch(seed=1).text)
+    assert len(seen) == 8  # four steps, each with and without text
+    for action, held in seen:
+        assert torch.equal(action[:, :3], prefix)
+        assert held.int().tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
+    assert torch.equal(result.action[:, :3], prefix)
+    network.forward = forward
+    assert not torch.allclose(run(network, batch, action_prefix=prefix).action, run(network, batch).action)
+    other = run(network, batch, action_prefix=prefix + 1).action[:, 3:]
+    assert not torch.allclose(run(network, batch, action_prefix=prefix).action[:, 3:], other)
+    assert torch.equal(run(network, batch, action_prefix=prefix[:, :0]).action, run(network, batch).action)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 5), (2, 3, 4)])
+def test_a_prefix_that_does_not_fit_is_refused(network, batch, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"an action prefix of shape .* for chunks of shape \(2, 8, 5\)"):
+        run(network, batch, action_prefix=torch.zeros(shape))

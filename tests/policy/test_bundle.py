@@ -72,3 +72,8 @@ def test_a_self_check_that_gives_nan_fails(bundle: Path) -> None:
         policy.network.action_decoder[2].bias.fill_(float("nan"))
     with pytest.raises(UserError, match="gives another action"):
         check.require(policy, "bfloat16", bundle / "selfcheck.safetensors")
+
+
+def test_a_bundle_says_how_long_an_action_prefix_it_was_trained_with(bundle: Path) -> None:
+    assert verify_bundle(bundle)["action_prefix"] == 2
+    assert Policy.load(bundle, "cpu", selfcheck=False).action_prefix == 2

@@ -13,7 +13,7 @@ from xwam_ft.model.backbone import load_backbone
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.clips import StepGeometry
+from xwam_ft.train.clips import StepGeometry, Stream
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataset
 from xwam_ft.train.draws import action_is_clean, draw
@@ -124,3 +124,41 @@ def test_loss_weights_scale_their_terms(
     module = make_module(changed(loss={"video": 2.0, "action": 0.5}), cache, shard_set, StepGeometry(1))
     losses = {name: torch.tensor(1.0) for name in ("video", "action", "proprio", "depth")}
     assert float(module.weigh(losses)) == 4.5
+
+
+PREFIXES = {"action_prefix": {"max": 3, "probability": 0.7}, "clean_action_probability": 0.3}
+
+
+def test_prefixes_are_clean_not_scored_and_belong_to_positions(
+    changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    recipe = changed(noise=PREFIXES)
+    module = make_module(recipe, cache, shard_set, StepGeometry(8))
+    batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[list(range(8))]
+    draws = draw(batch, recipe.noise, 0.0, recipe.seed)
+    assert draws.action_prefix is not None
+    assert set(draws.action_prefix.tolist()) >= {0, 1}
+    plain = draw(batch, changed().noise, 0.0, recipe.seed)
+    assert torch.equal(draws.action, plain.action)  # no other random number moved
+    noised = module.add_noise(batch, draws)
+    for row, length in enumerate(draws.action_prefix.tolist()):
+        assert torch.equal(noised.action[row, :length], batch.action[row, :length])
+        if not draws.sigmas.action_is_clean[row]:
+            assert not torch.isclose(noised.action[row, length:], batch.action[row, length:]).all(dim=1).any()
+    prediction = module.predict(noised, draws)
+    prediction.action.retain_grad()
+    module.loss_terms(batch, draws, prediction)["action"].sum.backward()
+    for row, length in enumerate(draws.action_prefix.tolist()):
+        assert not prediction.action.grad[row, :length].any()
+    validation = draw(batch, recipe.noise, 0.0, recipe.seed, Stream.VALIDATION)
+    assert validation.action_prefix is None
+
+
+def test_gradients_with_prefixes_do_not_depend_on_how_a_step_is_cut(
+    changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    recipe = changed(noise=PREFIXES)
+    whole, pieces = (gradients(recipe, cache, shard_set, *cut) for cut in ((8, 1), (2, 2, 2)))
+    scale = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, atol=1e-6 * scale, rtol=1e-5, msg=name)

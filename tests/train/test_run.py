@@ -308,3 +308,9 @@ def test_two_processes_train_as_one_with_accumulation(finished: Path, recipe_fil
         one = load_file(finished / f"checkpoints/step-000006/{name}.safetensors")
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_a_prefix_as_long_as_a_chunk_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
+    with pytest.raises(UserError, match=r"is 99, and a chunk of .* has \d+ actions"):
+        training.train(recipe_file, tmp_path / "run", ["noise.action_prefix.max=99"], console)
+    assert not (tmp_path / "run").exists()

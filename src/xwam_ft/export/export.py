@@ -19,7 +19,7 @@ from rich.table import Table
 
 from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.export import card, formats, proof, reference_file
+from xwam_ft.export import card, formats, proof, reference_file, served
 from xwam_ft.export.weights import RunWeights, open_weights
 from xwam_ft.files import disk_errors, move_folder, read_json, require_room, write_bytes_atomic, write_text_atomic
 from xwam_ft.model.adapters import load_trainable
@@ -229,6 +229,7 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
         job.settings,
         backbone=job.origin,
         trained=spec.path != UNTRAINED,
+        action_prefix=job.folder.recipe.noise.action_prefix.max,
         dtype=job.dtype,
         run=job.folder.path.name,
         step=job.checkpoint.state.step,
@@ -245,7 +246,7 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     table.add_row("read back, every tensor is", "equal")
     shown = card.NOT_RUN
     if lacking is not None:
-        for what in ("outputs, merged against adapter", "a recorded request, read back"):
+        for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
             table.add_row(what, f"not run: {lacking}")
     else:
         reloaded = read_parts(draft, config, job.device)
@@ -266,6 +267,7 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
         again = load_policy(draft, job.device)  # what a robot does: hashes, then the recorded request
         difference = selfcheck.load(draft / SELFCHECK, again).difference(again)
         table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
+        table.add_row(*served.prove(again, job.shards, draft))
 
 
 def _recorded(folder: RunFolder, shards: ShardSet) -> EncodedObservation:

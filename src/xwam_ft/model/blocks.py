@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xwam_ft.model.tokens import Span
+from xwam_ft.model.tokens import HELD, Span
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -57,8 +57,14 @@ def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 3 d"], scale: Float[Tensor, "b 3 d"], spans: Sequence[Span]
 ) -> Float[Tensor, "b n d"]:
     """x * (1 + scale) + shift, with the shift and scale of each token's span."""
-    parts = [torch.addcmul(shift[:, s.time, None], x[:, s.start : s.stop], 1 + scale[:, s.time, None]) for s in spans]
+    parts = [torch.addcmul(_of(shift, s), x[:, s.start : s.stop], 1 + _of(scale, s)) for s in spans]
     return torch.cat(parts, dim=1)
+
+
+def _of(values: Float[Tensor, "b 3 d"], span: Span) -> Float[Tensor, "b m d"]:
+    """The values of a span's timestep, and of HELD's where the span says so."""
+    own = values[:, span.time, None]
+    return own if span.held is None else torch.where(span.held[..., None], values[:, HELD, None], own)
 
 
 def add_gated(
@@ -66,7 +72,7 @@ def add_gated(
 ) -> Float[Tensor, "b n d"]:
     """x + gate * update in float32, with the gate of each token's span."""
     update = update.float()
-    parts = [torch.addcmul(x[:, s.start : s.stop], update[:, s.start : s.stop], gate[:, s.time, None]) for s in spans]
+    parts = [torch.addcmul(x[:, s.start : s.stop], update[:, s.start : s.stop], _of(gate, s)) for s in spans]
     return torch.cat(parts, dim=1)
 
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xwam_ft.model.noise import prefix_mask
+
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Shaped
+    from jaxtyping import Bool, Float, Int, Shaped
     from torch import Tensor
 
     from xwam_ft.model.network import Prediction
@@ -42,6 +44,7 @@ class LossMasks:
         proprio: valid numbers of states (state 0, the condition, never counts).
         action_is_clean: samples whose actions were given clean: no action and no proprio loss.
         depth: valid latent cells of depth; None without depth.
+        action_prefix: how many of the first actions were given clean: no loss on those; None: none.
     """
 
     video: Shaped[Tensor, "b tl"]
@@ -49,6 +52,7 @@ class LossMasks:
     proprio: Shaped[Tensor, "b tp dp"]
     action_is_clean: Bool[Tensor, " b"]
     depth: Shaped[Tensor, "b tl v h w"] | None = None
+    action_prefix: Int[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,10 @@ def _weights(masks: LossMasks) -> dict[str, Tensor]:
     noised = (~masks.action_is_clean).float()[:, None, None]
     proprio = masks.proprio.float() * noised
     proprio[:, :1] = 0
-    weights = {"video": video, "action": masks.action.float() * noised, "proprio": proprio}
+    action = masks.action.float() * noised
+    if masks.action_prefix is not None:
+        action = action * ~prefix_mask(masks.action_prefix, action.shape[1])[..., None]
+    weights = {"video": video, "action": action, "proprio": proprio}
     if masks.depth is not None:
         weights["depth"] = masks.depth.float()[:, None]
     return weights

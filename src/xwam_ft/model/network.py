@@ -29,7 +29,7 @@ from xwam_ft.model.tokens import SequenceLayout, rotary_tables, sinusoid, to_tok
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 INIT_STD = 0.02
@@ -205,6 +205,7 @@ class JointNetwork(nn.Module):
         t_action: Float[Tensor, " b"],
         *,
         with_depth: bool = True,
+        action_held: Bool[Tensor, "b ta"] | None = None,
     ) -> Prediction:
         """Velocities of every token, the conditions' included (whoever uses them leaves those out).
 
@@ -213,6 +214,7 @@ class JointNetwork(nn.Module):
             text: text encoder outputs at all positions, or what `encode_text` made of them.
             t_video, t_action: timesteps 0..1000 of the frames after the first; of actions and later states.
             with_depth: run the depth branch; without one (or without this) `Prediction.depth` is None.
+            action_held: actions that are given clean, as conditions: they are at timestep 0, not at `t_action`.
         """
         layout = self._layout(latents, action, proprio)
         context = text if isinstance(text, TextContext) else TextContext(self._project_text(text))
@@ -221,6 +223,7 @@ class JointNetwork(nn.Module):
         x = self._embed_tokens(latents, action, proprio)
 
         blocks = self.transformer.blocks
+        spans = layout.spans_with(action_held)
         branch = self.depth_branch if with_depth else None
         twins = self._twins(branch)
         video = slice(layout.first_video, layout.first_action)
@@ -230,7 +233,7 @@ class JointNetwork(nn.Module):
             twin = index - (len(blocks) - len(twins))
             if twin == 0:
                 depth = x[:, video]
-            x, seen = self._run(block, x, context.of_block(index), time, rotary, layout.spans)
+            x, seen = self._run(block, x, context.of_block(index), time, rotary, spans)
             if twin >= 0:
                 text_of_twin = context.of_depth_block(twin)
                 depth, _ = self._run(twins[twin], depth, text_of_twin, time, video_rotary, layout.video_spans, seen)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from xwam_ft.recipe import NoiseSpec
+    from xwam_ft.recipe import ActionPrefixSpec, NoiseSpec
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,20 @@ def sample_sigmas(batch: int, noise: NoiseSpec, generator: torch.Generator) -> S
         above = action + beta_quantile(second, noise.beta_alpha, noise.beta_beta) * (1 - action)
         video = torch.where(clean, second, above)
     return Sigmas(shift(video, noise.shift).float(), shift(action, noise.shift).float(), clean)
+
+
+def sample_prefixes(batch: int, prefix: ActionPrefixSpec, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """Draw how many of each sample's first actions are given clean, on the CPU: 0, or with `probability` 1..`max`.
+
+    A sample takes two uniforms, in order, so its draw does not depend on the batch size.
+    """
+    first, second = torch.rand(batch, 2, generator=generator, dtype=torch.float64).unbind(dim=1)
+    return torch.where(first < prefix.probability, (1 + second * prefix.max).long().clamp(max=prefix.max), 0)
+
+
+def prefix_mask(lengths: Int[Tensor, " b"], steps: int) -> Bool[Tensor, "b steps"]:
+    """True at the first `lengths` of a chunk's action steps."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
 def beta_quantile(probability: Float[Tensor, " b"], alpha: float, beta: float) -> Float[Tensor, " b"]:

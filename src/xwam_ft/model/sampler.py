@@ -2,7 +2,9 @@
 
 Conventions: sigma = 1 is noise, 0 is data; velocity = noise - x. Step k uses the k-th timestep of each stream's
 own grid; from k = N_a on actions and proprio are clean, at timestep 0, and video goes on alone. Latent frame 0
-and state 0 are conditions and are written back after every step. Source: arXiv 2604.26694, section 3.3.
+and state 0 are conditions and are written back after every step; so are actions known beforehand (`action_prefix`,
+for real-time chunking: those the robot still executes), at timestep 0 throughout. Source: arXiv 2604.26694,
+section 3.3; prefixes are ours.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.network import JointNetwork, Prediction, TextContext
+from xwam_ft.model.noise import prefix_mask
 from xwam_ft.model.solver import SHIFT, Solver
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ def sample(
     action_steps: int,
     null_text: Float[Tensor, "b s dt"] | TextContext | None = None,
     guidance: float = 0.0,
+    action_prefix: Float[Tensor, "b k da"] | None = None,
     shift: float = SHIFT,
     actions_only: bool = False,
     with_depth: bool = True,
@@ -72,13 +76,16 @@ def sample(
     Args:
         guidance: 0 = conditional only; otherwise null + guidance * (conditional - null), which needs `null_text`.
             Depth is never guided.
+        action_prefix: the first k actions, normalised; the rest of the chunk goes on from them. What a network
+            makes of a prefix that it was not trained with (`noise.action_prefix`) is undefined.
         actions_only: a policy call: stop once the actions are clean (no depth, video left noisy).
         with_depth: run the depth branch on the last step.
         forward: takes the network's steps in its place, with the same arguments (compiled.py).
         progress: called with (steps done, steps in all) after each step.
 
     Raises:
-        UserError: step counts that do not fit each other, guidance without `null_text`.
+        UserError: step counts that do not fit each other, guidance without `null_text`, or a prefix that leaves no
+            action to sample.
     """
     if not 1 <= action_steps <= video_steps:
         raise UserError(
@@ -102,27 +109,31 @@ def sample(
     device = noise.video.device
     t_video, t_action = (_timetable(solver, steps, batch, device) for solver in (video_solver, action_solver))
 
-    def hold(video: Tensor, proprio: Tensor) -> None:
+    known, options = _prefix(action_prefix, noise.action)
+
+    def hold(video: Tensor, action: Tensor, proprio: Tensor) -> None:
         if proprio.shape[1]:
             proprio[:, 0] = condition_proprio
         video[:, :, 0] = condition_latents
+        action[:, : known.shape[1]] = known
 
     video, action, proprio = noise.video.clone(), noise.action.clone(), noise.proprio.clone()
-    hold(video, proprio)
+    hold(video, action, proprio)
     depth = None
     for k in range(steps):
         acting = k < action_steps
         depth_now = with_depth and not actions_only and k == steps - 1
         inputs = (video, action, proprio)
-        out = predict(*inputs, context, t_video[k], t_action[k], with_depth=depth_now)
+        out = predict(*inputs, context, t_video[k], t_action[k], with_depth=depth_now, **options)
         if null is not None:
-            out = guide(out, predict(*inputs, null, t_video[k], t_action[k], with_depth=False), guidance)
+            unconditional = predict(*inputs, null, t_video[k], t_action[k], with_depth=False, **options)
+            out = guide(out, unconditional, guidance)
         depth = out.depth
         video = video_solver.step(out.video, k, video)
         if acting:
             action = action_solver.step(out.action, k, action)
             proprio = proprio_solver.step(out.proprio, k, proprio)
-        hold(video, proprio)
+        hold(video, action, proprio)
         if progress is not None:
             progress(k + 1, steps)
     return Sample(video, action, proprio, depth)
@@ -144,6 +155,21 @@ def _timetable(solver: Solver, steps: int, batch: int, device: torch.device) -> 
     known = solver.timesteps[:steps]
     table[: len(known)] = known[:, None]
     return [row.clone() for row in table.to(device)]
+
+
+def _prefix(prefix: Tensor | None, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The known first actions (none: [B, 0, Da]), and what says to the network which they are."""
+    if prefix is None or prefix.shape[1] == 0:
+        return action[:, :0], {}
+    batch, steps, width = action.shape
+    if prefix.shape[0] != batch or prefix.shape[2] != width or prefix.shape[1] >= steps:
+        raise UserError(
+            f"an action prefix of shape {tuple(prefix.shape)} for chunks of shape {tuple(action.shape)}",
+            "the sampler",
+            f"give [{batch}, k, {width}] with k below {steps}",
+        )
+    lengths = torch.full((batch,), prefix.shape[1], device=action.device)
+    return prefix.to(action), {"action_held": prefix_mask(lengths, steps)}
 
 
 def _encoded(network: JointNetwork, text: Tensor | TextContext) -> TextContext:

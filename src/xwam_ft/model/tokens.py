@@ -14,13 +14,13 @@ neighbours, and a sample needs three spans: *held* (proprio 0 and latent frame 0
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 TEMPORAL_STRIDE = 4
@@ -32,11 +32,15 @@ HELD, VIDEO, ACTION = 0, 1, 2
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `start:stop`, which share the timestep number `time` (HELD, VIDEO or ACTION)."""
+    """Tokens `start:stop`, which share the timestep number `time` (HELD, VIDEO or ACTION).
+
+    `held` marks those among them that a sample is given clean, at HELD's timestep; None: none.
+    """
 
     start: int
     stop: int
     time: int
+    held: Bool[Tensor, "b n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,14 @@ class SequenceLayout:
         held = self.first_video + self.frame_tokens
         spans = (Span(0, held, HELD), Span(held, self.first_action, VIDEO))
         return _nonempty(*spans, Span(self.first_action, self.length, ACTION))
+
+    def spans_with(self, held: Bool[Tensor, "b ta"] | None) -> tuple[Span, ...]:
+        """The same where samples are given some of their actions clean: at timestep 0, as the conditions are."""
+        if held is None:
+            return self.spans
+        *others, last = self.spans
+        states = held.new_zeros(held.shape[0], last.stop - last.start - self.actions)
+        return (*others, replace(last, held=torch.cat([held, states], dim=1)))
 
     @property
     def video_spans(self) -> tuple[Span, ...]:

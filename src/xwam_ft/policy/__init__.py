@@ -1,7 +1,16 @@
 """A network and its contract -> actions.
 
 policy.py     Policy: observation in, commands out; imagined futures; batches of clips
+request.py    what else a call takes and gives: options, warnings, an example observation
+replay.py     the same interface answered from a recorded episode, without weights
 text.py       encoded instructions, kept from one request to the next
 bundle.py     the folder a policy is shipped in: written, verified, read
 selfcheck.py  a recorded observation and the action it gave, and how closely they must repeat
+
+server.py     a policy at a WebSocket, by openpi's protocol
+serve.py      `xwam-ft serve`: what to load, the API key, signals
+messages.py   what the server says: metadata, answers
+wire.py       arrays in msgpack, read within bounds
+metrics.py    requests and latency quantiles, as Prometheus reads them
+client.py     the robot's side, without torch
 """

@@ -101,6 +101,7 @@ def bundle_config(
     *,
     backbone: Mapping[str, Any],
     trained: bool,
+    action_prefix: int,
     dtype: str,
     run: str,
     step: int,
@@ -113,6 +114,7 @@ def bundle_config(
         vae: constructor values of diffusers' `AutoencoderKLWan`.
         backbone: where the base came from: path, fingerprint, revision.
         trained: whether anybody trained that base.
+        action_prefix: the longest clean action prefix that the network was trained to go on from.
         dtype: of the network's merged weights, "float32" or "bfloat16".
         run, step: the run and the checkpoint it was exported from, for people.
         adapters: the recipe's `model` section where adapters stay beside the base; None where they are merged.
@@ -125,6 +127,7 @@ def bundle_config(
         "text_len": text_len,
         "backbone": dict(backbone),
         "backbone_trained": trained,
+        "action_prefix": action_prefix,
         "dtype": dtype,
         "sampling": asdict(settings),
         "run": run,
@@ -240,6 +243,7 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
         load_contract(bundle / "contract.json"),
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
+        action_prefix=config.get("action_prefix", 0),  # a bundle without it was trained without prefixes
         **options,
     )
 

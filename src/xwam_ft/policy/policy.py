@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ from xwam_ft.model.compiled import INDUCTOR, CompiledForward
 from xwam_ft.model.network import TextContext
 from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
 from xwam_ft.model.solver import SHIFT
-from xwam_ft.observation import Commands, EncodedObservation
+from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
+from xwam_ft.policy.request import PolicyOutput, command_rows, example_observation, implausible, read_options
 from xwam_ft.policy.text import TextCache
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.attention import Attention
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.policy.request import Options
     from xwam_ft.shards import Clip
 
 NO_TEXT = ""
@@ -64,18 +66,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class PolicyOutput:
-    """A chunk of commands, `contract.timing.action_period` seconds a step.
-
-    `commands` is what the robot takes; `action` is what the model said, normalised; `seconds` where the time went.
-    """
-
-    commands: Commands
-    action: Float[ndarray, "ta da"]
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Imagined:
     """The future of one observation, as the model sees it: pictures are centre-cropped."""
 
@@ -93,6 +83,7 @@ class Policy:
         codec: a backbone of which only the VAE is used.
         prompts: instruction -> text embedding [S, Dt]; "" is the empty one.
         trained: False where the backbone was never trained; pictures made with it want a caption saying so.
+        action_prefix: the longest clean action prefix that the network was trained to go on from; 0 = none.
         compile: compile the network's step at the first request of each batch size (True, or a backend's name
             for `torch.compile`): a minute or two at 5B, then faster; answers change by rounding alone.
         attention: the attention kernel, set on the network; None leaves it as it is.
@@ -110,6 +101,7 @@ class Policy:
         settings: Settings | None = None,
         *,
         trained: bool = True,
+        action_prefix: int = 0,
         compile: bool | str = False,
         attention: Attention | None = None,
     ) -> None:
@@ -120,7 +112,7 @@ class Policy:
         self.texts = TextCache(network)
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
-        self.trained = trained
+        self.trained, self.action_prefix = trained, action_prefix
         self.calls = 0
 
     @classmethod
@@ -151,13 +143,16 @@ class Policy:
         """One observation -> a chunk of commands.
 
         Args:
-            request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units.
-            seed: of this request's noise; default `settings.seed` plus the number of calls before.
+            request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units; perhaps
+                with "options" (request.py): seed, action_steps, guidance, chunk, prefix.
+            seed: of this request's noise, before the option; default `settings.seed` plus the number of calls before.
 
         Raises:
-            UserError: an observation that does not fit the contract, or a prompt that is not embedded.
+            UserError: an observation that does not fit the contract, a prompt that is not embedded, an option out of
+                range, or a prefix this bundle was not trained with.
         """
         started = time.perf_counter()
+        options = read_options(request, self.contract)
         inputs = observation.encode(self.contract, request)
         for slot in self.contract.slots:
             if slot.convention == "delta_to_state" and slot.present:
@@ -166,22 +161,66 @@ class Policy:
                     "contract.json",
                     "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
                 )
+        prefix = None if options.prefix is None else self._prefix(options.prefix, inputs)
+        warnings = implausible(self.contract, inputs)
         encoded = time.perf_counter()
-        action = self.infer_batch([inputs], [self.settings.seed + self.calls if seed is None else seed])[0]
+        chosen = next((n for n in (seed, options.seed) if n is not None), self.settings.seed + self.calls)
+        action = self.infer_batch([inputs], [chosen], self._settings(options), prefix)[0][: options.chunk]
         self.calls += 1
         sampled = time.perf_counter()
         commands = observation.decode(self.contract, action, inputs.state, request)
         done = time.perf_counter()
         seconds = {"observe": encoded - started, "sample": sampled - encoded, "decode": done - sampled}
-        return PolicyOutput(commands, action, seconds | {"total": done - started})
+        return PolicyOutput(commands, action, seconds | {"total": done - started}, warnings)
 
-    def infer_batch(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int]) -> Float[ndarray, "n ta da"]:
-        """Normalised action chunks of several observations; each equals what it would be alone, to rounding."""
-        return self._sample(inputs, seeds, actions_only=True).action.double().cpu().numpy()
+    def warm_up(self) -> float:
+        """Answer a made-up observation, so that no robot waits for what a first call sets up; returns its seconds."""
+        calls = self.calls
+        prompt = next(text for text in sorted(self.prompts) if text.strip())
+        seconds = self.infer(example_observation(self.contract, prompt), seed=0).seconds["total"]
+        self.calls = calls
+        return seconds
+
+    def _settings(self, options: Options) -> Settings:
+        given = {"action_steps": options.action_steps, "guidance": options.guidance}
+        return replace(self.settings, **{name: value for name, value in given.items() if value is not None})
+
+    def _prefix(self, rows: Float[ndarray, "k d"], inputs: EncodedObservation) -> Float[ndarray, "1 k da"] | None:
+        """Commands still to be executed -> the normalised actions they are, seen from the state observed now."""
+        where = "observation.options.prefix"
+        if not self.action_prefix:
+            raise UserError(
+                "was given, and this bundle was trained without action prefixes",
+                where,
+                "leave it out and execute chunks one after the other, or train with noise.action_prefix",
+            )
+        if len(rows) > self.action_prefix:
+            raise UserError(
+                f"has {len(rows)} commands, and this bundle was trained with up to {self.action_prefix}",
+                where,
+                "ask earlier, or with fewer commands left",
+            )
+        table = command_rows(self.contract, rows)
+        actions = conventions.encode_actions(self.contract, table, inputs.state)
+        return conventions.normalise_action(self.contract, actions)[None]
+
+    def infer_batch(
+        self,
+        inputs: Sequence[EncodedObservation],
+        seeds: Sequence[int],
+        settings: Settings | None = None,
+        prefix: Float[ndarray, "n k da"] | None = None,
+    ) -> Float[ndarray, "n ta da"]:
+        """Normalised action chunks of several observations; each equals what it would be alone, to rounding.
+
+        `prefix`: their first k actions, which are given back as they are.
+        """
+        result = self._sample(inputs, seeds, settings or self.settings, prefix, actions_only=True)
+        return result.action.double().cpu().numpy()
 
     def imagine(self, inputs: EncodedObservation, seed: int) -> Imagined:
         """Denoise the whole clip: pictures, depth where the network has a branch, states and actions."""
-        result = self._sample([inputs], [seed], actions_only=False)
+        result = self._sample([inputs], [seed], self.settings, actions_only=False)
         rgb = self.codec.decode_video(result.video)[0].cpu().numpy()
         depth = None
         if result.depth is not None:
@@ -192,8 +231,15 @@ class Policy:
         states = conventions.denormalise_proprio(self.contract, proprio)
         return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy())
 
-    def _sample(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], *, actions_only: bool) -> Sample:
-        settings = self.settings
+    def _sample(
+        self,
+        inputs: Sequence[EncodedObservation],
+        seeds: Sequence[int],
+        settings: Settings,
+        prefix: Float[ndarray, "n k da"] | None = None,
+        *,
+        actions_only: bool,
+    ) -> Sample:
         latents = self.condition(np.stack([item.pictures for item in inputs]))
         proprio = np.stack([item.proprio for item in inputs])
         null = self._context([NO_TEXT] * len(inputs)) if settings.guidance else None
@@ -207,6 +253,7 @@ class Policy:
             action_steps=settings.action_steps,
             null_text=null,
             guidance=settings.guidance,
+            action_prefix=None if prefix is None else torch.from_numpy(prefix).float().to(self.device),
             shift=settings.shift,
             actions_only=actions_only,
             forward=self.forward,

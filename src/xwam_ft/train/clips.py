@@ -30,6 +30,7 @@ class Stream(IntEnum):
     NOISE = 1
     LAYERS = 2  # dropout inside the network
     VALIDATION = 3
+    PREFIX = 5  # how many actions are given clean
 
 
 @dataclass(frozen=True)

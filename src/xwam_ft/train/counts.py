@@ -2,7 +2,7 @@
 
 Dividing each micro-batch by its own count would weigh samples by their company: with half the samples' actions
 given clean, micro-batches of one would halve the action loss. The counts need no forward pass: masks are in the
-cache, and which actions are clean follows from (seed, position).
+cache, and which actions are given clean follows from (seed, position).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from xwam_ft.model.losses import LossMasks, loss_counts
 from xwam_ft.train.clips import StepGeometry, Stream, clip_at
-from xwam_ft.train.draws import action_is_clean
+from xwam_ft.train.draws import action_is_clean, action_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,5 +47,6 @@ class StepCounts:
             proprio=rows["proprio_mask"],
             action_is_clean=action_is_clean(positions, self._noise, self._seed, Stream.NOISE),
             depth=rows.get("depth_mask"),
+            action_prefix=action_prefixes(positions, self._noise, self._seed),
         )
         return {name: max(float(count), 1.0) for name, count in loss_counts(masks, self._latent_shape).items()}

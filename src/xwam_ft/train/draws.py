@@ -1,8 +1,9 @@
-"""The random numbers of a sample: noise level, noise and text dropout, functions of (seed, position) alone.
+"""The random numbers of a sample: noise level, noise, text dropout, action prefix: functions of (seed, position).
 
 Each sample has its own CPU generator and draws from it in one order: three uniforms for the noise level, one for
 text dropout, then the noise of video, action and proprio. So a sample's numbers do not depend on what else is in
-its micro-batch, and its noise level is known without drawing its noise.
+its micro-batch, and its noise level is known without drawing its noise. The length of its clean action prefix comes
+from a generator of its own; validation has none, so that its losses are of whole chunks.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xwam_ft.model.noise import Sigmas, sample_sigmas
+from xwam_ft.model.noise import Sigmas, sample_prefixes, sample_sigmas
 from xwam_ft.train.clips import Stream, generator_at
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from xwam_ft.recipe import NoiseSpec
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of a batch, on its device."""
+    """The random numbers of a batch, on its device; `action_prefix` is None where the recipe trains none."""
 
     sigmas: Sigmas
     drop_text: Bool[Tensor, " b"]
     video: Float[Tensor, "b c tl v h w"]
     action: Float[Tensor, "b ta da"]
     proprio: Float[Tensor, "b tp dp"]
+    action_prefix: Int[Tensor, " b"] | None = None
 
 
 def draw(batch: Batch, noise: NoiseSpec, text_dropout: float, seed: int, stream: Stream = Stream.NOISE) -> Draws:
@@ -48,7 +50,10 @@ def draw(batch: Batch, noise: NoiseSpec, text_dropout: float, seed: int, stream:
         noises.append([torch.randn(shape, generator=generator) for shape in shapes])
     device = batch.latents.device
     video, action, proprio = (torch.stack(parts).to(device) for parts in zip(*noises, strict=True))
-    return Draws(_on(_joined(sigmas), device), (torch.cat(uniforms) < text_dropout).to(device), video, action, proprio)
+    drop_text = (torch.cat(uniforms) < text_dropout).to(device)
+    prefix = action_prefixes(batch.positions, noise, seed) if stream is Stream.NOISE else None
+    on_device = None if prefix is None else prefix.to(device)
+    return Draws(_on(_joined(sigmas), device), drop_text, video, action, proprio, on_device)
 
 
 def action_is_clean(
@@ -57,6 +62,14 @@ def action_is_clean(
     """Which samples are given clean actions, known without drawing any noise."""
     drawn = [sample_sigmas(1, noise, generator_at(seed, stream, position)) for position in positions]
     return _joined(drawn).action_is_clean
+
+
+def action_prefixes(positions: Sequence[int], noise: NoiseSpec, seed: int) -> Int[Tensor, " b"] | None:
+    """How many first actions of each training sample are given clean; None where the recipe trains no prefixes."""
+    spec = noise.action_prefix
+    if spec.max == 0:
+        return None
+    return torch.cat([sample_prefixes(1, spec, generator_at(seed, Stream.PREFIX, position)) for position in positions])
 
 
 def _joined(sigmas: Sequence[Sigmas]) -> Sigmas:

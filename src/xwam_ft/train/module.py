@@ -14,7 +14,7 @@ import torch
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
 from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
-from xwam_ft.model.noise import add_noise
+from xwam_ft.model.noise import add_noise, prefix_mask
 from xwam_ft.train.clips import StepGeometry, Stream, random_bits
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
@@ -22,7 +22,7 @@ from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from xwam_ft.model.network import JointNetwork, Prediction
@@ -38,6 +38,7 @@ class Noised:
     action: Float[Tensor, "b ta da"]
     proprio: Float[Tensor, "b tp dp"]
     text: Float[Tensor, "b s dt"]
+    action_held: Bool[Tensor, "b ta"] | None = None  # the clean prefixes; None where the recipe trains none
 
 
 class TrainingModule(pl.LightningModule):
@@ -97,11 +98,16 @@ class TrainingModule(pl.LightningModule):
         proprio = add_noise(batch.proprio, draws.proprio, draws.sigmas.action)
         proprio[:, 0] = batch.proprio[:, 0]
         text = torch.where(draws.drop_text[:, None, None], self.empty_text, batch.text)
-        return Noised(video, add_noise(batch.action, draws.action, draws.sigmas.action), proprio, text)
+        action, held = add_noise(batch.action, draws.action, draws.sigmas.action), None
+        if draws.action_prefix is not None:
+            held = prefix_mask(draws.action_prefix, action.shape[1])
+            action = torch.where(held[..., None], batch.action, action)
+        return Noised(video, action, proprio, text, held)
 
     def predict(self, noised: Noised, draws: Draws) -> Prediction:
         timesteps = 1000 * draws.sigmas.video, 1000 * draws.sigmas.action
-        return self.network(noised.video, noised.action, noised.proprio, noised.text, *timesteps)
+        streams = noised.video, noised.action, noised.proprio
+        return self.network(*streams, noised.text, *timesteps, action_held=noised.action_held)
 
     def loss_terms(self, batch: Batch, draws: Draws, prediction: Prediction) -> dict[str, LossTerm]:
         """Sums of squared velocity errors (depth: of the clean latent) over valid numbers."""
@@ -117,6 +123,7 @@ class TrainingModule(pl.LightningModule):
             proprio=batch.proprio_mask,
             action_is_clean=draws.sigmas.action_is_clean,
             depth=batch.depth_mask,
+            action_prefix=draws.action_prefix,
         )
         return flow_losses(prediction, targets, masks)
 

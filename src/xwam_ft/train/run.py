@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
+    from xwam_ft.contract import Contract
     from xwam_ft.model.network import JointNetwork
 
 RELEASED = "sharinka0715/X-WAM"
@@ -54,6 +55,7 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
     device = pick_device(recipe)
     _set_threads(recipe)
     shard_set = ShardSet.open(Path(recipe.data.shards))
+    require_prefix_fits(recipe, shard_set.contract)
     cache = _encode(recipe, shard_set, device, console)
     return _train(make_run(run, recipe, shard_set), cache, console)
 
@@ -115,6 +117,17 @@ def require_extras(recipe: Recipe) -> None:
     ):
         if wanted:
             require_bitsandbytes(key)
+
+
+def require_prefix_fits(recipe: Recipe, contract: Contract) -> None:
+    """Raise a `UserError` where a clean action prefix could be a whole chunk, which leaves nothing to learn."""
+    longest, steps = recipe.noise.action_prefix.max, contract.timing.action_steps
+    if longest >= steps:
+        raise UserError(
+            f"is {longest}, and a chunk of {recipe.data.shards} has {steps} actions",
+            "noise.action_prefix.max",
+            f"set it below {steps}; about the actions executed while the next chunk is computed is enough",
+        )
 
 
 def pick_device(recipe: Recipe) -> torch.device:

@@ -1,0 +1,163 @@
+"""The robot's side: asks a server for commands. Needs numpy, msgpack and websockets; neither torch nor lightning.
+
+client = PolicyClient("ws://gpu-box:8000", api_key=key)
+client.metadata["example_observation"]            # what an observation looks like
+answer = client.infer({"images": ..., "state": ..., "prompt": ...}, timeout=0.5)
+answer["actions"]                                 # [H, D] absolute commands, columns client.columns
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.errors import require
+from xwam_ft.policy import wire
+
+try:
+    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+    from websockets.sync.client import ClientConnection, connect
+except ImportError:
+    raise require("websockets", "serve", "asking a server") from None
+
+if TYPE_CHECKING:
+    from xwam_ft.contract import Contract
+
+RETRY = 0.5
+"""Seconds between attempts to reach a server."""
+GOODBYE = 0.5
+
+
+class Refused(RuntimeError):
+    """The server said why it does not answer; the message is its sentence."""
+
+
+class PolicyClient:
+    """A connection to a policy server. Any server of openpi's protocol answers; ours says more in its metadata.
+
+    After an error the connection is closed, and the next call makes another: so a late answer is never taken for that
+    to a later request.
+
+    Args:
+        address: "ws://host:port", or "host:port".
+        api_key: what the server's --api-key-file holds.
+        timeout: seconds a call of `infer` waits, where it names none itself.
+        patience: seconds to keep trying to reach a server that is not there yet, its loading included.
+
+    Raises:
+        ConnectionError: not reached within `patience`, or not a server of this protocol.
+        Refused: the API key is wrong, or the server takes no more clients.
+    """
+
+    def __init__(
+        self, address: str, api_key: str | None = None, *, timeout: float = 10.0, patience: float = 60.0
+    ) -> None:
+        self.address = address if address.startswith(("ws://", "wss://")) else f"ws://{address}"
+        self.timeout, self.patience = timeout, patience
+        self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self._connection: ClientConnection | None = None
+        self.metadata: dict[str, Any] = {}
+        self.connect()
+
+    @property
+    def contract(self) -> Contract:
+        """The contract the server's policy was trained under."""
+        from xwam_ft.contract import Contract
+
+        return Contract.model_validate(self.metadata["contract"])
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the numbers of `actions`, "slot.number"."""
+        return list(self.metadata["action_columns"])
+
+    def connect(self, patience: float | None = None) -> None:
+        """Reach the server and read its metadata; nothing where that is done."""
+        if self._connection is not None:
+            return
+        until = time.monotonic() + (self.patience if patience is None else patience)
+        while True:
+            left = max(0.1, until - time.monotonic())
+            try:
+                connection = connect(
+                    self.address, additional_headers=self._headers, compression=None, max_size=None,
+                    open_timeout=left, close_timeout=GOODBYE,
+                )  # fmt: skip
+            except InvalidURI as error:
+                raise ConnectionError(f"{self.address}: is no address ({error}). Fix: give ws://host:port") from None
+            except InvalidHandshake as error:
+                response = getattr(error, "response", None)
+                said = (getattr(response, "body", None) or b"").decode(errors="replace").strip() or str(error)
+                raise Refused(f"{self.address}: {said}") from None
+            except OSError as error:  # TimeoutError too
+                if time.monotonic() + RETRY >= until:
+                    raise ConnectionError(f"{self.address}: no server answers ({error})") from None
+                time.sleep(RETRY)
+                continue
+            try:
+                said = connection.recv(timeout=max(0.1, until - time.monotonic()))
+            except (TimeoutError, ConnectionClosed) as error:
+                _close(connection)
+                raise ConnectionError(f"{self.address}: sent no metadata ({error or 'timed out'})") from None
+            if isinstance(said, str):
+                _close(connection)
+                raise Refused(said)
+            self._connection, self.metadata = connection, wire.unpack(said, bounded=False)
+            return
+
+    def infer(self, observation: Mapping[str, Any], *, timeout: float | None = None, **options: Any) -> dict[str, Any]:
+        """One observation -> the server's answer: `actions` [H, D], `commands`, `clamped`, `warnings`, `server_timing`.
+
+        Args:
+            observation: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}.
+            timeout: seconds until a TimeoutError, connecting again included.
+            options: seed, action_steps, guidance, chunk or prefix of this request.
+
+        Raises:
+            TimeoutError: no answer in time. What the server answers later is thrown away.
+            ConnectionError: the connection broke.
+            Refused: the observation does not fit, or the server is too busy; the message says which.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        until = time.monotonic() + seconds
+        self.connect(seconds)
+        assert self._connection is not None
+        request = {**observation, "options": options} if options else observation
+        try:
+            self._connection.send(wire.pack(request))
+            answer = self._connection.recv(timeout=max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            self.close()
+            raise TimeoutError(f"{self.address}: no answer within {seconds:g} s") from None
+        except ConnectionClosed as error:
+            self.close()
+            raise ConnectionError(f"{self.address}: the connection closed ({error})") from None
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(answer, str):
+            self.close()
+            raise Refused(answer)
+        return wire.unpack(answer, bounded=False)
+
+    def close(self) -> None:
+        """Close the connection; the next call makes another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _close(connection)
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _close(connection: ClientConnection) -> None:
+    with suppress(OSError):
+        connection.close()

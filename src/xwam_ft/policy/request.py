@@ -1,0 +1,206 @@
+"""What goes into a policy call beside the observation, and what comes out. No torch: a robot's side needs both.
+
+A request is an observation (observation.py) that may bring `options`:
+    {"images": ..., "state": ..., "prompt": ..., "options": {"seed": 3, "action_steps": 5, "guidance": 1.5, "chunk": 8}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft import conventions, observation
+from xwam_ft.errors import UserError, did_you_mean, listed
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
+
+    from xwam_ft.contract import Contract, Slot
+    from xwam_ft.observation import Commands, EncodedObservation
+
+KEYS = ("images", "state", "prompt", "options")
+OPTIONS = ("seed", "action_steps", "guidance", "chunk", "prefix")
+WHERE = "observation.options"
+MAX_STEPS = 1000
+FAR = 3.0
+"""A state this far out on the scale where 1 % and 99 % of the recordings lie at -1 and 1 gets a warning."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one request is sampled; None: as the policy's settings say.
+
+    Args:
+        seed: of the noise.
+        action_steps: denoising steps.
+        guidance: of text; 0 = none.
+        chunk: commands wanted, from the first on; None: all the model predicts.
+        prefix: commands the robot is still going to execute [n, D], in the columns of `actions`, first the one due at
+            the time of the observation; the chunk begins with them and goes on smoothly.
+    """
+
+    seed: int | None = None
+    action_steps: int | None = None
+    guidance: float | None = None
+    chunk: int | None = None
+    prefix: Float[ndarray, "n d"] | None = None
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """A chunk of commands, `contract.timing.action_period` seconds a step.
+
+    `commands` is what the robot takes; `action` is what the model said, normalised; `seconds` where the time went;
+    `warnings` what about the observation looks unlike the recordings.
+    """
+
+    commands: Commands
+    action: Float[ndarray, "ta da"]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def read_options(request: Mapping[str, Any], contract: Contract) -> Options:
+    """The options of a request, every one checked.
+
+    Raises:
+        UserError: a key that is neither an observation's nor an option's, or a value out of range.
+    """
+    for key in request:
+        if key not in KEYS:
+            hint = did_you_mean(str(key), KEYS)
+            raise UserError(f"unknown key {key!r:.60}{hint}", observation.WHERE, f"give only: {listed(KEYS)}")
+    given: object = request.get("options")
+    if given is None:
+        return Options()
+    if not isinstance(given, Mapping):
+        raise UserError(f"is a {type(given).__name__}", WHERE, "give a dict")
+    for key in given:
+        if key not in OPTIONS:
+            hint = did_you_mean(str(key), OPTIONS)
+            raise UserError(f"unknown option {key!r:.60}{hint}", WHERE, f"give some of: {listed(OPTIONS)}")
+    guidance: Any = given.get("guidance")
+    if guidance is not None and not (_number(guidance) and 0 <= float(guidance) <= 100):
+        raise UserError(f"is {guidance!r:.60}", f"{WHERE}.guidance", "give a number from 0 to 100")
+    return Options(
+        seed=_whole(given, "seed", 0, 2**63 - 1),
+        action_steps=_whole(given, "action_steps", 1, MAX_STEPS),
+        guidance=None if guidance is None else float(guidance),
+        chunk=_whole(given, "chunk", 1, contract.timing.action_steps),
+        prefix=_prefix(given.get("prefix"), contract),
+    )
+
+
+def implausible(contract: Contract, inputs: EncodedObservation) -> tuple[str, ...]:
+    """What about an observation is unlike anything recorded: most often degrees, millimetres, or a dead camera."""
+    found: list[str] = []
+    for name, picture in zip(contract.camera_names, inputs.pictures, strict=True):
+        if picture.min() == picture.max():
+            found.append(f"camera {name!r} shows one colour only: is it covered, or not started?")
+    low, high = (conventions.denormalise_proprio(contract, np.full(contract.state_dim, end)) for end in (-1.0, 1.0))
+    for slot, place in zip(contract.slots, conventions.state_slices(contract).values(), strict=True):
+        if not slot.present:
+            continue
+        numbers = range(place.start, place.start + 3 if slot.kind == "pose" else place.stop)
+        for index in numbers:
+            if abs(inputs.proprio[index]) > FAR:
+                found.append(
+                    f"{slot.name}.{slot.elements[index - place.start]} is {inputs.state[index]:.4g}; recordings held "
+                    f"{low[index]:.4g} to {high[index]:.4g} {slot.units[index - place.start]}: is it in that unit?"
+                )
+    return tuple(found)
+
+
+def command_columns(contract: Contract) -> list[str]:
+    """Names of the numbers of `actions`, "slot.number", in its order."""
+    return [f"{slot.name}.{name}" for slot in _commanded(contract) for name in _command_names(slot)]
+
+
+def command_table(contract: Contract, slots: Mapping[str, np.ndarray]) -> Float[ndarray, "ta d"]:
+    """What the robot takes as one table, columns as `command_columns` names them."""
+    return np.concatenate([slots[slot.name] for slot in _commanded(contract)], axis=1)
+
+
+def command_rows(contract: Contract, table: Float[ndarray, "n d"]) -> Float[ndarray, "n q"]:
+    """The inverse of `command_table`: what the robot takes -> absolute commands in the contract's layout."""
+    parts: list[np.ndarray] = []
+    at = 0
+    for slot in contract.slots:
+        if not slot.commanded:
+            continue
+        if not slot.present:
+            parts.append(np.zeros((len(table), slot.command_width)))
+            continue
+        columns = table[:, at : (at := at + len(_command_names(slot)))]
+        parts.append(columns if slot.for_controller else observation.slot_state(slot, columns))
+    return np.concatenate(parts, axis=1)
+
+
+def example_observation(contract: Contract, prompt: str) -> dict[str, Any]:
+    """An observation that fits the contract and looks like none recorded: a ramp for a picture, mid-range states."""
+    image = contract.image
+    ramp = np.broadcast_to(np.linspace(0, 255, image.width).astype(np.uint8)[:, None], (image.height, image.width, 3))
+    middle = (np.array(contract.quantiles.proprio_low) + np.array(contract.quantiles.proprio_high)) / 2
+    places = conventions.state_slices(contract)
+    return {
+        "images": {name: ramp.copy() for name in contract.camera_names},
+        "state": {slot.name: _reported(slot, middle[places[slot.name]]) for slot in contract.slots if slot.present},
+        "prompt": prompt,
+    }
+
+
+def _reported(slot: Slot, state: np.ndarray) -> np.ndarray:
+    """What a robot in that state would report, roughly."""
+    if slot.chain is not None:
+        joints = {joint.name: joint for joint in slot.chain.joints}
+        ends = [(joints[name].lower, joints[name].upper) for name in slot.chain.order]
+        return np.array([0.0 if low is None or high is None else (low + high) / 2 for low, high in ends])
+    if slot.reduced:
+        count = len(slot.columns)
+        return np.full(count, state[0] / (np.sqrt(count) if slot.transform == "norm" else 1.0))
+    if slot.kind == "pose":
+        return np.concatenate([state[:3], [1.0, 0.0, 0.0, 0.0]])
+    return state
+
+
+def _commanded(contract: Contract) -> list[Slot]:
+    return [slot for slot in contract.slots if slot.commanded and slot.present]
+
+
+def _command_names(slot: Slot) -> tuple[str, ...]:
+    if slot.transform == "forward_kinematics" or slot.reduced:
+        return slot.columns
+    return slot.action_elements if slot.for_controller else slot.elements
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _whole(given: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
+    value: Any = given.get(name)
+    if value is None:
+        return None
+    if not _number(value) or not least <= value <= most or int(value) != value:
+        raise UserError(f"is {value!r:.60}", f"{WHERE}.{name}", f"give a whole number from {least} to {most}")
+    return int(value)
+
+
+def _prefix(value: Any, contract: Contract) -> np.ndarray | None:
+    if value is None:
+        return None
+    width, most = len(command_columns(contract)), contract.timing.action_steps
+    where, fix = f"{WHERE}.prefix", f"give up to {most} rows of {width} numbers, the columns of `actions`"
+    try:
+        rows = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"is not numbers ({value!r:.60})", where, fix) from None
+    if rows.ndim != 2 or rows.shape[1] != width or len(rows) > most:
+        raise UserError(f"has shape {list(rows.shape)}", where, fix)
+    if not np.all(np.isfinite(rows)):
+        raise UserError("holds numbers that are not finite", where, fix)
+    return rows

@@ -1,0 +1,116 @@
+"""`xwam-ft serve`: what is served, the API key, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.policy.messages import Servable
+
+
+def serve_bundle(
+    bundle: Path,
+    *,
+    host: str,
+    port: int,
+    device: str = "auto",
+    compile: bool = False,
+    settings: dict[str, Any] | None = None,
+    replay: int | None = None,
+    api_key_file: Path | None = None,
+    console: Console,
+) -> None:
+    """Serve a bundle, or with `replay` an episode of a shard set, until SIGTERM or Ctrl-C.
+
+    Requests that were read are answered before the server ends; a second signal ends it at once.
+
+    Args:
+        settings: fields of `Settings` that replace the bundle's; those that are None do not.
+
+    Raises:
+        UserError: the bundle, the key file or the address is not usable.
+    """
+    from xwam_ft.policy.server import PolicyServer
+
+    api_key = None if api_key_file is None else read_api_key(api_key_file)
+    logging.getLogger("xwam_ft.serve").addHandler(logging.StreamHandler())  # stderr: what failed, with a traceback
+    chosen = {name: value for name, value in (settings or {}).items() if value is not None}
+    server = PolicyServer(_loader(bundle, device, compile, chosen, replay), api_key)
+
+    def listening(address: str) -> None:
+        console.print(f"[bold]{address}[/] loads {bundle}")
+        if api_key is None and not _loopback(host):
+            console.print("Anyone who reaches this address can ask it: --api-key-file keeps others out.")
+
+    def ready(policy: Servable) -> None:
+        timing = policy.contract.timing
+        console.print(
+            f"ready: {timing.action_steps} commands an answer, {timing.action_period:.4g} s apart; Ctrl-C stops it"
+        )
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop(which: signal.Signals) -> None:
+            console.print("stopping: what was asked is answered first")
+            loop.remove_signal_handler(which)
+            server.stop()
+
+        for which in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(which, stop, which)
+        await server.run(host, port, listening=listening, ready=ready)
+
+    asyncio.run(run())
+
+
+def read_api_key(path: Path) -> str:
+    """The key a file holds, in one line.
+
+    Raises:
+        UserError: no such file, or not one line of at least 16 printable characters.
+    """
+    fix = "write one line of at least 16 letters and digits, for example with `openssl rand -hex 32`"
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", path, fix) from None
+    except UnicodeDecodeError:
+        raise UserError("is not plain text", path, fix) from None
+    if len(key) < 16 or not key.isprintable() or " " in key:
+        raise UserError("does not hold an API key", path, fix)
+    return key
+
+
+def _loader(
+    bundle: Path, device: str, compile: bool, settings: dict[str, Any], replay: int | None
+) -> Callable[[], Servable]:
+    def load() -> Servable:
+        if replay is not None:
+            from xwam_ft.policy.replay import ReplayPolicy
+
+            return ReplayPolicy(bundle, replay)
+        from xwam_ft.policy.policy import Policy
+
+        policy = Policy.load(bundle, device, compile=compile)
+        policy.settings = replace(policy.settings, **settings)
+        return policy
+
+    return load
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,99 @@
+"""The thin client: light, bounded in time, and never takes a late answer for another's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xwam_ft.policy.client import PolicyClient, Refused
+from xwam_ft.policy.replay import ReplayPolicy
+from xwam_ft.policy.server import serving
+from xwam_ft.shards import ShardSet
+
+sys.path.append(str(Path(__file__).parent))
+
+from served import GatedPolicy, example
+
+
+@pytest.fixture(scope="module")
+def policy(shard_set: ShardSet) -> GatedPolicy:
+    return GatedPolicy(ReplayPolicy(shard_set, 0))
+
+
+@pytest.fixture(scope="module")
+def address(policy: GatedPolicy) -> Iterator[str]:
+    with serving(policy, api_key="0123456789abcdef") as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[PolicyClient]:
+    with PolicyClient(address, "0123456789abcdef", patience=5) as client:
+        yield client
+
+
+def test_it_loads_neither_torch_nor_lightning() -> None:
+    code = """
+import sys
+from xwam_ft.policy.client import PolicyClient
+from xwam_ft.contract import Contract
+heavy = {"torch", "lightning", "diffusers", "transformers", "av", "scipy.optimize"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_answer_is_the_policy_s(policy: GatedPolicy, client: PolicyClient) -> None:
+    assert client.contract == policy.contract
+    request = example(policy.contract)
+    table = np.concatenate(list(policy.infer(request).commands.slots.values()), axis=1)
+    np.testing.assert_array_equal(client.infer(request)["actions"], table)
+    np.testing.assert_array_equal(client.infer(request, chunk=2)["actions"], table[:2])
+    assert len(client.columns) == table.shape[1]
+
+
+def test_a_late_answer_is_thrown_away(policy: GatedPolicy, client: PolicyClient) -> None:
+    request = example(policy.contract)
+    policy.close_gate()
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
+        client.infer(request, timeout=0.2)
+    assert time.monotonic() - started < 1.5
+    threading.Timer(0.1, policy.gate.set).start()
+    assert len(client.infer(request, chunk=3)["actions"]) == 3  # not the eight asked for before
+
+
+def test_a_refusal_is_the_server_s_sentence_and_the_next_call_connects_again(
+    policy: GatedPolicy, client: PolicyClient
+) -> None:
+    request = example(policy.contract)
+    with pytest.raises(Refused, match="unknown option 'sed'"):
+        client.infer(request, sed=1)
+    assert len(client.infer(request)["actions"]) == 8
+    with pytest.raises(TypeError, match="not sent"):
+        client.infer(request | {"prompt": object()})
+    assert len(client.infer(request)["actions"]) == 8
+
+
+def test_no_server_a_wrong_key_and_no_address(address: str) -> None:
+    with pytest.raises(Refused, match="Authorization: Api-Key KEY"):
+        PolicyClient(address)
+    with pytest.raises(ConnectionError, match="no server answers"):
+        PolicyClient("127.0.0.1:9", patience=0.3)
+    with pytest.raises(ConnectionError, match="is no address"):
+        PolicyClient("ws://", patience=0.3)
+
+
+def test_a_server_that_goes_away_is_a_connection_error(policy: GatedPolicy) -> None:
+    with serving(policy) as address:
+        client = PolicyClient(address)
+    with pytest.raises(ConnectionError):
+        client.infer(example(policy.contract), timeout=0.5)

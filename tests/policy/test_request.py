@@ -1,0 +1,121 @@
+"""Options, warnings, the example observation, and what the robot takes as one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xwam_ft import observation
+from xwam_ft.contract import Contract
+from xwam_ft.errors import UserError
+from xwam_ft.policy import request
+from xwam_ft.policy.policy import Policy
+
+
+@pytest.fixture
+def example(contract: Contract) -> dict[str, Any]:
+    return request.example_observation(contract, "pick up the cube")
+
+
+def test_the_example_fits_the_contract_and_looks_plausible(contract: Contract, example: dict[str, Any]) -> None:
+    inputs = observation.encode(contract, example)
+    assert request.implausible(contract, inputs) == ()
+    assert request.read_options(example, contract) == request.Options()
+
+
+def test_every_shipped_kind_of_slot_has_an_example(contract: Contract) -> None:
+    finger = contract.slot("gripper")
+    changes = {"columns": ("l", "r"), "transform": "norm", "expand": "equal"}
+    two = finger.model_copy(update=changes)
+    other = contract.model_copy(update={"slots": (contract.slot("tool"), two)})
+    inputs = observation.encode(other, request.example_observation(other, "x"))
+    assert inputs.state[-1] == pytest.approx(0.04)  # the middle of 0 and 0.08, whatever the columns
+    assert request.command_columns(other)[-2:] == ["gripper.l", "gripper.r"]
+
+
+def test_units_and_dead_cameras_get_a_warning(contract: Contract, example: dict[str, Any]) -> None:
+    example["state"]["tool"] = example["state"]["tool"] + np.array([0, 350.0, 0, 0, 0, 0, 0])
+    example["images"]["wrist"] = np.zeros((4, 4, 3), np.uint8)
+    camera, unit = request.implausible(contract, observation.encode(contract, example))
+    assert "'wrist' shows one colour" in camera
+    assert unit == "tool.y is 350; recordings held -0.5 to 0.5 m: is it in that unit?"
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"sed": 1}, "unknown option 'sed' (did you mean 'seed'?)"),
+        ({"seed": -1}, "options.seed: is -1"),
+        ({"seed": 2**64 - 1}, "options.seed"),
+        ({"seed": True}, "options.seed: is True"),
+        ({"action_steps": 0}, "from 1 to 1000"),
+        ({"action_steps": 2.5}, "is 2.5"),
+        ({"chunk": 9}, "from 1 to 8"),
+        ({"guidance": float("nan")}, "options.guidance: is nan"),
+        ({"guidance": "much"}, "from 0 to 100"),
+        ({"prefix": np.zeros((2, 7))}, "options.prefix: has shape [2, 7]"),
+        ({"prefix": np.zeros((9, 8))}, "up to 8 rows of 8"),
+        ({"prefix": [[float("inf")] * 8]}, "not finite"),
+        ({"prefix": "all"}, "is not numbers"),
+        ([1], "is a list"),
+    ],
+)
+def test_an_option_out_of_range(contract: Contract, options: object, part: str) -> None:
+    with pytest.raises(UserError) as error:
+        request.read_options({"options": options}, contract)
+    assert part in str(error.value)
+
+
+def test_an_unknown_key_of_an_observation(contract: Contract) -> None:
+    with pytest.raises(UserError, match=r"unknown key 'image' \(did you mean 'images'"):
+        request.read_options({"image": {}}, contract)
+
+
+def test_options_are_those_of_the_settings(bundle: Path) -> None:
+    policy = Policy.load(bundle, "cpu", selfcheck=False)
+    policy.warm_up()
+    assert policy.calls == 0
+    example = request.example_observation(policy.contract, "pick up the cube")
+
+    def asked(**options: Any) -> np.ndarray:
+        return policy.infer({**example, "options": options}).action
+
+    plain = asked(seed=3)
+    np.testing.assert_array_equal(asked(seed=3, chunk=3), plain[:3])
+    np.testing.assert_array_equal(policy.infer(example, seed=3).action, plain)
+    other, steps = policy.settings, policy.settings.action_steps + 1
+    assert np.abs(asked(seed=3, action_steps=steps, guidance=2.0) - plain).max() > 1e-5
+    policy.settings = type(other)(other.seed, steps, other.video_steps, 2.0, other.shift)
+    np.testing.assert_array_equal(asked(seed=3), policy.infer(example, seed=3).action)
+    np.testing.assert_array_equal(asked(seed=3, action_steps=other.action_steps, guidance=other.guidance), plain)
+
+
+def test_a_chunk_goes_on_from_the_commands_still_to_be_executed(bundle: Path) -> None:
+    """Real-time chunking: the answer begins with the prefix, and what follows depends on it."""
+    policy = Policy.load(bundle, "cpu", selfcheck=False)
+    contract = policy.contract
+    example = request.example_observation(contract, "pick up the cube")
+    plain = policy.infer(example, seed=0)
+    ahead = request.command_table(contract, plain.commands.slots)[2:5]
+    policy.action_prefix = 0
+    with pytest.raises(UserError, match="trained without action prefixes"):
+        policy.infer({**example, "options": {"prefix": ahead}})
+    policy.action_prefix = 3
+    out = policy.infer({**example, "options": {"prefix": ahead}}, seed=0)
+    np.testing.assert_allclose(request.command_table(contract, out.commands.slots)[:3], ahead, atol=1e-6)
+    assert np.abs(out.action[3:] - plain.action[3:]).max() > 1e-4
+    same = policy.infer({**example, "options": {"prefix": ahead[:0]}}, seed=0)
+    np.testing.assert_array_equal(same.action, plain.action)
+    with pytest.raises(UserError, match="has 4 commands, and this bundle was trained with up to 3"):
+        policy.infer({**example, "options": {"prefix": ahead[[0, 0, 1, 2]]}})
+
+
+def test_rows_are_what_the_table_was_made_of(contract: Contract) -> None:
+    finger = contract.slot("gripper").model_copy(update={"columns": ("l", "r"), "transform": "mean", "expand": "equal"})
+    other = contract.model_copy(update={"slots": (contract.slot("tool"), finger)})
+    pose = np.array([[0.1, 0.2, 0.3, 1.0, 0.0, 0.0, 0.0]])
+    table = request.command_table(other, {"tool": pose, "gripper": np.array([[0.04, 0.04]])})
+    np.testing.assert_allclose(request.command_rows(other, table), np.concatenate([pose, [[0.04]]], axis=1))

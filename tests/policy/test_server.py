@@ -1,0 +1,382 @@
+"""The server: openpi's protocol to the letter, strangers survived, health and metrics beside inference, clean ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.asyncio.client import connect as connect_async
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from xwam_ft.errors import UserError
+from xwam_ft.policy import wire
+from xwam_ft.policy.replay import ReplayPolicy
+from xwam_ft.policy.request import command_columns, command_table
+from xwam_ft.policy.serve import read_api_key
+from xwam_ft.policy.server import Limits, PolicyServer, serving
+from xwam_ft.shards import ShardSet
+
+sys.path.append(str(Path(__file__).parent))
+
+from served import GatedPolicy, example, get
+
+KEY = "0123456789abcdef"
+RAGGED = msgpack.packb(
+    {"images": {"front": [[1], 2], "wrist": [[1], 2]}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"}
+)
+
+
+@pytest.fixture(scope="module")
+def policy(shard_set: ShardSet) -> GatedPolicy:
+    return GatedPolicy(ReplayPolicy(shard_set, 0))
+
+
+@pytest.fixture(scope="module")
+def address(policy: GatedPolicy) -> Iterator[str]:
+    with serving(policy, limits=Limits(message_bytes=200_000, waiting=3, connections=8)) as address:
+        yield address
+
+
+def opened(address: str, **options: Any) -> tuple[ClientConnection, dict[str, Any]]:
+    connection = connect(address, compression=None, max_size=None, close_timeout=2, **options)
+    said = connection.recv(timeout=10)
+    assert isinstance(said, bytes)
+    return connection, wire.unpack(said)
+
+
+def refused(connection: ClientConnection) -> str:
+    """The sentence, after which the connection closes with 1011."""
+    said = connection.recv(timeout=10)
+    assert isinstance(said, str)
+    with pytest.raises(ConnectionClosed) as closed:
+        connection.recv(timeout=10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1011
+    return said
+
+
+def test_the_example_of_the_metadata_is_answered_as_in_process(policy: GatedPolicy, address: str) -> None:
+    connection, metadata = opened(address)
+    assert metadata["contract_sha256"] == policy.contract.sha256
+    assert metadata["action_columns"] == command_columns(policy.contract)
+    expected = policy.infer(metadata["example_observation"])
+    timings = []
+    for _ in range(2):
+        connection.send(wire.pack(metadata["example_observation"]))
+        answer = wire.unpack(connection.recv(timeout=10))
+        np.testing.assert_array_equal(answer["actions"], command_table(policy.contract, expected.commands.slots))
+        assert answer["commands"].keys() == expected.commands.slots.keys()
+        assert answer["clamped"] == {}
+        timings.append(answer["server_timing"])
+    assert timings[0]["infer_ms"] > 0
+    assert "prev_total_ms" not in timings[0]
+    assert timings[1]["prev_total_ms"] >= timings[0]["infer_ms"]
+    connection.close()
+
+
+def test_openpi_s_own_client(policy: GatedPolicy, address: str) -> None:
+    module = pytest.importorskip(
+        "openpi_client.websocket_client_policy", reason="openpi-client is not installed (it asks for numpy < 2)"
+    )
+    host, port = address.rsplit(":", 1)
+    client = module.WebsocketClientPolicy(host, int(port))
+    metadata = client.get_server_metadata()
+    answer = client.infer(metadata["example_observation"])
+    expected = policy.infer(metadata["example_observation"])
+    np.testing.assert_array_equal(answer["actions"], command_table(policy.contract, expected.commands.slots))
+    assert "prev_total_ms" in client.infer(metadata["example_observation"])["server_timing"]
+    with pytest.raises(RuntimeError, match="has no 'state'"):
+        client.infer({"images": {}, "prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    ("frame", "part"),
+    [
+        ("hello", "is text"),
+        (b"", "cannot be read"),
+        (b"\x80\x04\x95\x0e\x00.", "cannot be read"),
+        (msgpack.packb([1, 2]), "is a list"),
+        (msgpack.packb(None), "is a NoneType"),
+        (msgpack.packb({"images": 1, "state": 2, "prompt": "x"}), "images is a int"),
+        (msgpack.packb({b"__ndarray__": True, b"dtype": "|O", b"data": b"", b"shape": [0]}), "refused"),
+        (RAGGED, "observation.images.front: has shape [0] and type object"),
+        (msgpack.packb({"imagse": {}}), "did you mean 'images'"),
+        (bytes(200_001), "is too large"),
+    ],
+)
+def test_a_stranger_s_frame_gets_a_sentence_and_the_server_goes_on(address: str, frame: Any, part: str) -> None:
+    connection, metadata = opened(address)
+    connection.send(frame)
+    assert part in refused(connection)
+    again, _ = opened(address)
+    again.send(wire.pack(metadata["example_observation"]))
+    assert isinstance(again.recv(timeout=10), bytes)
+    again.close()
+
+
+def test_a_failure_of_ours_says_nothing_of_itself(policy: GatedPolicy, address: str) -> None:
+    connection, metadata = opened(address)
+    policy.fails = RuntimeError("/secret/path")
+    try:
+        connection.send(wire.pack(metadata["example_observation"]))
+        assert refused(connection) == "the server failed at this request; its log says why"
+    finally:
+        policy.fails = None
+
+
+def test_health_and_metrics_are_answered_during_inference(policy: GatedPolicy, address: str) -> None:
+    connection, metadata = opened(address)
+    policy.close_gate()
+    connection.send(wire.pack(metadata["example_observation"]))
+    assert policy.asked.wait(10)
+    assert get(address, "/healthz") == (200, "OK\n")
+    status, text = get(address, "/metrics")
+    policy.gate.set()
+    assert status == 200
+    assert "xwam_ft_waiting 1\n" in text
+    assert isinstance(connection.recv(timeout=10), bytes)
+    connection.close()
+    lines = dict(line.rsplit(" ", 1) for line in get(address, "/metrics")[1].splitlines() if line[0] != "#")
+    assert int(lines['xwam_ft_requests_total{result="answered"}']) == int(lines["xwam_ft_infer_seconds_count"]) >= 1
+    assert float(lines['xwam_ft_request_seconds{quantile="0.99"}']) >= float(
+        lines['xwam_ft_infer_seconds{quantile="0.5"}']
+    )
+    assert int(lines["xwam_ft_waiting"]) == 0
+
+
+def until(met: Any) -> None:
+    end = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_clients_are_answered_in_order_and_no_more_wait_than_may(policy: GatedPolicy, address: str) -> None:
+    clients = [opened(address)[0] for _ in range(5)]
+    policy.close_gate()
+    policy.seeds.clear()
+    for count, client in enumerate(clients[:3]):
+        client.send(wire.pack(example(policy.contract, seed=count)))
+        until(lambda count=count: f"xwam_ft_waiting {count + 1}\n" in get(address, "/metrics")[1])
+    clients[3].send(wire.pack(example(policy.contract, seed=3)))
+    assert "has 3 requests waiting" in refused(clients[3])
+    clients[1].close()  # leaves before its turn: its request is not answered
+    until(lambda: "xwam_ft_waiting 2\n" in get(address, "/metrics")[1])
+    clients[4].send(wire.pack(example(policy.contract, seed=4)))
+    until(lambda: "xwam_ft_waiting 3\n" in get(address, "/metrics")[1])
+    policy.gate.set()
+    for client in (clients[0], clients[2], clients[4]):
+        assert isinstance(client.recv(timeout=10), bytes)
+        client.close()
+    assert policy.seeds == [0, 2, 4]
+
+
+def test_more_clients_than_may_are_turned_away(address: str) -> None:
+    until(lambda: "xwam_ft_connections 0\n" in get(address, "/metrics")[1])
+    clients = [opened(address)[0] for _ in range(8)]
+    with pytest.raises(InvalidStatus) as error:
+        connect(address)
+    assert error.value.response.status_code == 503
+    assert get(address, "/healthz")[0] == 200
+    for client in clients:
+        client.close()
+
+
+def test_a_page_in_a_browser_is_turned_away(address: str) -> None:
+    with pytest.raises(InvalidStatus) as error:
+        connect(address, origin="http://example.org")  # pyright: ignore[reportArgumentType]
+    assert error.value.response.status_code == 403
+
+
+def test_an_api_key(policy: GatedPolicy) -> None:
+    with serving(policy, api_key=KEY) as address:
+        for headers in ({}, {"Authorization": "Api-Key x"}, {"Authorization": KEY}, {"Authorization": "Api-Key \xe9"}):
+            assert get(address, "/metrics", **headers)[0] == 401
+            with pytest.raises(InvalidStatus) as error:
+                connect(address, additional_headers=headers)
+            assert error.value.response.status_code == 401
+        assert get(address, "/healthz")[0] == 200
+        assert get(address, "/metrics", Authorization=f"Api-Key {KEY}")[0] == 200
+        opened(address, additional_headers={"Authorization": f"Api-Key {KEY}"})[0].close()
+
+
+def test_an_api_key_file(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"{KEY}\n")
+    assert read_api_key(path) == KEY
+    for text in ("", "short", "two words of some length", "0123456789\n0123456789"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="does not hold an API key"):
+            read_api_key(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_api_key(tmp_path / "none")
+
+
+def test_503_until_it_is_warm_and_early_clients_wait(policy: GatedPolicy) -> None:
+    loaded, listening, found = threading.Event(), threading.Event(), []
+
+    def load() -> GatedPolicy:
+        assert loaded.wait(10)
+        return policy
+
+    server = PolicyServer(load)
+
+    def bound(address: str) -> None:
+        found.append(address)
+        listening.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(server.run("127.0.0.1", 0, listening=bound)))
+    thread.start()
+    assert listening.wait(10)
+    assert get(found[0], "/healthz") == (503, "loading\n")
+    early = connect(found[0], close_timeout=1)
+    with pytest.raises(TimeoutError):
+        early.recv(timeout=0.05)
+    loaded.set()
+    assert b"contract_sha256" in early.recv(timeout=10)  # pyright: ignore[reportOperatorIssue]
+    assert get(found[0], "/healthz") == (200, "OK\n")
+    server.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    with pytest.raises(ConnectionClosed) as closed:
+        early.recv(timeout=5)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+
+
+def test_a_request_in_flight_is_answered_before_the_end(policy: GatedPolicy) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with serving(policy) as address:
+            connection, metadata = opened(address)
+            policy.close_gate()
+            connection.send(wire.pack(metadata["example_observation"]))
+            assert policy.asked.wait(10)
+            opening = pool.submit(lambda: (time.sleep(0.2), policy.gate.set()))
+        opening.result()
+        assert isinstance(connection.recv(timeout=5), bytes)
+        with pytest.raises(ConnectionClosed):
+            connection.recv(timeout=5)
+        with pytest.raises(OSError, match="refused"):
+            connect(address)
+
+
+def test_what_cannot_be_served(policy: GatedPolicy, address: str) -> None:
+    with pytest.raises(UserError, match="cannot be served at"), serving(policy, port=int(address.rsplit(":", 1)[1])):
+        pass
+    with pytest.raises(UserError, match="cannot be served at"), serving(policy, host="no.such.host.invalid"):
+        pass
+
+    def load() -> GatedPolicy:
+        raise UserError("is not a bundle", "x", "give one")
+
+    with pytest.raises(UserError, match="is not a bundle"):
+        asyncio.run(PolicyServer(load).run("127.0.0.1", 0))
+
+
+def hostile(rng: random.Random, good: bytes) -> bytes:
+    """A frame that is wrong somewhere: bytes changed, cut, doubled or made up; seldom it is right by chance."""
+    frame = bytearray(good)
+    kind = rng.randrange(5)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(200))
+    if kind == 1:
+        return bytes(frame[: rng.randrange(len(frame))])
+    if kind == 2:
+        return bytes(frame + frame[: rng.randrange(1, 50)])
+    for _ in range(rng.randrange(1, 20)):  # most of a frame is pixels; what says what they are stands around them
+        place = rng.randrange(len(frame)) if kind == 3 else rng.choice((rng.randrange(120), -1 - rng.randrange(400)))
+        frame[place] = rng.randrange(256)
+    return bytes(frame)
+
+
+async def fuzz(address: str, good: bytes, frames: int, seed: int) -> dict[str, int]:
+    rng, ends = random.Random(seed), {"refused": 0, "answered": 0}
+    connection = None
+    for _ in range(frames):
+        if connection is None:
+            connection = await connect_async(address, compression=None, max_size=None)
+            await connection.recv()
+        await connection.send(hostile(rng, good))
+        said = await asyncio.wait_for(connection.recv(), 20)
+        ends["refused" if isinstance(said, str) else "answered"] += 1
+        if isinstance(said, str):
+            assert "Fix:" in said, said  # a sentence, never "the server failed"
+            await connection.wait_closed()
+            connection = None
+    if connection is not None:
+        await connection.close()
+    return ends
+
+
+def small_frame(policy: GatedPolicy) -> bytes:
+    small = example(policy.contract)
+    small["images"] = {name: np.full((6, 8, 3), 9, np.uint8) for name in small["images"]}
+    return wire.pack(small)
+
+
+def fuzzed(policy: GatedPolicy, address: str, frames: int, seed: int) -> None:
+    ends = asyncio.run(fuzz(address, small_frame(policy), frames, seed))
+    assert ends["refused"] > frames / 2
+    connection, metadata = opened(address)
+    connection.send(wire.pack(metadata["example_observation"]))
+    assert isinstance(connection.recv(timeout=10), bytes)
+    connection.close()
+
+
+@pytest.mark.slow
+def test_two_thousand_hostile_frames(policy: GatedPolicy, address: str) -> None:
+    fuzzed(policy, address, 2000, seed=0)
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_hostile_frames(policy: GatedPolicy, address: str) -> None:
+    fuzzed(policy, address, 100_000, seed=1)
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_hostile_frames_without_the_wire(policy: GatedPolicy) -> None:
+    server, rng, good, refusals = PolicyServer(lambda: policy), random.Random(2), small_frame(policy), 0
+    server.policy = policy
+    for _ in range(100_000):
+        try:
+            server._infer(hostile(rng, good), None)
+        except UserError:  # nothing else may come out
+            refusals += 1
+    assert refusals > 50_000
+
+
+@pytest.mark.slow
+def test_the_verb_ends_cleanly_on_sigterm(shard_set: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    command = [sys.executable, "-m", "xwam_ft.cli", "serve", str(shard_set.folder), "--replay", "0", "--port", "0"]
+    server = subprocess.Popen(
+        [*command, "--api-key-file", str(tmp_path / "key")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert server.stdout is not None
+    address = server.stdout.readline().split()[0]
+    connection, metadata = opened(address, additional_headers={"Authorization": f"Api-Key {KEY}"})
+    connection.send(wire.pack(metadata["example_observation"]))
+    assert isinstance(connection.recv(timeout=20), bytes)
+    server.send_signal(signal.SIGTERM)
+    out, err = server.communicate(timeout=20)
+    assert (server.returncode, err) == (0, "")
+    assert "stopping" in out
+    done = subprocess.run([*command[:4], str(tmp_path), "--port", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is not a bundle" in done.stderr
+    assert "Traceback" not in done.stderr
