@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Peak memory and time of writing a network tensor by tensor with adapters merged, against a plain copy of its bytes.
 
-Makes a synthetic backbone of several blocks and a LoRA of rank 16 on all their linears (random numbers), then writes the
-merged network in a process of its own. The proofs, which run the network, are not part of this. Nothing is kept.
+Makes a synthetic backbone of several blocks and a LoRA of rank 16 on all their linears (random numbers), then writes
+the merged network in a process of its own. The proofs, which run the network, are not part of this. Nothing is kept.
 
     python benchmarks/export.py --blocks 8 --width 1024
 """

@@ -59,7 +59,7 @@ def prove(policy: Policy, shards: ShardSet, where: Path) -> tuple[str, str]:
     with serving(policy, port=0) as address, PolicyClient(address, timeout=600.0) as client:
         answers = [client.infer(request, seed=index) for index, request in enumerate(requests)]
     for ours, answer in zip(expected, answers, strict=True):
-        if not np.array_equal(command_table(policy.contract, ours.commands), np.asarray(answer["actions"])):
+        if not np.array_equal(command_table(policy.contract, ours.commands.slots), np.asarray(answer["actions"])):
             raise UserError(
                 "a served answer is not the one given in process", where, "do not serve it; report this with the bundle"
             )
