@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import export
 import policy_latency
 import serving
 import train_step
@@ -134,3 +135,13 @@ def test_train_step_prints_its_tables() -> None:
 def test_both_run_on_a_gpu() -> None:
     check_policy_latency("cuda", "--compile")
     check_train_step("cuda")
+
+
+@pytest.mark.slow
+def test_writing_an_export_keeps_within_the_memory_allowed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    export.main(blocks=3, width=256, folder=tmp_path)
+    told = capsys.readouterr().out
+    own, allowed = map(float, re.findall(r"writing itself +([\d.]+) GB, of ([\d.]+) GB", told)[0])
+    assert 0 <= own <= allowed
+    assert "plain copy" in told
+    assert not list(tmp_path.iterdir())
