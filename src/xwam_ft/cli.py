@@ -135,14 +135,16 @@ def train(
 @app.command()
 def export(
     run: Run,
-    out: Annotated[Path, typer.Argument(help="Bundle folder to make.")],
-    format: Annotated[str, typer.Option(help="bundle")] = "bundle",
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    format: Annotated[str, typer.Option(help="bundle, peft, diffusers or xwam.")] = "bundle",
     no_ema: Annotated[bool, typer.Option("--no-ema", help="Take the last weights, not their average.")] = False,
     no_depth: Annotated[bool, typer.Option("--no-depth", help="Leave the depth branch out.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default as trained.")] = None,
+    unmerged: Annotated[bool, typer.Option("--unmerged", help="Keep adapters beside the base.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
+    wan: Annotated[Path | None, typer.Option(help="xwam: folder of Wan's own VAE and text encoder files.")] = None,
 ) -> None:
-    """Write a deployable bundle that has proved itself."""
+    """Write a deployable bundle that has proved itself, or the weights in another form."""
     from xwam_ft.export.export import export_run
 
     export_run(
@@ -152,7 +154,9 @@ def export(
         ema=not no_ema,
         depth=not no_depth,
         dtype=dtype,
+        merged=not unmerged,
         prompts=prompt or [],
+        wan=wan,
         console=_console(),
     )
 

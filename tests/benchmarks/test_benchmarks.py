@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import checkpoint
+import export
 import policy_latency
 import serving
 import train_step
@@ -159,3 +160,13 @@ def test_the_checkpoint_benchmark_prints_a_row_a_form(tmp_path: Path) -> None:
     for form in train_step.FORMS:
         assert len(re.findall(rf"^{form} ", result.output, flags=re.M)) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_writing_an_export_keeps_within_the_memory_allowed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    export.main(blocks=3, width=256, folder=tmp_path)
+    told = capsys.readouterr().out
+    own, allowed = map(float, re.findall(r"writing itself +([\d.]+) GB, of ([\d.]+) GB", told)[0])
+    assert 0 <= own <= allowed
+    assert "plain copy" in told
+    assert not list(tmp_path.iterdir())

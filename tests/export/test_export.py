@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +20,11 @@ from safetensors.torch import load_file
 
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
+from xwam_ft.export import proof
 from xwam_ft.export.export import export_run
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.policy import selfcheck
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
@@ -96,8 +101,6 @@ def test_without_depth_the_actions_are_the_same(trained_run: Path, bundle: Path,
     slim = export_run(trained_run, tmp_path / "slim", depth=False, console=QUIET)
     assert not [name for name in load_file(slim / "model.safetensors") if "depth_branch" in name]
     ours, theirs = Policy.load(bundle, "cpu"), Policy.load(slim, "cpu")
-    from xwam_ft.policy import selfcheck
-
     check = selfcheck.load(bundle / "selfcheck.safetensors", ours)
     assert check.difference(theirs) < 1e-5
     assert theirs.imagine(check.inputs, 0).depth is None
@@ -156,6 +159,93 @@ def test_shards_of_another_contract_are_refused(changed_run: Callable[..., Path]
     message = refused(run, tmp_path / "bundle")
     assert "does not hold the contract of" in message
     assert "quantiles" in message
+
+
+def _swap_cameras(tree: dict[str, Any]) -> None:
+    tree["cameras"].reverse()
+
+
+def _move_quantile(tree: dict[str, Any]) -> None:
+    tree["quantiles"]["action_high"][0] += 1e-3
+
+
+@pytest.mark.parametrize("change", [_swap_cameras, _move_quantile])
+def test_a_contract_changed_in_run_and_shards_alike_is_refused(
+    changed_run: Callable[..., Path], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    run = changed_run()
+    before = (run / "contract.json").read_bytes()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    shards = Path(shutil.copytree(recipe["data"]["shards"], tmp_path / "shards"))
+    recipe["data"]["shards"] = str(shards)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    tree = json.loads((run / "contract.json").read_text())
+    change(tree)
+    changed = Contract.model_validate(tree).to_bytes()
+    (run / "contract.json").write_bytes(changed)
+    message = refused(run, tmp_path / "bundle")
+    assert "does not hold the contract of" in message
+    (shards / "contract.json").write_bytes(changed)
+    index = (shards / "index.json").read_text()
+    old, new = (hashlib.sha256(data).hexdigest() for data in (before, changed))
+    (shards / "index.json").write_text(index.replace(old, new))
+    assert "is not the contract this run was trained under" in refused(run, tmp_path / "bundle")
+
+
+def test_unmerged_the_bundle_keeps_the_adapter_beside_the_base(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
+    kept = export_run(trained_run, tmp_path / "bundle", merged=False, console=QUIET)
+    stored = load_file(kept / "model.safetensors")
+    base = load_backbone("tiny", dtype="float32", parts=("transformer",)).transformer.state_dict()
+    name = "network.transformer.blocks.0.attn1.to_q"
+    assert torch.equal(stored[f"{name}.base_layer.weight"], base["blocks.0.attn1.to_q.weight"])
+    assert stored[f"{name}.lora_A.default.weight"].shape[0] == 2
+    ours, theirs = Policy.load(kept, "cpu"), Policy.load(bundle, "cpu")
+    assert ours.network.config.depth_shared
+    check = selfcheck.load(bundle / "selfcheck.safetensors", theirs)
+    assert check.difference(ours) < 2e-4
+    with torch.no_grad():
+        ours.network.get_parameter("transformer.blocks.0.attn1.to_q.lora_B.default.weight").zero_()
+    assert check.difference(ours) > 0
+
+
+def test_a_machine_without_the_memory_says_what_was_not_run(
+    trained_run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xwam_ft.export import export as module
+
+    monkeypatch.setattr(module, "_available", lambda: 0)
+    stream = io.StringIO()
+    out = export_run(trained_run, tmp_path / "bundle", console=Console(file=stream, width=200))
+    assert "not run: it takes" in stream.getvalue()
+    assert "rounding takes at most" in stream.getvalue()
+    assert not (out / "selfcheck.safetensors").exists()
+    assert (out / "model.safetensors").read_bytes() == (bundle / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="holds no recorded request"):
+        Policy.load(out, "cpu")
+    assert "Not measured" in (out / "README.md").read_text()
+
+
+def test_rounding_of_blocks_is_refused_beyond_the_limit() -> None:
+    block, share = proof.worst_rounding({"a": [1.0, 1e4], "b": [1.0, 100.0]})
+    assert (block, share) == ("b", 0.1)
+    with pytest.raises(UserError, match=r"merging in bfloat16 changes b by 10%.*--unmerged"):
+        proof.require_rounding(block, share, "bfloat16", Path("run"))
+    proof.require_rounding("a", 0.01, "bfloat16", Path("run"))
+
+
+def test_the_card_says_what_it_is_and_how_well_it_does(bundle: Path, shard_set: ShardSet) -> None:
+    text = (bundle / "README.md").read_text()
+    assert "xwam-ft serve" in text
+    assert "Policy.load(" in text
+    assert "| held-out | 1 | 1.7 |" in text  # 17 frames at 10 a second
+    assert "LoRA of rank 2, alpha 2" in text
+    from xwam_ft.evaluate.open_loop import figure, open_loop
+
+    slots = open_loop(Policy.load(bundle, "cpu"), shard_set, clips=1).metrics()["slots"]
+    row = slots["tool"]["position"]
+    wanted = " | ".join(figure(row[method]) for method in ("policy", "mean_action", "hold_still"))
+    assert f"| tool position | {row['unit']} | {wanted} |" in text
+    assert (bundle / "imagined.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

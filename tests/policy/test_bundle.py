@@ -10,7 +10,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.policy import selfcheck
-from xwam_ft.policy.bundle import FILES, MANIFEST, verify_bundle
+from xwam_ft.policy.bundle import FILES, MANIFEST, OPTIONAL, verify_bundle
 from xwam_ft.policy.policy import Policy
 
 
@@ -20,11 +20,11 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_it_holds_exactly_these_files(bundle: Path, trained_run: Path) -> None:
-    assert sorted(path.name for path in bundle.iterdir()) == sorted([*FILES, MANIFEST])
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*FILES, *OPTIONAL, MANIFEST])
     assert (bundle / "contract.json").read_bytes() == (trained_run / "contract.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, *OPTIONAL, MANIFEST])
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
 def test_one_byte_changed_is_refused_by_name(copy: Path, name: str, where: float) -> None:
     data = bytearray((copy / name).read_bytes())
@@ -35,7 +35,7 @@ def test_one_byte_changed_is_refused_by_name(copy: Path, name: str, where: float
     assert str(copy / name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *OPTIONAL])
 def test_a_missing_file_is_refused_by_name(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(UserError, match=f"{name}: the file is missing"):

@@ -1,5 +1,10 @@
 """A run -> a bundle that has proved itself.
 
-export.py   load, check, merge, prove, write
-proof.py    what merging and rounding change, against what the adapter changes
+export.py          check, write, read back, prove
+weights.py         the network's tensors one by one: base, adapters merged or beside it, what else trained
+proof.py           what merging and rounding change, against what the adapter changes
+served.py          the server's answers against those in process
+card.py            README.md and picture of a bundle: data, recipe, held-out errors
+formats.py         the adapter alone, for peft and for diffusers
+reference_file.py  the network under the reference implementation's names
 """

@@ -1,9 +1,16 @@
-"""A run -> a bundle: load, check, merge, prove, write. A proof that fails leaves no bundle and one sentence why."""
+"""A run -> a bundle: check, write, read back, prove. A proof that fails leaves no bundle and one sentence why.
+
+At most one network is in memory at a time: first the run's, for its outputs with and without adapters; then the file
+is written tensor by tensor; then the bundle as it reads back answers the same observation.
+"""
 
 from __future__ import annotations
 
-import copy
+import gc
+import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +19,21 @@ from rich.table import Table
 
 from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.export import proof
-from xwam_ft.files import move_folder
+from xwam_ft.export import card, formats, proof, reference_file, served
+from xwam_ft.export.weights import RunWeights, open_weights
+from xwam_ft.files import disk_errors, move_folder, read_json, require_room, write_bytes_atomic, write_text_atomic
 from xwam_ft.model.adapters import load_trainable
-from xwam_ft.model.backbone import Backbone, cast_weights, load_backbone
-from xwam_ft.model.merge import drop_branch, merge_adapters
+from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
+from xwam_ft.model.checkpoints.source import open_checkpoint
+from xwam_ft.model.checkpoints.stream import Piece, require_written
+from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
+from xwam_ft.model.tiny import UNTRAINED
 from xwam_ft.policy import selfcheck
-from xwam_ft.policy.bundle import load_policy, write_bundle
+from xwam_ft.policy.bundle import PICTURE, SELFCHECK, bundle_config, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
+from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run
 from xwam_ft.train.session import trainable_network
 
@@ -30,12 +41,37 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.model.network import Prediction
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.train.checkpoint import Checkpoint
 
-FORMATS = ("bundle",)
+FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SPARE = 1.25
+"""Memory a network needs to answer, over that of its weights."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every step of one export needs."""
+
+    folder: RunFolder
+    checkpoint: Checkpoint
+    weights: RunWeights
+    shards: ShardSet
+    device: str
+    dtype: str
+    merged: bool
+    origin: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        validation = self.folder.recipe.validation
+        return Settings(
+            action_steps=validation.action_steps,
+            video_steps=validation.video_steps,
+            shift=self.folder.recipe.noise.shift,
+        )
 
 
 def export_run(
@@ -46,134 +82,232 @@ def export_run(
     ema: bool = True,
     depth: bool = True,
     dtype: str | None = None,
+    merged: bool = True,
     prompts: list[str] | None = None,
+    wan: Path | None = None,
     console: Console,
 ) -> Path:
-    """Write the newest checkpoint of a run as a bundle.
+    """Write the newest checkpoint of a run.
 
     Args:
-        format: "bundle".
+        format: "bundle"; "peft" or "diffusers" (the adapter alone); "xwam" (the reference implementation's names).
         ema: take the averaged weights where the run has them.
         depth: keep the depth branch.
         dtype: of the merged linears; default the recipe's `backbone.dtype`. Merging is always computed in float32.
+        merged: fold adapters into the base; otherwise they stay beside it.
         prompts: further instructions to embed beside those seen in training.
+        wan: for "xwam", the folder of the original Wan files, whose VAE and text encoder are copied.
 
     Raises:
         UserError: no run, no checkpoint, another backbone, a proof that fails, or `out` is taken.
     """
-    if format not in FORMATS:
-        raise UserError(f"format {format!r} is not written by this version", "--format", f"use {listed(FORMATS)}")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown", "--dtype", f"use one of: {listed(DTYPES)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists already and is not an empty folder", out, "choose another folder or remove it")
+    _check_options(out, format, dtype, merged, prompts, wan)
     folder = open_run(run)
     if folder.checkpoint is None:
         raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {run}")
-    recipe = folder.recipe
-    dtype = dtype or recipe.backbone.dtype
-    inputs = _recorded(folder)
-
-    console.print("loading the backbone")
-    base = recipe.backbone
-    backbone = load_backbone(base.path, dtype=base.dtype, revision=base.revision, quantize=base.quantize)
-    if base.quantize is not None:
-        dequantize_blocks(backbone.transformer)
-    trained, averaged = _weights(folder.checkpoint, ema=ema)
-    network = _trained_network(folder, folder.checkpoint, backbone, trained, depth=depth)
-    policy = _policy(network, backbone, folder, prompts or [])
-    kept = _kept(trained, depth=depth)
-    adapters = proof.require_adapter(kept, folder.checkpoint.folder)
-    console.print("merging adapters in float32, and comparing")
-    adapted = proof.outputs(network, policy, inputs)
-    with proof.adapters_off(network):
-        unadapted = proof.outputs(network, policy, inputs)
-    merge_adapters(network, DTYPES[dtype])
-    merged = proof.outputs(network, policy, inputs)
-    proofs = proof.merge_proofs(unadapted, adapted, merged, proof.adapted_streams(kept))
-    proof.require_merge(proofs, dtype, folder.checkpoint.folder)
-    if recipe.model.train != "lora":
-        cast_weights(network.transformer, DTYPES[dtype])
-
-    origin = {
-        "path": recipe.backbone.path,
-        "revision": recipe.backbone.revision,
-        "fingerprint": folder.checkpoint.state.backbone,
-    }
-    step = folder.checkpoint.state.step
-    # Proved beside `out` and renamed only then, so that a bundle that exists is one that was proved.
+    checkpoint, spec = folder.checkpoint, folder.recipe.backbone
+    shards = _recordings(folder, checkpoint)
+    _require_base(folder, checkpoint)
+    console.print("reading the checkpoint")
+    weights = open_weights(folder.recipe, checkpoint, ema=ema, depth=depth)
+    adapters = proof.require_adapter(weights.trained, checkpoint.folder)
+    origin = {"path": spec.path, "revision": spec.revision, "fingerprint": checkpoint.state.backbone}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not adapters and not merged:
+        raise UserError("has no adapters that could stay unmerged", run, "leave --unmerged out")
+    job = _Job(folder, checkpoint, weights, shards, device, dtype or spec.dtype, merged, origin)
+    averaged = ", averaged weights" if weights.averaged else ""
+    title = f"{out}: step {checkpoint.state.step}{averaged}"
+    # Proved beside `out` and renamed only then, so that what exists is what was proved.
     place = out.resolve()
     draft = place.with_name(f".{place.name}.unproved")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        reloaded = write_bundle(policy, inputs, draft, backbone=origin, dtype=dtype, run=run.name, step=step)
-        proof.require_equal(policy, reloaded, out)
-        difference = selfcheck.record(policy, inputs, seed=0).require(reloaded, dtype, out)
-        load_policy(draft, policy.device.type)
-        move_folder(draft, place)
+        with disk_errors(out):
+            draft.mkdir(parents=True)
+            table = Table("proof", "result", title=title)
+            if adapters:
+                table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
+            if format == "bundle":
+                _bundle(job, draft, prompts or [], table, console)
+            elif format == "xwam":
+                for row in reference_file.write(weights, folder.contract, DTYPES[job.dtype], wan, draft, console):
+                    table.add_row(*row)
+            else:
+                for row in formats.write(format, weights, draft):
+                    table.add_row(*row)
+            move_folder(draft, place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    table = Table("proof", "result", title=f"{out}: step {step}" + (", averaged weights" if averaged else ""))
-    if adapters:
-        table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
-    for item in proofs:
-        effect = f"{item.share:.2g} of the adapter's effect ({item.merge:.2g} of {item.adapter:.2g})"
-        table.add_row(f"merging changes {item.stream} by", effect)
-    table.add_row("read back, every tensor is", "equal")
-    table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
     table.add_row("contract", folder.contract.sha256[:16])
     table.add_row("backbone", str(origin["fingerprint"])[:16])
     console.print(table)
-    console.print(f"bundle: {out}", soft_wrap=True)
+    console.print(f"{format}: {out}", soft_wrap=True)
     return out
 
 
-def _recorded(folder: RunFolder) -> EncodedObservation:
-    """A held-out recorded observation (a training one where nothing is held out)."""
+def _check_options(
+    out: Path, format: str, dtype: str | None, merged: bool, prompts: Sequence[str] | None, wan: Path | None
+) -> None:
+    if format not in FORMATS:
+        raise UserError(f"format {format!r} is not written by this version", "--format", f"use {listed(FORMATS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown", "--dtype", f"use one of: {listed(DTYPES)}")
+    if format == "xwam" and wan is None:
+        raise UserError("format xwam holds Wan's VAE and text encoder", "--wan", "give the folder of Wan's own files")
+    idle = {
+        "--wan": wan is not None and format != "xwam",
+        "--unmerged": not merged and format != "bundle",
+        "--prompt": bool(prompts) and format != "bundle",
+        "--dtype": dtype is not None and format in ("peft", "diffusers"),
+    }
+    for option, given in idle.items():
+        if given:
+            raise UserError(f"changes nothing with --format {format}", option, "leave it out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("exists already and is not an empty folder", out, "choose another folder or remove it")
+
+
+def _recordings(folder: RunFolder, checkpoint: Checkpoint) -> ShardSet:
+    """The run's shard set, under the contract that all three were made with."""
     shards = ShardSet.open(Path(folder.recipe.data.shards))
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
+    if folder.contract.sha256 != checkpoint.state.contract:
+        raise UserError(
+            f"is not the contract this run was trained under: its hash is {folder.contract.sha256[:12]}, the run's "
+            f"{checkpoint.state.contract[:12]}",
+            folder.path / CONTRACT_FILE,
+            "restore it; a network means nothing under another contract",
+        )
+    return shards
+
+
+def _require_base(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    spec = folder.recipe.backbone
+    now = part_fingerprints(spec.path, ("transformer",), revision=spec.revision)["transformer"]
+    then = checkpoint.state.backbone
+    if now != then:
+        raise UserError(
+            f"is not the backbone this run was trained on: its fingerprint is {now[:12]}, the run's {then[:12]}",
+            spec.path,
+            "restore that backbone; an adapter means nothing on another base",
+        )
+
+
+def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: Console) -> None:
+    contract, weights, spec = job.folder.contract, job.weights, job.folder.recipe.backbone
+    inputs = _recorded(job.folder, job.shards)
+    console.print("embedding instructions")
+    text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(job.device)
+    texts = sorted({" ".join(words.split()) for words in (*contract.prompts, *further, NO_TEXT)})
+    prompts = dict(zip(texts, text.encode_prompts(texts).cpu(), strict=True))
+    text_len = text.text_len
+    del text
+    vae_folder = locate_backbone(spec.path, ("vae",), spec.revision) / "vae"
+    pieces = [
+        Piece(f"network.{piece.name}", piece.shape, piece.dtype, piece.make)
+        for piece in weights.pieces(DTYPES[job.dtype], merged=job.merged)
+    ]
+    pieces += [
+        Piece(f"vae.{name}", stored.shape, torch.float32, stored.read)
+        for name, stored in open_checkpoint(vae_folder).tensors.items()
+    ]
+    size = sum(piece.bytes for piece in pieces)
+    require_room(draft, size)
+    lacking = _lacking(size, job.device)
+    before: list[list[Prediction]] = []
+    if lacking is None:
+        console.print("asking the run's own network, with and without its adapters")
+        before = _outputs_of_run(job, prompts, inputs)
+        gc.collect()
+    model = job.folder.recipe.model
+    adapters = None if job.merged else model.model_dump(mode="json", include={"lora", "depth", "train"})
+    config = bundle_config(
+        weights.skeleton(merged=job.merged),
+        read_json(vae_folder / "config.json"),
+        text_len,
+        job.settings,
+        backbone=job.origin,
+        trained=spec.path != UNTRAINED,
+        action_prefix=job.folder.recipe.noise.action_prefix.max,
+        dtype=job.dtype,
+        run=job.folder.path.name,
+        step=job.checkpoint.state.step,
+        adapters=adapters,
+    )
+    with progress_bar(console, "write", "bytes", size) as advance:
+        digests = write_parts(draft, pieces, config, contract, prompts, advance)
+    require_written(open_checkpoint(draft / "model.safetensors").tensors, digests, draft.parent)
+    if weights.rounding:
+        block, share = proof.worst_rounding(weights.rounding)
+        if lacking is not None:
+            proof.require_rounding(block, share, job.dtype, job.checkpoint.folder)
+        table.add_row("rounding takes at most", f"{share:.2g} of a block's update ({block})")
+    table.add_row("read back, every tensor is", "equal")
+    shown = card.NOT_RUN
+    if lacking is not None:
+        for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
+            table.add_row(what, f"not run: {lacking}")
+    else:
+        reloaded = read_parts(draft, config, job.device)
+        streams = proof.adapted_streams(weights.trained)
+        after = proof.outputs(reloaded.network, reloaded, inputs)
+        proofs = proof.merge_proofs(before[0], before[1], after, streams)
+        proof.require_merge(proofs, job.dtype, job.checkpoint.folder, merged=job.merged)
+        for item in proofs:
+            effect = f"{item.share:.2g} of the adapter's effect ({item.merge:.2g} of {item.adapter:.2g})"
+            table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
+        check = selfcheck.record(reloaded, inputs, seed=0)
+        selfcheck.save(check, draft / SELFCHECK)
+        shown = card.measure(reloaded, job.shards, job.folder.recipe.validation.clips)
+        write_bytes_atomic(draft / PICTURE, shown.picture)
+    write_text_atomic(draft / "README.md", card.readme(contract, config, job.folder.recipe, texts, job.shards, shown))
+    seal(draft, contract, job.origin)
+    if lacking is None:
+        again = load_policy(draft, job.device)  # what a robot does: hashes, then the recorded request
+        difference = selfcheck.load(draft / SELFCHECK, again).difference(again)
+        table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
+        table.add_row(*served.prove(again, job.shards, draft))
+
+
+def _recorded(folder: RunFolder, shards: ShardSet) -> EncodedObservation:
+    """A held-out recorded observation (a training one where nothing is held out)."""
     clips = shards.clips("held_out", 1) or shards.clips(None, 1)
     return clip_observation(folder.contract, shards.read_clip(clips[len(clips) // 2]))
 
 
-def _weights(checkpoint: Checkpoint, *, ema: bool) -> tuple[dict[str, Tensor], bool]:
-    averaged = checkpoint.ema() if ema else None
-    return (checkpoint.trainable(), False) if averaged is None else (averaged, True)
-
-
-def _trained_network(
-    folder: RunFolder, checkpoint: Checkpoint, backbone: Backbone, trained: dict[str, Tensor], *, depth: bool
-) -> JointNetwork:
-    now, then = backbone.fingerprint, checkpoint.state.backbone
-    if now != then:
-        raise UserError(
-            f"is not the backbone this run was trained on: its fingerprint is {now[:12]}, the run's {then[:12]}",
-            folder.recipe.backbone.path,
-            "restore that backbone; an adapter means nothing on another base",
-        )
-    network = trainable_network(backbone, folder.recipe, folder.contract)
-    file = TRAINABLE_FILE if not (checkpoint.folder / EMA_FILE).exists() else f"{TRAINABLE_FILE} or {EMA_FILE}"
-    load_trainable(network, trained, checkpoint.folder / file)
-    if not depth:
-        drop_branch(network)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return network.to(device).eval().requires_grad_(False)
-
-
-def _kept(trained: dict[str, Tensor], *, depth: bool) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in trained.items() if depth or not name.startswith("depth_branch.")}
-
-
-def _policy(network: JointNetwork, backbone: Backbone, folder: RunFolder, further: list[str]) -> Policy:
-    """A policy around the network in memory, with every prompt embedded once."""
-    texts = sorted({" ".join(text.split()) for text in (*folder.contract.prompts, *further, NO_TEXT)})
-    embeddings = backbone.encode_prompts(texts)
-    validation = folder.recipe.validation
-    settings = Settings(
-        action_steps=validation.action_steps, video_steps=validation.video_steps, shift=folder.recipe.noise.shift
+def _outputs_of_run(job: _Job, prompts: dict[str, Tensor], inputs: EncodedObservation) -> list[list[Prediction]]:
+    """Outputs of base and of base with adapters, from the run's network as it was trained."""
+    spec, weights = job.folder.recipe.backbone, job.weights
+    backbone = load_backbone(
+        spec.path, dtype=spec.dtype, parts=("transformer", "vae"), revision=spec.revision, quantize=spec.quantize
     )
-    codec: Any = copy.copy(backbone)
-    codec.transformer = codec.text_encoder = codec.tokenizer = None
-    prompts = dict(zip(texts, embeddings.cpu(), strict=True))
-    parts = network, codec.to(network.device), prompts, folder.contract, settings
-    return Policy(*parts, trained=backbone.trained, action_prefix=folder.recipe.noise.action_prefix.max)
+    if spec.quantize is not None:
+        dequantize_blocks(backbone.transformer)
+    network = trainable_network(backbone, job.folder.recipe, job.folder.contract)
+    averaged = job.checkpoint.ema() if weights.averaged else None
+    load_trainable(network, averaged or job.checkpoint.trainable(), weights.source)
+    if not weights.config.has_depth:
+        drop_branch(network)
+    network.to(job.device).eval().requires_grad_(False)
+    backbone.transformer = None
+    policy = Policy(network, backbone.to(job.device), prompts, job.folder.contract, job.settings)
+    adapted = proof.outputs(network, policy, inputs)
+    with proof.adapters_off(network):
+        return [proof.outputs(network, policy, inputs), adapted]
+
+
+def _lacking(size: int, device: str) -> str | None:
+    """Why a network of `size` bytes cannot be asked here; None where it can."""
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available()
+    need = int(size * _SPARE)
+    return None if need <= free else f"it takes {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+
+
+def _available() -> int:
+    """Bytes of memory that this machine can still give."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62

@@ -7,7 +7,7 @@ heads included, with its adapters switched off.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,7 @@ from xwam_ft.model.network import Prediction
 from xwam_ft.model.sampler import draw_noise
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from xwam_ft.model.checkpoints.source import Stored
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.policy.policy import Policy
@@ -52,9 +51,11 @@ class MergeProof:
         return self.share <= MERGE_LIMIT
 
 
-def require_adapter(trained: dict[str, Tensor], where: Path) -> int:
+def require_adapter(trained: Mapping[str, Stored], where: Path) -> int:
     """Raise a `UserError` if an adapter has stayed where it began, at zero; returns how many there are."""
-    still, adapters = zero_adapters(trained)
+    ups = [name for name in trained if ".lora_B." in name]
+    adapters = len(ups)
+    still = [found for name in ups for found in zero_adapters({name: trained[name].read()})[0]]
     if still:
         raise UserError(
             f"{len(still)} of {adapters} adapters are zero, so they would change nothing: {listed(still, 3)}",
@@ -64,8 +65,8 @@ def require_adapter(trained: dict[str, Tensor], where: Path) -> int:
     return adapters
 
 
-def adapted_streams(trained: dict[str, Tensor]) -> list[str]:
-    """The outputs that the adapters of a trained state have a part in: the transformer's all, the branch's depth."""
+def adapted_streams(trained: Iterable[str]) -> list[str]:
+    """The outputs that adapters of these trained tensors have a part in: the transformer's all, the branch's depth."""
     names = [name for name in trained if ".lora_B." in name]
     main = ["action", "video"] if any(name.startswith("transformer.") for name in names) else []
     return main + (["depth"] if any(name.startswith("depth_branch.") for name in names) else [])
@@ -102,30 +103,43 @@ def merge_proofs(
     ]
 
 
-def require_merge(proofs: list[MergeProof], dtype: str, where: Path) -> None:
+def require_merge(proofs: list[MergeProof], dtype: str, where: Path, *, merged: bool = True) -> None:
     """Raise a `UserError` for the first output whose adapter was lost in rounding."""
     for proof in proofs:
         if not proof.holds:
-            raise UserError(
-                f"merging in {dtype} changes {proof.stream} by {proof.share:.0%} of what the adapter does "
-                f"({MERGE_LIMIT:.0%} is the limit)",
-                where,
-                "export with --dtype float32" if dtype != "float32" else "train on: the adapter's effect is too small",
-            )
+            what = f"merging in {dtype}" if merged else "reading the bundle back"
+            raise UserError(f"{what} changes {proof.stream} by {_beyond(proof.share)}", where, _way_out(dtype, merged))
 
 
-def require_equal(written: Policy, reloaded: Policy, where: Path) -> None:
-    """Raise a `UserError` unless every tensor of network and VAE reads back as it was written."""
-    for part, ours, theirs in (
-        ("network", written.network.state_dict(), reloaded.network.state_dict()),
-        ("VAE", written.codec.vae.state_dict(), reloaded.codec.vae.state_dict()),
-        ("prompts", written.prompts, reloaded.prompts),
-    ):
-        if set(ours) != set(theirs):
-            raise UserError(f"its {part} reads back with other tensors", where, "export again; check the disk")
-        for name, tensor in ours.items():
-            if tensor.dtype != theirs[name].dtype or not torch.equal(tensor.cpu(), theirs[name].cpu()):
-                raise UserError(f"{part} tensor {name!r} reads back changed", where, "export again; check the disk")
+def worst_rounding(rounding: Mapping[str, Sequence[float]]) -> tuple[str, float]:
+    """The block of which rounding took the largest share of the adapters' update, and that share.
+
+    For inputs whose numbers do not depend on each other it is, layer by layer, |merged - adapter| / |adapter - base| of
+    the outputs: what can be proved of a network that this machine has no memory to run.
+
+    Args:
+        rounding: per block, squared norms of what was lost and of the update.
+    """
+    shares = {name: (lost / whole) ** 0.5 if whole else float("inf") for name, (lost, whole) in rounding.items()}
+    name = max(shares, key=lambda name: shares[name])
+    return name, shares[name]
+
+
+def require_rounding(block: str, share: float, dtype: str, where: Path) -> None:
+    """Raise a `UserError` if rounding took more than `MERGE_LIMIT` of a block's update."""
+    if share > MERGE_LIMIT:
+        raise UserError(f"merging in {dtype} changes {block} by {_beyond(share)}", where, _way_out(dtype, True))
+
+
+def _beyond(share: float) -> str:
+    return f"{share:.0%} of what the adapter does ({MERGE_LIMIT:.0%} is the limit)"
+
+
+def _way_out(dtype: str, merged: bool) -> str:
+    if not merged:
+        return "export again; check the disk and the library versions"
+    wider = ", or export with --dtype float32" if dtype != "float32" else ""
+    return f"keep the adapter beside its base with --unmerged{wider}"
 
 
 @contextmanager

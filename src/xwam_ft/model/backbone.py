@@ -227,8 +227,8 @@ def load_backbone(
     )
 
 
-def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None = None) -> dict[Part, str]:
-    """Content hashes of parts without loading them (a hub id is fetched); what `Backbone.part_fingerprint` gives.
+def locate_backbone(path: str, parts: Sequence[Part], revision: str | None = None) -> Path:
+    """The folder of a backbone, these parts of it complete (a hub id is fetched).
 
     Raises:
         UserError: no such folder or hub id, or a part that is missing or incomplete.
@@ -236,6 +236,16 @@ def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None 
     folder = _located(path, parts, revision)
     for part in parts:
         check_part(folder, part)
+    return folder
+
+
+def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None = None) -> dict[Part, str]:
+    """Content hashes of parts without loading them (a hub id is fetched); what `Backbone.part_fingerprint` gives.
+
+    Raises:
+        UserError: no such folder or hub id, or a part that is missing or incomplete.
+    """
+    folder = locate_backbone(path, parts, revision)
     return {part: _part_fingerprint(path, folder, part) for part in parts}
 
 

@@ -97,6 +97,13 @@ def to_reference(weights: Mapping[str, Tensor], where: object = "the network") -
     return _renamed(weights, _to_reference, where, "our")
 
 
+def reference_name(name: str) -> str:
+    """The reference's name of one of our tensors (adapters merged)."""
+    translated = _to_reference(name)
+    assert translated is not None, f"{name} is no tensor of a merged network"
+    return translated
+
+
 def _renamed(
     weights: Mapping[str, Tensor], translate: Callable[[str], str | None], where: object, whose: str
 ) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """The bundle: the folder a policy is shipped in. Written whole or not at all, verified before it is used.
 
-model.safetensors      network.* (adapters merged) and vae.*
+model.safetensors      network.* (adapters merged, or beside their base) and vae.*
 config.json            how to build both; backbone, dtype, sampling defaults
 contract.json          byte for byte the run's
 prompts.safetensors    text embeddings of every instruction and of the empty one
 selfcheck.safetensors  a recorded request and the action it gave
 manifest.json          size and SHA-256 of every other file, library versions
-README.md              what it is and how to load it
+imagined.png           a held-out clip, imagined beside recorded
+README.md              what it is, what it was trained on, how well it does, how to serve and call it
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,25 +25,29 @@ import torch
 from xwam_ft.contract import load_contract
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import (
-    atomic_folder,
     atomic_path,
     json_bytes,
     read_json,
     sha256,
     write_json_atomic,
-    write_text_atomic,
 )
+from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
+from xwam_ft.model.checkpoints.stream import write_stream
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.policy import selfcheck as checks
 from xwam_ft.policy.policy import Policy, Settings
+from xwam_ft.recipe import DepthSpec, LoraSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xwam_ft.contract import Contract
     from xwam_ft.model.attention import Attention
-    from xwam_ft.observation import EncodedObservation
+    from xwam_ft.model.checkpoints.shards import Tick
+    from xwam_ft.model.checkpoints.stream import Piece
+    from xwam_ft.model.network import JointNetwork
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -52,68 +57,96 @@ FILES = (
     "contract.json",
     "model.safetensors",
     "prompts.safetensors",
-    "selfcheck.safetensors",
 )
+SELFCHECK, PICTURE = "selfcheck.safetensors", "imagined.png"
+OPTIONAL = (SELFCHECK, PICTURE)
+"""Files that a machine too small to run the model cannot make."""
 _PACKAGES = ("xwam-ft", "torch", "diffusers", "transformers", "peft", "numpy", "scipy", "safetensors")
 _AGAIN = "copy the bundle again, or export it again"
 
 
-def write_bundle(
-    policy: Policy,
-    inputs: EncodedObservation,
-    out: Path,
+def write_parts(
+    folder: Path,
+    pieces: Sequence[Piece],
+    config: Mapping[str, Any],
+    contract: Contract,
+    prompts: Mapping[str, Tensor],
+    tick: Tick,
+) -> dict[str, str]:
+    """Write what a policy is read from: model, configuration, prompts, contract.
+
+    Args:
+        pieces: tensors of network (`network.*`) and VAE (`vae.*`), written one at a time.
+        config: see `bundle_config`.
+        prompts: instruction -> text embedding [S, Dt].
+        tick: called with the bytes of each tensor of the model.
+
+    Returns:
+        SHA-256 of every tensor of the model.
+    """
+    digests = write_stream(folder / "model.safetensors", pieces, {"format": "pt"}, tick)
+    names = sorted(prompts)
+    embeddings = {f"{index:05d}": prompts[name] for index, name in enumerate(names)}
+    _save(folder / "prompts.safetensors", embeddings, {"prompts": json.dumps(names, ensure_ascii=False)})
+    write_json_atomic(folder / "config.json", config)
+    (folder / "contract.json").write_bytes(contract.to_bytes())
+    return digests
+
+
+def bundle_config(
+    network: JointNetwork,
+    vae: Mapping[str, Any],
+    text_len: int,
+    settings: Settings,
     *,
     backbone: Mapping[str, Any],
+    trained: bool,
+    action_prefix: int,
     dtype: str,
     run: str,
     step: int,
-) -> Policy:
-    """Write a policy as a new folder, and return it as it reads back.
+    adapters: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What config.json holds.
 
     Args:
-        inputs: the recorded observation of the self-check. It is answered by the policy as read back, whose tensors lie
-            in memory as they do in the file, so that the same bundle is written every time.
+        network: without weights.
+        vae: constructor values of diffusers' `AutoencoderKLWan`.
         backbone: where the base came from: path, fingerprint, revision.
-        dtype: of the network's linear weights, "float32" or "bfloat16".
+        trained: whether anybody trained that base.
+        action_prefix: the longest clean action prefix that the network was trained to go on from.
+        dtype: of the network's merged weights, "float32" or "bfloat16".
         run, step: the run and the checkpoint it was exported from, for people.
+        adapters: the recipe's `model` section where adapters stay beside the base; None where they are merged.
     """
-    network = policy.network
-    config = {
+    return {
         "schema_version": SCHEMA_VERSION,
         **network_config_dict(network),
-        "vae": _plain(policy.codec.vae.config),
-        "text_len": policy.codec.text_len,
+        **({} if adapters is None else {"adapters": dict(adapters)}),
+        "vae": _plain(vae),
+        "text_len": text_len,
         "backbone": dict(backbone),
-        "backbone_trained": policy.trained,
-        "action_prefix": policy.action_prefix,
+        "backbone_trained": trained,
+        "action_prefix": action_prefix,
         "dtype": dtype,
-        "sampling": asdict(policy.settings),
+        "sampling": asdict(settings),
         "run": run,
         "step": step,
     }
-    with atomic_folder(out) as folder:
-        tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-        tensors |= {f"vae.{name}": tensor for name, tensor in policy.codec.vae.state_dict().items()}
-        _save(folder / "model.safetensors", tensors, {"format": "pt"})
-        names = sorted(policy.prompts)
-        embeddings = {f"{index:05d}": policy.prompts[name] for index, name in enumerate(names)}
-        _save(folder / "prompts.safetensors", embeddings, {"prompts": json.dumps(names, ensure_ascii=False)})
-        write_json_atomic(folder / "config.json", config)
-        (folder / "contract.json").write_bytes(policy.contract.to_bytes())
-        reloaded = _read(folder, config, policy.device.type)
-        checks.save(checks.record(reloaded, inputs, seed=0), folder / "selfcheck.safetensors")
-        write_text_atomic(folder / "README.md", _readme(policy, config))
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "contract": policy.contract.sha256,
-            "backbone": dict(backbone),
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "files": {
-                name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in FILES
-            },
-        }
-        write_json_atomic(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
-    return reloaded
+
+
+def seal(folder: Path, contract: Contract, backbone: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder that holds everything else."""
+    names = sorted(path.name for path in folder.iterdir())
+    assert set(FILES) <= set(names) <= {*FILES, *OPTIONAL}, f"not the files of a bundle: {names}"
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "contract": contract.sha256,
+        "backbone": dict(backbone),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names},
+    }
+    write_json_atomic(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
 
 
 def verify_bundle(bundle: Path) -> dict[str, Any]:
@@ -126,7 +159,9 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
         raise UserError(f"is not a bundle (no {MANIFEST})", bundle, "give a folder that `xwam-ft export` made")
     manifest = read_json(bundle / MANIFEST)
     files: Any = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or manifest.get("schema_version") != SCHEMA_VERSION or set(files) != set(FILES):
+    if not isinstance(files, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        raise UserError("is damaged, or of another version of xwam-ft", bundle / MANIFEST, _AGAIN)
+    if not set(FILES) <= set(files) <= {*FILES, *OPTIONAL}:
         raise UserError("is damaged, or of another version of xwam-ft", bundle / MANIFEST, _AGAIN)
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     written = json_bytes({**content, "sha256": _own_hash(content)})
@@ -140,7 +175,7 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
             raise UserError(f"is not the file that was exported (its SHA-256 is not {MANIFEST}'s)", path, _AGAIN)
     # Hidden entries are those of tools that keep or fetch folders (.git, .cache, .DS_Store); nothing reads them here.
     entries = {path.name for path in bundle.iterdir() if not path.name.startswith(".")}
-    strangers = sorted(entries - {*FILES, MANIFEST})
+    strangers = sorted(entries - {*files, MANIFEST})
     if strangers:
         raise UserError(f"holds files that were not exported: {listed(strangers)}", bundle, "remove them")
     return read_json(bundle / "config.json")
@@ -158,15 +193,21 @@ def load_policy(
     config = verify_bundle(bundle)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = _read(bundle, config, device, compile=compile, attention=attention)
+    if selfcheck and not (bundle / SELFCHECK).is_file():
+        raise UserError(
+            "holds no recorded request, since the machine that exported it was too small to run it",
+            bundle,
+            "export it again on this machine, or load it with selfcheck=False at your own risk",
+        )
+    policy = read_parts(bundle, config, device, compile=compile, attention=attention)
     if selfcheck:
-        check = checks.load(bundle / "selfcheck.safetensors", policy)
-        check.require(policy, config["dtype"], bundle / "selfcheck.safetensors")
+        check = checks.load(bundle / SELFCHECK, policy)
+        check.require(policy, config["dtype"], bundle / SELFCHECK)
     return policy
 
 
-def _read(bundle: Path, config: Mapping[str, Any], device: str, **options: Any) -> Policy:
-    """The policy of a bundle's model, prompts and contract."""
+def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: Any) -> Policy:
+    """The policy of a bundle's model, prompts and contract, nothing checked but names, shapes and finite numbers."""
     from diffusers import AutoencoderKLWan
     from safetensors import safe_open
 
@@ -175,6 +216,9 @@ def _read(bundle: Path, config: Mapping[str, Any], device: str, **options: Any) 
         state = _part(stored, names, "network.")
         vae_state = _part(stored, names, "vae.")
     network = empty_network(config["transformer"], NetworkConfig.from_dict(config["network"]))
+    if adapters := config.get("adapters"):
+        lora, depth = LoraSpec.model_validate(adapters["lora"]), DepthSpec.model_validate(adapters["depth"])
+        prepare_for_training(network, lora, depth, train=adapters["train"])
     load_network_state(network, state, bundle / "model.safetensors")
     vae: Any = AutoencoderKLWan.from_config(config["vae"])
     vae.load_state_dict(vae_state)
@@ -226,38 +270,3 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in dict(config).items()
         if not key.startswith("_")
     }
-
-
-def _readme(policy: Policy, config: Mapping[str, Any]) -> str:
-    contract = policy.contract
-    timing = contract.timing
-    slots = "\n".join(
-        f"- `{slot.name}` ({slot.kind}): {len(slot.columns)} numbers: {', '.join(slot.columns)}"
-        + (f"; commanded, {slot.convention}" if slot.commanded else "; observed only")
-        for slot in contract.slots
-        if slot.present
-    )
-    prompts = "\n".join(f"- {prompt}" for prompt in sorted(policy.prompts) if prompt)
-    backbone = config["backbone"]["path"] + ("" if policy.trained else " (untrained)")
-    return f"""# A policy for {contract.embodiment}
-
-An xwam-ft bundle: X-WAM fine-tuned on backbone {backbone}, run {config["run"]}, step {config["step"]}.
-
-```python
-from xwam_ft import Policy
-
-policy = Policy.load("PATH OF THIS FOLDER")
-out = policy.infer({{"images": {{camera: rgb}}, "state": {{slot: numbers}}, "prompt": text}})
-out.commands.slots  # {timing.action_steps} steps, {timing.action_period:.4g} s apart; metres and radians
-```
-
-Cameras (uint8 RGB, any size): {", ".join(contract.camera_names)}.
-
-State slots (SI units, in this order):
-{slots}
-
-Prompts it knows:
-{prompts}
-
-Every file's hash is in `manifest.json`; loading checks them and repeats a recorded request.
-"""

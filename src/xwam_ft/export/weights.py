@@ -1,0 +1,236 @@
+"""What a run's network holds, tensor by tensor: base, adapters and what else trained, read when its turn comes.
+
+Names are those of the network written: with adapters merged (the depth branch then as copies), or beside the base.
+Merging is computed in float32 by peft's own formulas, a layer at a time; how much of each block's update is lost in
+rounding is counted on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from xwam_ft.errors import UserError, listed
+from xwam_ft.files import read_json
+from xwam_ft.model.adapters import lora_config, prepare_for_training, stable_name
+from xwam_ft.model.assemble import empty_network
+from xwam_ft.model.backbone import load_backbone, locate_backbone
+from xwam_ft.model.branch import MAIN
+from xwam_ft.model.checkpoints.source import Stored, open_checkpoint
+from xwam_ft.model.checkpoints.stream import Piece
+from xwam_ft.model.joint import JOINT
+from xwam_ft.model.merge import merged_linear
+from xwam_ft.model.network import JointNetwork, NetworkConfig
+from xwam_ft.model.quantize import dequantize_blocks
+from xwam_ft.model.tiny import UNTRAINED
+from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xwam_ft.recipe import LoraSpec, Recipe
+    from xwam_ft.train.checkpoint import Checkpoint
+
+_BRANCH_BLOCK = re.compile(r"depth_branch\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"(?:transformer|depth_branch)\.blocks\.\d+")
+
+
+@dataclass
+class RunWeights:
+    """A checkpoint over its base; nothing of it is in memory but a base that lies in no file.
+
+    Args:
+        config: of the network as trained, without depth branch where that is left out.
+        transformer: constructor values of diffusers' `WanTransformer3DModel`.
+        base: the transformer's tensors; branch: those of a depth branch the backbone brought, under our names.
+        trained: what trained, under stable names.
+        source: the file that `trained` is in.
+        averaged: it is the averaged weights.
+        rounding: per block [lost, update], squared Frobenius norms; filled while merged pieces are made.
+    """
+
+    recipe: Recipe
+    config: NetworkConfig
+    transformer: dict[str, Any]
+    base: Mapping[str, Stored]
+    branch: Mapping[str, Stored]
+    trained: Mapping[str, Stored]
+    source: Path
+    averaged: bool
+    keep_float32: tuple[str, ...]
+    rounding: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+
+    def skeleton(self, *, merged: bool) -> JointNetwork:
+        """The network that is written, without weights; unmerged with its adapters."""
+        config = replace(self.config, depth_shared=False) if merged else self.config
+        network = empty_network(self.transformer, config)
+        if not merged:
+            model = self.recipe.model
+            prepare_for_training(network, model.lora, model.depth, train=model.train)
+        return network
+
+    def pieces(self, dtype: torch.dtype, *, merged: bool) -> list[Piece]:
+        """Every tensor of the network, block by block.
+
+        Args:
+            dtype: of merged layers, and of the whole transformer where it has no adapters.
+
+        Raises:
+            UserError: tensors trained that this network has no place for, or adapters of another rank.
+        """
+        network = self.skeleton(merged=merged)
+        found: dict[str, str] = {}  # name in the network -> stable name
+        for raw in network.state_dict():
+            found[raw] = raw if merged else stable_name(network, raw).replace(".base_layer.", ".")
+        if merged:
+            stems = {name.rpartition(".")[0] for name in found}
+            used = {name for name in self.trained if name in found or name.partition(".lora_")[0] in stems}
+        else:
+            used = set(self.trained) & set(found.values())
+        if strangers := sorted(set(self.trained) - used):
+            raise UserError(
+                f"holds {len(strangers)} tensors that this network has no place for: {listed(strangers, 3)}",
+                self.source,
+                "restore the run's own recipe.yaml",
+            )
+        for name, stored in self.trained.items():
+            if ".lora_A." in name and stored.shape[0] != self.recipe.model.lora.rank:
+                raise UserError(
+                    f"holds adapters of rank {stored.shape[0]}, and the recipe's are of rank "
+                    f"{self.recipe.model.lora.rank}",
+                    self.source,
+                    "restore the run's own recipe.yaml",
+                )
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        return [self._piece(raw, stable, shapes[raw], dtype, merged=merged) for raw, stable in found.items()]
+
+    def read_trained(self) -> dict[str, Tensor]:
+        return {name: stored.read() for name, stored in self.trained.items()}
+
+    def _piece(self, raw: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, merged: bool) -> Piece:
+        stem, _, leaf = name.rpartition(".")
+        whole = self.recipe.model.train != "lora" and name.startswith("transformer.")
+        kind = self._kept(name, dtype) if whole else None
+        if name in self.trained:
+            return Piece(raw, shape, kind or self.trained[name].dtype, self.trained[name].read)
+        stored = self._base(name)
+        trained_on = self._kept(name, self._dtype_of_base(stored))
+        held = Stored(stored.shape, trained_on, lambda: stored.read().to(trained_on))
+        if merged and f"{stem}.lora_A.weight" in self.trained:
+            if leaf == "weight":
+                return Piece(raw, shape, dtype, lambda: self._merged(stem, dtype))
+            return Piece(raw, shape, dtype, held.read)
+        return Piece(raw, shape, kind or trained_on, held.read)
+
+    def _base(self, name: str) -> Stored:
+        if name in self.branch:
+            return self.branch[name]
+        first = len_blocks(self.base) - self.config.depth_blocks
+        inside = _BRANCH_BLOCK.sub(lambda match: f"transformer.blocks.{int(match[1]) + first}.", name)
+        inside = inside.removeprefix("transformer.")
+        if inside not in self.base:
+            raise UserError(
+                f"holds no {inside}, which {name} is made from", self.recipe.backbone.path, "restore that backbone"
+            )
+        return self.base[inside]
+
+    def _dtype_of_base(self, stored: Stored) -> torch.dtype:
+        # What was unpacked from 8 or 4 bits is float32, since nothing narrower holds it.
+        spec = self.recipe.backbone
+        return stored.dtype if spec.quantize is not None else getattr(torch, spec.dtype)
+
+    def _kept(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32 if any(part in self.keep_float32 for part in name.split(".")) else dtype
+
+    def _merged(self, stem: str, dtype: torch.dtype) -> Tensor:
+        base = self._base(f"{stem}.weight").read()
+        base = base.to(self._dtype_of_base(self._base(f"{stem}.weight")))  # as it was trained on
+        lora = {
+            name.removeprefix(f"{stem}."): stored.read()
+            for name, stored in self.trained.items()
+            if name.startswith(f"{stem}.lora_")
+        }
+        exact = merged_weight(base, lora, self.recipe.model.lora)
+        final = exact.to(dtype)
+        match = _BLOCK.match(stem)
+        assert match is not None, f"an adapter outside the blocks: {stem}"
+        counts = self.rounding.setdefault(match[0], [0.0, 0.0])
+        counts[0] += float((final.float() - exact).square().sum())
+        counts[1] += float((exact - base.float()).square().sum())
+        return final
+
+
+def merged_weight(base: Tensor, lora: Mapping[str, Tensor], spec: LoraSpec) -> Tensor:
+    """One Linear's weight [out, in] with an adapter (`lora_A.weight`, `lora_B.weight`, ...) folded in; float32."""
+    from peft import inject_adapter_in_model
+
+    holder: Any = nn.Module()
+    holder.layer = nn.Linear(base.shape[1], base.shape[0], bias=False, device="meta")
+    holder.layer.weight = nn.Parameter(base, requires_grad=False)
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(lora_config(["layer"], spec), holder, adapter_name=MAIN)
+    for name, parameter in holder.layer.named_parameters():
+        stable = name.replace(f".{MAIN}.", ".")
+        if stable in lora:
+            parameter.data = lora[stable].float()
+    with torch.no_grad():
+        return merged_linear(holder.layer.eval(), [MAIN]).weight.detach()
+
+
+def len_blocks(tensors: Mapping[str, Any]) -> int:
+    """How many blocks a transformer's tensors are of."""
+    return 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
+
+
+def open_weights(recipe: Recipe, checkpoint: Checkpoint, *, ema: bool, depth: bool) -> RunWeights:
+    """Find everything a run's network is made of.
+
+    Args:
+        ema: the averaged weights, where the run has them.
+        depth: with the depth branch.
+
+    Raises:
+        UserError: no such backbone, or files of it or of the checkpoint missing or damaged.
+    """
+    spec = recipe.backbone
+    averaged = ema and (checkpoint.folder / EMA_FILE).exists()
+    source = checkpoint.folder / (EMA_FILE if averaged else TRAINABLE_FILE)
+    trained = dict(open_checkpoint(source).tensors)
+    config = NetworkConfig.from_dict(checkpoint.state.network)
+    if not depth:
+        config = replace(config, depth_blocks=0, depth_head=False, depth_shared=False)
+        trained = {name: stored for name, stored in trained.items() if not name.startswith("depth_branch.")}
+    from diffusers import WanTransformer3DModel
+
+    kind: Any = WanTransformer3DModel
+    keep = tuple(kind._keep_in_fp32_modules or ())
+    branch: dict[str, Stored] = {}
+    if spec.path == UNTRAINED or spec.quantize is not None:
+        backbone = load_backbone(
+            spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
+        )
+        module = backbone.transformer if spec.quantize is None else dequantize_blocks(backbone.transformer)
+        base = dict(_held(module))
+        values = dict(module.config)
+    else:
+        folder = locate_backbone(spec.path, ("transformer",), spec.revision)
+        base = dict(open_checkpoint(folder / "transformer").tensors)
+        values = read_json(folder / "transformer" / "config.json")
+        if (folder / JOINT).is_dir() and depth and config.depth_blocks and not config.depth_shared:
+            described = NetworkConfig.from_dict(read_json(folder / JOINT / "config.json")["network"])
+            if described.depth_blocks == config.depth_blocks:
+                found = open_checkpoint(folder / JOINT).tensors
+                branch = {name: stored for name, stored in found.items() if name.startswith("depth_branch.")}
+    values = {key: value for key, value in values.items() if not key.startswith("_")}
+    return RunWeights(recipe, config, values, base, branch, trained, source, averaged, keep)
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Stored]]:
+    for name, tensor in module.state_dict().items():
+        yield name, Stored(tuple(tensor.shape), tensor.dtype, tensor.clone)
