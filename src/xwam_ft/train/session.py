@@ -27,7 +27,6 @@ from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
 from xwam_ft.train.callbacks import (
-    METRICS_FILE,
     AdaptersMove,
     Averaging,
     Clock,
@@ -53,6 +52,7 @@ from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, require_continuable
+from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.observer import Observer
 from xwam_ft.train.optimizer import AveragedWeights, optimizer_tensors, restore_optimizer, trained_parameters
