@@ -52,7 +52,8 @@ from xwam_ft.model.network import NetworkConfig
 from xwam_ft.recipe import Recipe
 place = Path(sys.argv[1])
 recipe = Recipe.model_validate({
-    "backbone": {"path": str(place / "base")}, "data": {"shards": "none"}, "model": {"lora": {"rank": 16}}})
+    "backbone": {"path": str(place / "base")}, "data": {"shards": "none"}, "model": {"lora": {"rank": 16}},
+    "trainer": {"max_steps": 1}})
 values = json.loads((place / "base" / "transformer" / "config.json").read_text())
 weights = RunWeights(
     recipe, NetworkConfig(2, 7, 8, 2, depth_blocks=0),

@@ -64,7 +64,7 @@ def test_all_mistakes_are_told_at_once(recipe: Path) -> None:
 
 def test_an_unlike_key_lists_the_known_ones(recipe: Path) -> None:
     message = refused(recipe, "checkpoint.zzz=1")
-    assert "unknown key 'checkpoint.zzz' (known: every_steps, keep)" in message
+    assert "unknown key 'checkpoint.zzz' (known: every_steps, keep, keep_best)" in message
 
 
 @pytest.mark.parametrize(

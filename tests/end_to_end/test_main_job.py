@@ -66,6 +66,7 @@ def test_bundled_recordings_to_actions(demo_shards: Path, tmp_path: Path) -> Non
         "README.md",
         "config.json",
         "contract.json",
+        "imagined.png",
         "manifest.json",
         "model.safetensors",
         "prompts.safetensors",

@@ -85,7 +85,7 @@ def test_prepare_stores_the_estimate_and_says_what_it_is(network: TinyDepth, tmp
     }
     shutil.copytree(bundled(RECORDINGS), tmp_path / "recordings")
     prepare([tmp_path / "recordings"], tmp_path / "shards", **options)
-    (line,) = [line for line in said.getvalue().splitlines() if line.startswith("depth:")]
+    (line,) = [line for line in said.getvalue().splitlines() if line.startswith("depth: tiny (")]
     assert "demonstration" in line
     assert "Depth-Anything" in line
     shards = ShardSet.open(tmp_path / "shards")
