@@ -49,8 +49,6 @@ def atomic_folder(target: Path) -> Generator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         yield temporary
-        for path in sorted(temporary.rglob("*")):
-            _sync(path)
         temporary.chmod(0o755)
         move_folder(temporary, target)
     finally:
@@ -82,7 +80,9 @@ def reserve(path: Path, size: int) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a finished folder to its final name (absent, or an empty folder) and sync the folder that holds it."""
+    """Sync a finished folder and rename it to its final name (absent, or an empty folder), for good."""
+    for path in sorted(source.rglob("*")):
+        _sync(path)
     if target.exists():
         target.rmdir()
     source.rename(target)

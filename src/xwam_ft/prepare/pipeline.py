@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, full_disk, read_json, write_json_atomic
+from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
 from xwam_ft.prepare.checks.together import check_against_contract, check_together
 from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
@@ -97,6 +97,7 @@ def prepare(
     if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
         from xwam_ft.shards import ShardSet
 
+        shutil.rmtree(_staging(out), ignore_errors=True)  # of a run that was killed when all but this was done
         return _already(out, ShardSet.open(out), console)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"
@@ -298,9 +299,7 @@ def _finish(
         depth = depth_outcomes([results[job.number] for job in accepted])
         assemble.write_depth(staged_set, depth, plan)
         assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
-        with atomic_folder(out) as folder:
-            for path in sorted(staged_set.iterdir()):
-                path.rename(folder / path.name)
+        move_folder(staged_set, out)
         shutil.rmtree(_staging(out))
     seconds: dict[str, float] = {}
     for result in results:
