@@ -124,8 +124,8 @@ def train(
         training.smoke_test(recipe, overrides or [], _console())
     elif smoke:
         raise UserError("goes with a recipe and --set alone", "--smoke", "give RECIPE, without --run and --resume")
-    elif resume is not None and recipe is None and run is None and not overrides:
-        training.resume(resume, _console())
+    elif resume is not None and recipe is None and run is None:
+        training.resume(resume, _console(), overrides)
     elif recipe is not None and resume is None:
         training.train(recipe, run, overrides or [], _console())
     else:

@@ -200,12 +200,16 @@ class OptimSpec(Section):
 
 
 class TrainerSpec(Section):
+    """`devices` are those of one machine, `nodes` the machines. `fsdp2` cuts weights, gradients and AdamW's state over
+    all of them, where `ddp` holds the whole on each."""
+
     max_steps: PositiveInt
     batch_size: PositiveInt = 16  # clips a device and micro-batch
     accumulate: PositiveInt = 1
     devices: int | Literal["auto"] = 1
+    nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     workers: Natural = 0  # DataLoader worker processes; the run does not depend on it
     threads: Natural = 0  # torch CPU threads; 0 leaves torch's own choice
@@ -264,6 +268,17 @@ class Recipe(Section):
                 raise ValueError(
                     "backbone.quantize cannot be copied for the depth branch; set model.depth.branch: adapter"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_is_plain(self) -> Recipe:
+        if self.trainer.strategy == "fsdp2":
+            if self.backbone.quantize is not None or self.optim.adamw_8bit:
+                raise ValueError(
+                    "trainer.strategy: fsdp2 shards plain tensors; remove backbone.quantize and optim.adamw_8bit"
+                )
+            if self.trainer.precision == "bf16-true":
+                raise ValueError("trainer.strategy: fsdp2 goes with trainer.precision 32-true or bf16-mixed")
         return self
 
     def to_yaml(self) -> str:

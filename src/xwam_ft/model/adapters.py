@@ -170,11 +170,19 @@ def zero_adapters(trained: Mapping[str, Tensor]) -> tuple[list[str], int]:
     return sorted(name.removesuffix(".weight") for name, tensor in ups.items() if not torch.any(tensor)), len(ups)
 
 
-def write_peft_adapter(network: JointNetwork, folder: Path, base: str | None = None, *, adapter: str = MAIN) -> None:
+def write_peft_adapter(
+    network: JointNetwork,
+    folder: Path,
+    base: str | None = None,
+    *,
+    adapter: str = MAIN,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write an adapter on the transformer in peft's folder form (`adapter_config.json`, `adapter_model.safetensors`).
 
     `peft.PeftModel.from_pretrained(transformer, folder)` reads it. `base` names the backbone it belongs to. The depth
     adapter's folder holds its LoRA alone: modulation tables and head of the branch are no part of a transformer.
+    `state` are the transformer's tensors by name, where those it holds are shards.
     """
     import copy
 
@@ -188,8 +196,8 @@ def write_peft_adapter(network: JointNetwork, folder: Path, base: str | None = N
     config.base_model_name_or_path = base
     config.inference_mode = True
     values = {key: _plain(value) for key, value in config.to_dict().items()}
-    state = get_peft_model_state_dict(transformer, adapter_name=adapter, save_embedding_layers=False)
-    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    held = get_peft_model_state_dict(transformer, state, adapter_name=adapter, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in held.items()}
     write_text_atomic(folder / "adapter_config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
     with atomic_path(folder / "adapter_model.safetensors") as temporary:
         temporary.write_bytes(save(tensors, {"format": "pt"}))

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from xwam_ft.model.blocks import KeysValues, Module, Rotary, linear_float32, modulate
-from xwam_ft.model.branch import DepthBranch, branch_blocks, run_block, text_of_block
+from xwam_ft.model.branch import DepthBranch, Twin, branch_blocks, run_block, text_of_block
 from xwam_ft.model.tokens import SequenceLayout, rotary_tables, sinusoid, to_tokens, unpatchify
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class JointNetwork(nn.Module):
                 DepthBranch(transformer, config.depth_blocks, shared=config.depth_shared) if config.has_depth else None
             )
         self.gradient_checkpointing = False
+        self._calls_blocks = False
         self._rotary_cache: dict[tuple[SequenceLayout, torch.device], Rotary] = {}
         self._init_new_parts(generator or torch.Generator().manual_seed(0))
         device = transformer.proj_out.weight.device
@@ -233,10 +234,10 @@ class JointNetwork(nn.Module):
             twin = index - (len(blocks) - len(twins))
             if twin == 0:
                 depth = x[:, video]
-            x, seen = self._run(block, x, context.of_block(index), time, rotary, spans)
+            x, seen = self._call(block, x, context.of_block(index), time, rotary, spans)
             if twin >= 0:
                 text_of_twin = context.of_depth_block(twin)
-                depth, _ = self._run(twins[twin], depth, text_of_twin, time, video_rotary, layout.video_spans, seen)
+                depth, _ = self._call(twins[twin], depth, text_of_twin, time, video_rotary, layout.video_spans, seen)
         if branch is not None and depth is None:
             depth = x[:, video]
 
@@ -311,7 +312,18 @@ class JointNetwork(nn.Module):
                 self._rotary_cache[key] = Rotary(cos.to(self.device), sin.to(self.device))
         return self._rotary_cache[key]
 
-    def _run(self, block: Module, x: Tensor, *rest: Any) -> tuple[Tensor, KeysValues]:
+    def call_blocks(self) -> None:
+        """From now on run each block through its `__call__`, for hooks that hang on modules, FSDP's above all."""
+        for block in [*self.transformer.blocks, *(self.depth_branch.blocks if self.depth_branch is not None else ())]:
+            block.forward = self._run
+        self._calls_blocks = True
+
+    def _call(self, block: Module | Twin, x: Tensor, *rest: Any) -> tuple[Tensor, KeysValues]:
+        if not self._calls_blocks:
+            return self._run(block, x, *rest)
+        return (block.block if isinstance(block, Twin) else block)(block, x, *rest)
+
+    def _run(self, block: Module | Twin, x: Tensor, *rest: Any) -> tuple[Tensor, KeysValues]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             run: Callable[..., Any] = checkpoint
             return run(run_block, block, x, *rest, use_reentrant=False)

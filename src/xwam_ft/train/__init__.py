@@ -13,6 +13,7 @@ counts.py      what the masked losses divide by: valid numbers of a whole optimi
 module.py      one training step
 folder.py      the run folder, and whether a checkpoint still belongs to its surroundings
 session.py     network, optimizer, checkpoint and callbacks put together and run to the last step
+sharding.py    FSDP2: a network cut over processes, and whole again for checkpoints and validation
 optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 callbacks.py   metrics, checkpoints, validation, signals: hung on the training loop

@@ -21,6 +21,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import trainable_state, zero_adapters
 from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.optimizer import trained_parameters
+from xwam_ft.train.sharding import gathered
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +85,10 @@ class Averaging(StepCallback):
     def __init__(self, average: AveragedWeights) -> None:
         self.average = average
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
+        self.average.place_like(trained_parameters(module.network))
+
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         self.average.update(trained_parameters(module.network), step - 1)
 
@@ -94,7 +99,7 @@ class AdaptersMove(StepCallback):
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         if step != MOVED_BY:
             return
-        still, adapters = zero_adapters(trainable_state(module.network))
+        still, adapters = zero_adapters(gathered(trainable_state(module.network)))
         if still:
             raise UserError(
                 f"{len(still)} of {adapters} adapters have not moved in {step} steps: {listed(still, 3)}",

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.contract import Contract, load_contract, require_same
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.train.checkpoint import Checkpoint, latest_checkpoint
@@ -33,6 +34,10 @@ CONTRACT_FILE = "contract.json"
 PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
+FREE = ("trainer.workers", "checkpoint.*", "validation.*", "logging.*")
+"""Keys of the recipe that may differ when a run goes on: the weights do not depend on them."""
+CUT = tuple(f"trainer.{key}" for key in ("devices", "nodes", "strategy", "batch_size", "accumulate"))
+"""These too once there is a checkpoint to hold the clips of a step against; they change a step by rounding."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,20 @@ def make_run(path: Path, recipe: Recipe, shard_set: ShardSet) -> RunFolder:
     return open_run(path)
 
 
-def open_run(path: Path) -> RunFolder:
-    """Read a run folder.
+def open_run(path: Path, overrides: list[str] | None = None) -> RunFolder:
+    """Read a run folder; its recipe with `overrides`, which are not written to it.
 
     Raises:
-        UserError: it is not one, or its newest checkpoint is damaged.
+        UserError: it is not one, its newest checkpoint is damaged, or an override is not of `FREE` or `CUT`.
     """
     if not (path / RECIPE_FILE).is_file():
         raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
     recipe = load_recipe(path / RECIPE_FILE)
-    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), latest_checkpoint(path))
+    checkpoint = latest_checkpoint(path)
+    if overrides:
+        free = FREE if checkpoint is None else FREE + CUT
+        recipe = _changed(recipe, load_recipe(path / RECIPE_FILE, overrides), free, path)
+    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint)
 
 
 def require_free(path: Path) -> None:
@@ -99,10 +108,40 @@ def require_continuable(
         (f"backbone {encoders}", backbone, state.backbone, "restore the backbone, or start a new run"),
         (f"encoders of {encoders}", identity.backbone, state.encoders, "restore the backbone, or start a new run"),
         (f"index of {shards}", identity.shards, state.shards, "restore the shard set, or start a new run"),
-        ("clips an optimizer step", samples_per_step, state.samples_per_step, "use as many devices as before"),
+        (
+            "clips an optimizer step",
+            samples_per_step,
+            state.samples_per_step,
+            "set trainer.batch_size, accumulate and devices so that their product is as before",
+        ),
     ):
         if now != then:
             raise UserError(f"was trained with {what} {_short(then)}, and now it is {_short(now)}", where, fix)
+
+
+def _changed(before: Recipe, after: Recipe, free: tuple[str, ...], path: Path) -> Recipe:
+    """`after`, where it differs in free keys (patterns) alone."""
+    old, new = (_leaves(recipe.model_dump(mode="json")) for recipe in (before, after))
+    fixed = [
+        f"{key}={new.get(key)} (was {old.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
+    ]
+    if fixed:
+        raise UserError(
+            f"would end with other weights under {listed(fixed)}",
+            path,
+            f"only {listed(free)} may change when a run goes on; leave the others out, or start a new run",
+        )
+    return after
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"trainer.workers": 2, ...}"""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
 
 
 def _short(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
@@ -20,6 +21,7 @@ from xwam_ft.model.noise import add_noise, prefix_mask
 from xwam_ft.train.clips import StepGeometry, Stream, random_bits
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.sharding import gathered, is_sharded, shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,6 +89,12 @@ class TrainingModule(pl.LightningModule):
     def step(self) -> int:
         """Optimizer steps done, those before a resume included."""
         return self.first_step + (self.trainer.global_step if self._trainer is not None else 0)
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.network):
+            self.network.to(strategy.root_device)
+            shard(self.network, strategy.root_device, self.trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = batch.positions[0] // self.geometry.samples
@@ -161,7 +169,8 @@ class TrainingModule(pl.LightningModule):
         self._require_steady()
         self.learning_rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
         parameters = trained_parameters(self.network).values()
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(list(parameters), self.recipe.optim.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters), self.recipe.optim.clip_norm)
+        self.grad_norm = gathered({"norm": norm})["norm"]
         if not torch.isfinite(self.grad_norm):
             self._stop(f"the gradient is {self.grad_norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
 

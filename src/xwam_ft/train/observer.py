@@ -7,15 +7,18 @@ same bits whenever it is looked at.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.evaluate.open_loop import summary_lines
 from xwam_ft.files import write_json_atomic
 from xwam_ft.train.callbacks import Every
 from xwam_ft.train.history import IMAGINED, History
 from xwam_ft.train.report import write_report
+from xwam_ft.train.sharding import is_sharded, whole
 from xwam_ft.train.validation import (
     error_metrics,
     evaluation_mode,
@@ -35,7 +38,7 @@ class Observer:
     """Looks at a session.
 
     Args:
-        log: where numbers go; None on every rank but the first, which alone looks while the others wait.
+        log: where numbers go; None on every rank but the first.
     """
 
     def __init__(self, session: Session, log: MetricLog | None) -> None:
@@ -55,29 +58,35 @@ class Observer:
         ]
 
     def validate(self, step: int) -> None:
-        """Losses and action errors on held-out clips, of the weights that would be exported; on the first rank."""
-        if self.log is not None and not self.session.cache.of_split("held_out"):
-            self.session.console.print(f"step {step}: nothing is held out, so nothing is validated")
-        elif self.log is not None:
+        """Losses and action errors on held-out clips, of the weights that would be exported."""
+        if not self._held_out:
+            if self.log is not None:
+                self.session.console.print(f"step {step}: nothing is held out, so nothing is validated")
+        elif self._looks:
             with self._exported() as policy:
                 tables = validate(policy, self.session.module, self.session.cache, self.session.shard_set)
-            self.log.write(step, {**tables["losses"], **error_metrics(tables["open_loop"])})
-            self.history.write_validation(step, tables)
-            losses = {name: value for name, value in tables["losses"].items() if name.startswith("val/")}
-            shown = "  ".join(f"{name.removeprefix('val/')} {value:.3g}" for name, value in losses.items())
-            lines = summary_lines(tables["open_loop"])
-            self.session.console.print(f"step {step}, held out: {'; '.join([shown, *lines])}", soft_wrap=True)
+            if self.log is not None:
+                self._write_validation(self.log, step, tables)
         self.session.trainer.strategy.barrier()
 
+    def _write_validation(self, log: MetricLog, step: int, tables: dict[str, Any]) -> None:
+        log.write(step, {**tables["losses"], **error_metrics(tables["open_loop"])})
+        self.history.write_validation(step, tables)
+        losses = {name: value for name, value in tables["losses"].items() if name.startswith("val/")}
+        shown = "  ".join(f"{name.removeprefix('val/')} {value:.3g}" for name, value in losses.items())
+        lines = summary_lines(tables["open_loop"])
+        self.session.console.print(f"step {step}, held out: {'; '.join([shown, *lines])}", soft_wrap=True)
+
     def imagine(self, step: int) -> None:
-        """Imagined beside recorded video of a held-out episode, and errors with each camera black; as `validate`."""
-        wanted = self.session.recipe.validation.imagine_clips > 0 and bool(self.session.cache.of_split("held_out"))
-        if self.log is not None and wanted:
-            with self._exported() as policy, self.history.imagining(step) as folder:
+        """Imagined beside recorded video of a held-out episode, and errors with each camera black."""
+        if self._looks and self.session.recipe.validation.imagine_clips > 0 and self._held_out:
+            with self._exported() as policy, self._imagining(step) as folder:
                 tables = imagine_held_out(policy, self.session.shard_set, self.session.recipe, folder)
                 write_json_atomic(folder / "metrics.json", tables)
-            self.log.write(step, imagine_metrics(tables))
-            self.log.picture(step, "imagine/contact_sheet", self.history.folder(step) / IMAGINED / "contact_sheet.png")
+            if self.log is not None:
+                self.log.write(step, imagine_metrics(tables))
+                sheet = self.history.folder(step) / IMAGINED / "contact_sheet.png"
+                self.log.picture(step, "imagine/contact_sheet", sheet)
         self.session.trainer.strategy.barrier()
 
     def report(self, step: int) -> None:
@@ -89,11 +98,30 @@ class Observer:
             )
             write_report(self.session.folder.path)
 
+    @property
+    def _looks(self) -> bool:
+        """Whether this rank looks: the first does while the others wait, and all of them where weights are sharded."""
+        return self.log is not None or is_sharded(self.session.network)
+
+    @property
+    def _held_out(self) -> bool:
+        return bool(self.session.cache.of_split("held_out"))
+
+    @contextmanager
+    def _imagining(self, step: int) -> Generator[Path]:
+        """Where pictures go: into the run on the first rank, nowhere on the others."""
+        if self.log is not None:
+            with self.history.imagining(step) as folder:
+                yield folder
+        else:
+            with tempfile.TemporaryDirectory(prefix="xwam-ft-") as folder:
+                yield Path(folder)
+
     @contextmanager
     def _exported(self) -> Generator[Policy]:
         """A policy around the weights that would be exported: the averaged ones, where the run keeps them."""
         weights = self.session.average.weights if self.session.average is not None else None
-        with evaluation_mode(self.session.network, weights):
+        with evaluation_mode(self.session.network, weights), whole(self.session.network):
             yield live_policy(
                 self.session.network,
                 self.session.cache,

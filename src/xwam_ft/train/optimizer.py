@@ -11,6 +11,7 @@ import torch
 from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import named_trainable
 from xwam_ft.model.quantize import require_bitsandbytes
+from xwam_ft.train.sharding import placed_like
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +112,7 @@ def restore_optimizer(
 
     def restored(parameter: Tensor, quantity: str, value: Tensor) -> Tensor | int:
         if quantity != "step":
-            return value.to(parameter.device)
+            return placed_like(value, parameter)
         if counts_in_ints:
             return int(value)
         # The step count stays on the CPU, where AdamW keeps it unless it is fused.
@@ -138,6 +139,10 @@ class AveragedWeights:
         keep = min(self.decay, (1 + updates_before) / (10 + updates_before))
         for name, value in parameters.items():
             self.weights[name].lerp_(value.detach().float(), 1.0 - keep)
+
+    def place_like(self, parameters: Mapping[str, Tensor]) -> None:
+        """To the devices of the parameters, and cut over processes as they are."""
+        self.weights = {name: placed_like(self.weights[name], value) for name, value in parameters.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in tensors.items():

@@ -298,8 +298,9 @@ def _bytes_of(batch: Any) -> int:
 def _devices(recipe: Recipe) -> int:
     devices = recipe.trainer.devices
     if isinstance(devices, int):
-        return max(devices, 1)
-    return max(torch.cuda.device_count(), 1) if recipe.trainer.accelerator != "cpu" else 1
+        return max(devices, 1) * recipe.trainer.nodes
+    here = max(torch.cuda.device_count(), 1) if recipe.trainer.accelerator != "cpu" else 1
+    return here * recipe.trainer.nodes
 
 
 def _existing(path: Path) -> Path:

@@ -72,7 +72,7 @@ def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> Non
     """
     from xwam_ft.train.smoke import smoke
 
-    recipe = load_recipe(recipe_path, [*overrides, "trainer.devices=1", "trainer.strategy=auto"])
+    recipe = load_recipe(recipe_path, [*overrides, "trainer.devices=1", "trainer.nodes=1", "trainer.strategy=auto"])
     refuse_released_weights(recipe)
     require_extras(recipe)
     device = pick_device(recipe)
@@ -82,13 +82,17 @@ def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> Non
     smoke(recipe, shard_set, _encode(recipe, shard_set, device, console), console)
 
 
-def resume(run: Path, console: Console) -> Path:
+def resume(run: Path, console: Console, overrides: list[str] | None = None) -> Path:
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 
+    Args:
+        overrides: `a.b=c` strings of keys that the result does not depend on (folder.FREE, CUT); this call's alone.
+
     Raises:
-        UserError: not a run folder, a damaged checkpoint, or another contract, backbone, shard set or recipe.
+        UserError: not a run folder, a damaged checkpoint, another contract, backbone, shard set or recipe, or an
+            override that would change the result.
     """
-    folder = open_run(run)
+    folder = open_run(run, overrides)
     refuse_released_weights(folder.recipe)
     require_extras(folder.recipe)
     set_threads(folder.recipe)
@@ -187,8 +191,8 @@ def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Pa
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(recipe) from error
+    _write_adapters(session.network, folder)
     if _first_rank():
-        _write_adapters(session.network, folder)
         session.print_time()
         console.print(f"run: {folder.path}", soft_wrap=True)
         console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle", soft_wrap=True)
@@ -220,13 +224,18 @@ def _write_adapters(network: JointNetwork, folder: RunFolder) -> None:
     from xwam_ft.files import atomic_folder
     from xwam_ft.model.adapters import write_peft_adapter
     from xwam_ft.model.branch import DEPTH, MAIN
+    from xwam_ft.train.sharding import gathered
 
+    adapters = {name: value for name, value in network.transformer.named_parameters() if ".lora_" in name}
+    state = gathered(adapters, _first_rank())
+    if not _first_rank():
+        return
     held = getattr(network.transformer, "peft_config", {})
     for name, adapter in ((ADAPTER, MAIN), (DEPTH_ADAPTER, DEPTH)):
         target = folder.path / name
         if adapter in held and not target.exists():
             with atomic_folder(target) as temporary:
-                write_peft_adapter(network, temporary, folder.recipe.backbone.path, adapter=adapter)
+                write_peft_adapter(network, temporary, folder.recipe.backbone.path, adapter=adapter, state=state)
 
 
 def _print_summary(network: JointNetwork, recipe: Recipe, console: Console) -> None:

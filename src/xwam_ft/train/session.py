@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.table import Table
 
 from xwam_ft.errors import UserError, listed
@@ -56,6 +57,7 @@ from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.observer import Observer
 from xwam_ft.train.optimizer import AveragedWeights, optimizer_tensors, restore_optimizer, trained_parameters
+from xwam_ft.train.sharding import gathered
 from xwam_ft.train.sinks import open_sinks
 
 if TYPE_CHECKING:
@@ -157,11 +159,15 @@ class Session:
             raise SystemExit(128 + signals.received)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint; the first rank does, and the others go on."""
-        if not self.trainer.is_global_zero:
-            return
+        """Write a checkpoint; the first rank does, and the others go on once they have sent their shards."""
         recipe, names = self.recipe, trained_parameters(self.network)
         optimizer: Any = self.trainer.optimizers[0]
+        first = self.trainer.is_global_zero
+        trainable = gathered(trainable_state(self.network), first)
+        stored = gathered(optimizer_tensors(optimizer, names), first)
+        ema = gathered(self.average.weights, first) if self.average is not None else None
+        if not first:
+            return
         position = step * self.geometry.samples
         state = RunState(
             step=step,
@@ -178,9 +184,6 @@ class Session:
             network=self.network.config.to_dict(),
             versions=library_versions(),
         )
-        ema = self.average.weights if self.average is not None else None
-        trainable = trainable_state(self.network)
-        stored = optimizer_tensors(optimizer, names)
         kept, path = recipe.checkpoint, self.folder.path
         best = best_steps(path, path / METRICS_FILE, recipe.loss.model_dump(), kept.keep_best)
         write_checkpoint(path, state, trainable, stored, ema, kept.keep, spare=best)
@@ -207,7 +210,8 @@ class Session:
             return pl.Trainer(
                 accelerator=spec.accelerator,
                 devices=spec.devices,
-                strategy=spec.strategy,
+                num_nodes=spec.nodes,
+                strategy=ModelParallelStrategy() if spec.strategy == "fsdp2" else spec.strategy,
                 precision=spec.precision,
                 max_steps=max(spec.max_steps - self.first_step, 0),
                 max_epochs=1,  # the loader runs over every step that is left

@@ -1,0 +1,78 @@
+"""FSDP2: weights, gradients and AdamW's state of a run cut over its processes (torch's `fully_shard`).
+
+One group a transformer block, gathered when the block runs, and one of all that lies outside the blocks. Outside a
+forward pass a trained parameter is a `DTensor` that holds this process' rows. Checkpoints are of whole tensors
+(`gathered`, `placed_like`), so a run may be resumed with any strategy. Under the others nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xwam_ft.model.network import JointNetwork
+
+
+def shard(network: JointNetwork, device: torch.device, processes: int) -> None:
+    """Cut every parameter of a network that lies on `device` over the process group; in place."""
+    branch = network.depth_branch
+    copies = [] if branch is None or network.config.depth_shared else list(branch.blocks)
+    mesh = init_device_mesh(device.type, (processes,))
+    network.call_blocks()
+    for block in [*network.transformer.blocks, *copies]:
+        fully_shard(block, mesh=mesh)
+    # Nothing is won by letting go of the outermost group between forward and backward.
+    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+
+
+def is_sharded(network: JointNetwork) -> bool:
+    return isinstance(network, FSDPModule)
+
+
+@contextmanager
+def whole(network: JointNetwork) -> Generator[None]:
+    """Every process holds the whole network meanwhile, so that any of its parts can be called; all enter together.
+
+    They must also run it equally often: FSDP counts forward passes, and so orders the gathering of the next step.
+    """
+    groups: list[Any] = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.reshard()
+            group.set_reshard_after_forward(group is not network, recurse=False)
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """The whole of each tensor, gathered one after another; on the CPU where it was sharded. All call it together.
+
+    Args:
+        keep: whether this process wants them; where not, it takes part and returns nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        if keep:
+            found[name] = full
+    return found
+
+
+def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, equal on every process, on the parameter's device and cut as it is; a scalar stays whole."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor) or value.ndim == 0:
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
