@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +104,7 @@ def test_hues_turn_by_half_the_circle_at_most(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def augmented(recipe: Recipe, shard_set: ShardSet) -> SimpleNamespace:
+def augmented(recipe: Recipe, shard_set: ShardSet) -> Iterator[SimpleNamespace]:
     augment = AugmentSpec(crop=True, brightness=0.2, copies=2)
     data = recipe.data.model_copy(update={"augment": augment, "clip_stride": 6})
     recipe = recipe.model_copy(update={"data": data})

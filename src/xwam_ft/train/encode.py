@@ -119,9 +119,9 @@ def encode_clips(
     Args:
         augmentations: what happens to each clip's pictures; None: the centre crop, as at deployment.
     """
-    views = len(contract.cameras)
+    views, image = len(contract.cameras), contract.image
     if augmentations is None:
-        augmentations = [centred(views, *clip.rgb.shape[2:4], contract.image.crop) for clip in clips]
+        augmentations = [centred(views, image.height, image.width, image.crop)] * len(clips)
     seen = list(zip(clips, augmentations, strict=True))
     pictures = np.stack([change.rgb(clip.rgb) for clip, change in seen])  # n v t h w 3
     frames_seen = np.stack([latent_frame_mask(clip.frame_valid) for clip in clips])  # n tl
@@ -290,7 +290,7 @@ def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
 
 
 def _copies(recipe: Recipe) -> str:
-    return f" ({recipe.data.copies} augmented copies of each in training)" if recipe.data.augment.active else ""
+    return f" ({recipe.data.copies} augmented copies of those that train)" if recipe.data.augment.active else ""
 
 
 def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
