@@ -46,10 +46,39 @@ class BackboneSpec(Section):
     revision: str | None = None
 
 
+class AugmentSpec(Section):
+    """Augmented copies of every training clip in the latent cache; off unless something of it is set.
+
+    `crop` takes the contract's crop at a random place, not the centre, of each view (X-WAM does). Brightness, contrast
+    and saturation are multiplied by 1 - x .. 1 + x, hues turned by up to x of the circle, for all views alike.
+    """
+
+    crop: bool = False
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    copies: PositiveInt = 4  # of every clip; each time a clip comes up, one of them is drawn
+
+    @property
+    def changes_colour(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    @property
+    def active(self) -> bool:
+        return self.crop or self.changes_colour
+
+
 class DataSpec(Section):
     shards: str
     clip_stride: PositiveInt = 4  # source frames between the starts of cached clips
     encode_batch: PositiveInt = 4  # clips a VAE call
+    augment: AugmentSpec = AugmentSpec()
+
+    @property
+    def copies(self) -> int:
+        """Copies of every training clip that are cached; held-out clips have one, the centre crop."""
+        return self.augment.copies if self.augment.active else 1
 
 
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

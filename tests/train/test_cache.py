@@ -140,11 +140,11 @@ def test_the_fingerprint_follows_what_changes_the_numbers(
     from dataclasses import replace
 
     same = {cache.identity.fingerprint}
-    for field in ("backbone", "contract", "shards", "dtype"):
+    for field in ("backbone", "contract", "shards", "dtype", "augment"):
         same.add(replace(cache.identity, **{field: "other"}).fingerprint)
     same.add(replace(cache.identity, clip_stride=7).fingerprint)
     same.add(replace(cache.identity, with_depth=False).fingerprint)
-    assert len(same) == 7
+    assert len(same) == 8
 
 
 def test_a_depth_branch_without_depth_is_refused(recipe: Recipe, contract_with: object) -> None:

@@ -7,6 +7,7 @@ probe.py       how long a step takes, measured
 encode.py      shards -> the latent cache
 cache.py       the latent cache: its place, its index, reading one clip
 clips.py       which clip comes when, and which random numbers belong to it
+augment.py     random crops and colour of training clips: functions of (clip, copy)
 data.py        cached clips -> batches, in the order of clips.py
 draws.py       a sample's noise level, noise and text dropout: functions of (seed, position)
 counts.py      what the masked losses divide by: valid numbers of a whole optimizer step

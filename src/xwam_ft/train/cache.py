@@ -2,12 +2,14 @@
 
 It lies in the shard set, `SHARDS/latents-<fingerprint>/`:
 
-    segments/<key>.safetensors   the clips of one segment that start on the stride, stacked along N
+    segments/<key>.safetensors   the clips of one segment that start on the stride, stacked along N; the augmented
+                                 copies of a clip one after another
     prompts.safetensors          embeddings [N, S, Dt] of every instruction and of the empty one
     index.json                   written last: sizes and SHA-256 of these files, the clips and instructions in order
 
-The fingerprint covers all that the numbers depend on: backbone, contract, shards, stride, depth or not. The causal
-VAE treats a clip's first frame apart, so latents are encoded per clip; slicing a segment's would be wrong.
+The fingerprint covers all that the numbers depend on: backbone, contract, shards, stride, augmentation, dtype,
+depth or not. The causal VAE treats a clip's first frame apart, so latents are encoded per clip; slicing a segment's
+would be wrong.
 
 Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp.
     rgb, depth [C, Tl, V, h, w]; depth_mask [Tl, V, h, w]; video_mask [Tl]; action, action_mask [Ta, Da];
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.contract import Contract
+    from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import Split
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 EMPTY_PROMPT = ""
 """Its embedding stands for "no text" in text dropout and guidance."""
 
@@ -54,6 +57,7 @@ class CacheIdentity:
     clip_stride: int
     dtype: str
     with_depth: bool
+    augment: str  # "none", or the recipe's data.augment as JSON
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -77,13 +81,14 @@ class CachedFile:
 
 @dataclass(frozen=True)
 class CachedClip:
-    """One clip's place: row `row` of a segment's file, and which instruction it follows."""
+    """One clip's place: its `copies` rows from `row` on in a segment's file, and which instruction it follows."""
 
     key: str
     file: str
     row: int
     split: Split
     instruction: str
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -152,21 +157,25 @@ class LatentCache:
     def prompt_index(self) -> dict[str, int]:
         return {prompt: index for index, prompt in enumerate(self.prompts)}
 
-    def read(self, clip: CachedClip) -> ClipTensors:
-        """The tensors of one clip, in the dtype they are stored in."""
+    def read(self, clip: CachedClip, copy: int = 0) -> ClipTensors:
+        """The tensors of one copy of a clip, in the dtype they are stored in."""
+        assert 0 <= copy < clip.copies, f"clip {clip.key} has no copy {copy}"
         handle = self._handle(clip.file)
         names = CLIP_TENSORS + (DEPTH_TENSORS if self.identity.with_depth else ())
-        rows: dict[str, Any] = {name: handle.get_slice(name)[clip.row] for name in names}
+        rows: dict[str, Any] = {name: handle.get_slice(name)[clip.row + copy] for name in names}
         return ClipTensors(**rows)
 
     def read_masks(self, split: Split) -> dict[str, Tensor]:
-        """The masks of every clip of a split, stacked [N, ...]; they say beforehand what the losses count."""
+        """The masks of all K copies of every clip of a split, [N, K, ...]: what the losses count, known beforehand."""
         import torch
 
         clips = self.of_split(split)
         names = [name for name in (*CLIP_TENSORS, *DEPTH_TENSORS) if name.endswith("_mask")]
         names = [name for name in names if self.identity.with_depth or name not in DEPTH_TENSORS]
-        rows = {name: [self._handle(clip.file).get_slice(name)[clip.row] for clip in clips] for name in names}
+        rows = {
+            name: [self._handle(clip.file).get_slice(name)[clip.row : clip.row + clip.copies] for clip in clips]
+            for name in names
+        }
         return {name: torch.stack(parts) for name, parts in rows.items()}
 
     def _handle(self, file: str) -> Any:
@@ -183,9 +192,11 @@ class LatentCache:
 
 
 def cache_identity(
-    backbone: str, contract: Contract, shards: Path, clip_stride: int, dtype: str, with_depth: bool
+    backbone: str, contract: Contract, shards: Path, data: DataSpec, dtype: str, with_depth: bool
 ) -> CacheIdentity:
-    return CacheIdentity(backbone, contract.sha256, sha256(shards / INDEX_FILE), clip_stride, dtype, with_depth)
+    augment = json_bytes(data.augment.model_dump(mode="json")).decode() if data.augment.active else "none"
+    index = sha256(shards / INDEX_FILE)
+    return CacheIdentity(backbone, contract.sha256, index, data.clip_stride, dtype, with_depth, augment)
 
 
 def require_intact(folder: Path, entry: CachedFile) -> None:

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     NOISE = 1
     LAYERS = 2  # dropout inside the network
     VALIDATION = 3
+    COPY = 4  # which augmented copy of a clip
     PREFIX = 5  # how many actions are given clean
 
 
@@ -72,6 +73,11 @@ def clip_at(seed: int, position: int, num_clips: int) -> int:
     """The index of the training clip at `position`."""
     epoch, place = divmod(position, num_clips)
     return int(_permutation(seed, epoch, num_clips)[place])
+
+
+def copy_at(seed: int, position: int, copies: int) -> int:
+    """Which of a clip's augmented copies is shown at `position`."""
+    return random_bits(seed, Stream.COPY, position) % copies if copies > 1 else 0
 
 
 def random_bits(seed: int, stream: Stream, *numbers: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xwam_ft.model.losses import LossMasks, loss_counts
-from xwam_ft.train.clips import StepGeometry, Stream, clip_at
+from xwam_ft.train.clips import StepGeometry, Stream, clip_at, copy_at
 from xwam_ft.train.draws import action_is_clean, action_prefixes
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ class StepCounts:
         return self._known[1]
 
     def _count(self, positions: Sequence[int]) -> dict[str, float]:
-        total = len(self._masks["action_mask"])
+        total, copies = self._masks["action_mask"].shape[:2]
         chosen = [clip_at(self._seed, position, total) for position in positions]
-        rows: dict[str, Tensor] = {name: mask[chosen] for name, mask in self._masks.items()}
+        shown = [copy_at(self._seed, position, copies) for position in positions]
+        rows: dict[str, Tensor] = {name: mask[chosen, shown] for name, mask in self._masks.items()}
         masks = LossMasks(
             video=rows["video_mask"],
             action=rows["action_mask"],

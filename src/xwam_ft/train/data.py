@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from xwam_ft.train.cache import CachedClip, ClipTensors, LatentCache
-from xwam_ft.train.clips import StepGeometry, clip_at
+from xwam_ft.train.clips import StepGeometry, clip_at, copy_at
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -62,7 +62,7 @@ class ClipDataset(Dataset[Batch]):
     Args:
         cache: the latent cache.
         clips: which clips position p stands for is `order(p)`, an index into these.
-        seed: of the training order; None: position p is clip p (validation).
+        seed: of the training order and of which augmented copy is shown; None: position p is clip p (validation).
     """
 
     def __init__(self, cache: LatentCache, clips: Sequence[CachedClip], seed: int | None) -> None:
@@ -75,9 +75,12 @@ class ClipDataset(Dataset[Batch]):
         index = position if self.seed is None else clip_at(self.seed, position, len(self.clips))
         return self.clips[index]
 
+    def copy(self, position: int, clip: CachedClip) -> int:
+        return 0 if self.seed is None else copy_at(self.seed, position, clip.copies)
+
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         clips = [self.clip(position) for position in positions]
-        tensors = [self.cache.read(clip) for clip in clips]
+        tensors = [self.cache.read(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
         prompts = [self.cache.prompt_index[clip.instruction] for clip in clips]
         return Batch(
             positions=tuple(positions),

@@ -1,7 +1,8 @@
 """Shards -> the latent cache (see cache.py): every clip on the stride, every instruction, once.
 
 A segment's file is written whole or not at all, and depends on that segment alone, so a stopped encoding goes on
-where it was and ends with the same bytes. Pictures take the contract's centre crop, as at deployment.
+where it was and ends with the same bytes. Pictures take the contract's centre crop, as at deployment; with
+`data.augment` training clips are cached as several augmented copies instead.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from xwam_ft.conventions import (
 from xwam_ft.depth_code import code_to_picture, latent_mask
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, write_json_atomic
-from xwam_ft.pictures import centre_crop, centre_crop_nearest
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import cut_clip
+from xwam_ft.train.augment import Augmentation, augmentation, centred
 from xwam_ft.train.cache import (
     EMPTY_PROMPT,
     INDEX_FILE,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import Clip, SegmentEntry, ShardSet
+    from xwam_ft.shards import Clip, SegmentEntry, ShardSet, Split
 
 WORTH_A_BAR = 200_000_000
 """Bytes that take a noticeable time to check."""
@@ -81,7 +82,7 @@ def identify(recipe: Recipe, shard_set: ShardSet) -> CacheIdentity:
         "/".join(prints[part] for part in ("vae", "text")),
         shard_set.contract,
         shard_set.folder,
-        recipe.data.clip_stride,
+        recipe.data,
         spec.dtype,
         wants_depth(recipe, shard_set.contract),
     )
@@ -95,7 +96,7 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
     """
     identity = identify(recipe, shard_set)
     folder = identity.folder(shard_set.folder)
-    plan = _plan(shard_set, recipe.data.clip_stride)
+    plan = _plan(shard_set, recipe.data.clip_stride, recipe.data.copies)
     files = [PROMPTS_FILE, *(part.file for part in plan)]
     if not all((folder / name).is_file() for name in (*files, INDEX_FILE)):
         _make(recipe, shard_set, identity, plan, device, console)
@@ -106,19 +107,30 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
 
 
 def encode_clips(
-    clips: Sequence[Clip], contract: Contract, backbone: Backbone, *, with_depth: bool
+    clips: Sequence[Clip],
+    contract: Contract,
+    backbone: Backbone,
+    *,
+    with_depth: bool,
+    augmentations: Sequence[Augmentation] | None = None,
 ) -> dict[str, Tensor]:
-    """Clips as they are cached, stacked along N: names and shapes as in cache.py; one VAE call each."""
-    crop = contract.image.crop
-    views = len(contract.cameras)
-    pictures = np.stack([[centre_crop(view, crop) for view in clip.rgb] for clip in clips])  # n v t h w 3
+    """Clips as they are cached, stacked along N: names and shapes as in cache.py; one VAE call each.
+
+    Args:
+        augmentations: what happens to each clip's pictures; None: the centre crop, as at deployment.
+    """
+    views, image = len(contract.cameras), contract.image
+    if augmentations is None:
+        augmentations = [centred(views, image.height, image.width, image.crop)] * len(clips)
+    seen = list(zip(clips, augmentations, strict=True))
+    pictures = np.stack([change.rgb(clip.rgb) for clip, change in seen])  # n v t h w 3
     frames_seen = np.stack([latent_frame_mask(clip.frame_valid) for clip in clips])  # n tl
     motion = [motion_tensors(clip, contract) for clip in clips]
     tensors = {name: torch.stack([table[name] for table in motion]) for name in motion[0]}
     tensors["rgb"] = backbone.encode_video(torch.from_numpy(pictures), batch=len(clips) * views).cpu()
     tensors["video_mask"] = torch.from_numpy(frames_seen).float()
     if with_depth:
-        codes = [centre_crop_nearest(view, crop) for clip in clips for view in _depth_of(clip)]
+        codes = [view for clip, change in seen for view in change.depth(_depth_of(clip))]
         shown = [code_to_picture(code, contract.depth) for code in codes]  # (n v) of picture, valid
         device = next(backbone.vae.parameters()).device
         # The RGB VAE sees inverse depth on three equal channels: (n v) 3 t h w.
@@ -131,6 +143,14 @@ def encode_clips(
         # A held last frame measures nothing.
         tensors["depth_mask"] = (masks > 0) & (torch.from_numpy(frames_seen) > 0)[:, :, None, None, None]
     return tensors
+
+
+def augmentation_of(recipe: Recipe, contract: Contract, key: str, split: Split, copy: int) -> Augmentation:
+    """What a copy of a clip looks like: as `data.augment` says in training, the centre crop where it is held out."""
+    views, image = len(contract.cameras), contract.image
+    if split != "train" or not recipe.data.augment.active:
+        return centred(views, image.height, image.width, image.crop)
+    return augmentation(recipe.data.augment, key, copy, views, image.height, image.width, image.crop)
 
 
 def motion_tensors(clip: Clip, contract: Contract) -> dict[str, Tensor]:
@@ -156,9 +176,11 @@ def _make(
     backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae", "text"), revision=spec.revision).to(device)
     image, timing = contract.image, contract.timing
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
-    total = sum(len(part.starts) for part in plan)
+    total = sum(len(part.rows) for part in plan)
     size = total * _latent_bytes(shape, spec.dtype, identity.with_depth)
-    console.print(f"latent cache: {total} clips, about {size / 1e6:.1f} MB in {folder}", soft_wrap=True)
+    console.print(
+        f"latent cache: {total} clips{_copies(recipe)}, about {size / 1e6:.1f} MB in {folder}", soft_wrap=True
+    )
     _require_space(folder, size)
     folder.mkdir(exist_ok=True)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(part.instruction for part in plan)})
@@ -171,14 +193,20 @@ def _make(
             if not path.is_file():
                 segment = shard_set.read(part.entry)
                 rows: list[dict[str, Tensor]] = []
-                for first in range(0, len(part.starts), recipe.data.encode_batch):
-                    starts = part.starts[first : first + recipe.data.encode_batch]
-                    clips = [cut_clip(segment, start, timing) for start in starts]
-                    rows.append(encode_clips(clips, contract, backbone, with_depth=identity.with_depth))
+                for first in range(0, len(part.rows), recipe.data.encode_batch):
+                    chosen = part.rows[first : first + recipe.data.encode_batch]
+                    clips = [cut_clip(segment, start, timing) for start, _ in chosen]
+                    changes = [
+                        augmentation_of(recipe, contract, clip.key, part.entry.split, copy)
+                        for clip, (_, copy) in zip(clips, chosen, strict=True)
+                    ]
+                    rows.append(
+                        encode_clips(clips, contract, backbone, with_depth=identity.with_depth, augmentations=changes)
+                    )
                     advance(len(clips))
                 _save({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, path, spec.dtype)
             else:
-                advance(len(part.starts))
+                advance(len(part.rows))
     clips = [clip for part in plan for clip in part.cached()]
     files = [CachedFile.of(folder, folder / name) for name in (PROMPTS_FILE, *(part.file for part in plan))]
     index = {
@@ -197,26 +225,36 @@ class SegmentPlan:
     entry: SegmentEntry
     instruction: str
     starts: list[int]
+    copies: int  # of every clip
 
     @property
     def file(self) -> str:
         return f"segments/{self.entry.key}.safetensors"
 
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """(start, copy) of every row of the file."""
+        return [(start, copy) for start in self.starts for copy in range(self.copies)]
+
     def cached(self) -> list[CachedClip]:
         keys = [f"{self.entry.key}-{start:06d}" for start in self.starts]
-        return [CachedClip(key, self.file, row, self.entry.split, self.instruction) for row, key in enumerate(keys)]
+        return [
+            CachedClip(key, self.file, place * self.copies, self.entry.split, self.instruction, self.copies)
+            for place, key in enumerate(keys)
+        ]
 
 
 Plan = list[SegmentPlan]
 
 
-def _plan(shard_set: ShardSet, stride: int) -> Plan:
+def _plan(shard_set: ShardSet, stride: int, copies: int) -> Plan:
     """Every segment that owns a clip start on the stride, in the order of the index."""
     plan: dict[str, SegmentPlan] = {}
     for reference in shard_set.clips(None, stride):
         entry = reference.entry
         instruction = shard_set.episode(entry.episode).instruction
-        plan.setdefault(entry.key, SegmentPlan(entry, instruction, [])).starts.append(reference.start)
+        number = copies if entry.split == "train" else 1
+        plan.setdefault(entry.key, SegmentPlan(entry, instruction, [], number)).starts.append(reference.start)
     if not any(part.entry.split == "train" for part in plan.values()):
         raise UserError("holds no clips to train on", shard_set.folder, "prepare more or longer recordings")
     return list(plan.values())
@@ -251,6 +289,10 @@ def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}, temporary)
 
 
+def _copies(recipe: Recipe) -> str:
+    return f" ({recipe.data.copies} augmented copies of those that train)" if recipe.data.augment.active else ""
+
+
 def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
     """Bytes of one cached clip, its small motion tables left out."""
     return int(np.prod(shape)) * (2 if dtype == "bfloat16" else 4) * (2 if with_depth else 1)
@@ -262,5 +304,5 @@ def _require_space(folder: Path, size: int) -> None:
         raise UserError(
             f"needs about {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
             folder,
-            "free some space, or raise data.clip_stride",
+            "free some space, raise data.clip_stride, or lower data.augment.copies where it is set",
         )

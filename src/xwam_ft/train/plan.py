@@ -126,6 +126,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     train, held_out = (shard_set.clips(split, recipe.data.clip_stride) for split in ("train", "held_out"))
     if not train:
         raise UserError("holds no clips to train on", shard_set.folder, "prepare more or longer recordings")
+    cached = len(train) * recipe.data.copies + len(held_out)
     devices = _devices(recipe)
     vae = sum(parameter.numel() for parameter in skeleton.backbone.vae.parameters()) * 4
     parts = _memory(recipe, groups, activations, vae if held_out else 0, _bytes_of(batch), on_gpu=on_gpu)
@@ -137,7 +138,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
         memory=parts,
         activations=activations,
         memory_available=available_memory(on_gpu),
-        disk=_disk(recipe, groups, latents, text, len(train) + len(held_out), len(contract.prompts) + 1, depth=depth),
+        disk=_disk(recipe, groups, latents, text, cached, len(contract.prompts) + 1, depth=depth),
         disk_free=free,
         steps=spec.max_steps,
         batch_size=spec.batch_size,
