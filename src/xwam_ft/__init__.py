@@ -10,7 +10,8 @@ Front doors
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
     files.py          atomic writing, JSON, hashes
-    recipe.py         the strict schema of a training recipe
+    strict_yaml.py    YAML files that know their keys, and tell every mistake at once
+    recipe.py         the schema of a training recipe
     contract.py       what prepare, train, export and policy must agree on
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands

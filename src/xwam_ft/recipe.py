@@ -1,6 +1,5 @@
 """The training recipe: a strict YAML schema. Everything that changes a result stands here or in the embodiment.
 
-All mistakes of a file are reported at once, each with its place and, for a misspelt key, the nearest known one.
 `--set a.b=c` overrides one value, parsed as YAML.
 """
 
@@ -8,29 +7,13 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from xwam_ft.errors import UserError, did_you_mean, listed
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Natural = Annotated[int, Field(ge=0)]
-Schema = TypeVar("Schema", bound=BaseModel)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from xwam_ft.strict_yaml import Fraction, Natural, Section, parse, read_yaml
 
 
 class BackboneSpec(Section):
@@ -101,7 +84,7 @@ class LoraSpec(Section):
     rslora: bool = False
     dora: bool = False
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: Annotated[list[str], Field(min_length=1)] = ["attention", "feedforward"]
+    targets: list[str] = Field(default=["attention", "feedforward"], min_length=1)
 
     @field_validator("targets")
     @classmethod
@@ -268,7 +251,7 @@ class LoggingSpec(Section):
     """Where metrics go, beside `metrics.jsonl`; `wandb` wants the [wandb] extra, and a login or WANDB_MODE=offline."""
 
     every_steps: PositiveInt = 10
-    to: list[Literal["tensorboard", "csv", "wandb"]] = ["tensorboard"]
+    to: list[Literal["tensorboard", "csv", "wandb"]] = Field(default=["tensorboard"])
 
 
 class Recipe(Section):
@@ -332,33 +315,6 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return parse(Recipe, tree, path)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; everything that is not one is a `UserError`."""
-    try:
-        tree: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            "the file does not exist", path, "check the path; the recipes that ship are in recipes/"
-        ) from None
-    except IsADirectoryError:
-        raise UserError("is a folder, not a YAML file", path, "give the file inside it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where is not None else ""
-        raise UserError(f"is not valid YAML{line}", path, "mend the syntax there") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"holds a {type(tree).__name__}, not a mapping of keys", path, "write `key: value` lines")
-    return {str(key): value for key, value in tree.items()}  # pyright: ignore[reportUnknownVariableType]
-
-
-def parse(schema: type[Schema], tree: dict[str, Any], path: Path) -> Schema:
-    """Validate `tree` against a strict pydantic schema; every mistake goes into one `UserError`."""
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_describe(schema, error), path, "correct each of them") from None
-
-
 def _apply(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
@@ -377,38 +333,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
         place = below
     place[key] = value
-
-
-def _describe(schema: type[BaseModel], error: ValidationError) -> str:
-    parts: list[str] = []
-    for item in error.errors():
-        location = ".".join(str(step) for step in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _keys_at(schema, item["loc"][:-1])
-            hint = did_you_mean(str(item["loc"][-1]), known) or f" (known: {listed(known)})"
-            parts.append(f"unknown key {location!r}{hint}")
-        elif item["type"] == "missing":
-            parts.append(f"{location!r} is missing")
-        else:
-            given = f", not {item['input']!r}" if not isinstance(item["input"], dict | list) else ""
-            message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-            place = f"{location!r}: " if location else ""  # none: keys of several sections disagree
-            parts.append(f"{place}{message[:1].lower() + message[1:]}{given}")
-    count = f"{len(parts)} mistakes: " if len(parts) > 1 else ""
-    return count + "; ".join(parts)
-
-
-def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the section at `location`, looked through lists, dicts and optional types."""
-
-    def models(annotation: Any) -> list[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return [annotation]
-        return [found for inner in get_args(annotation) for found in models(inner)]
-
-    current = [schema]
-    for step in location:
-        fields = [found.model_fields[step] for found in current if isinstance(step, str) and step in found.model_fields]
-        if fields:
-            current = [found for field in fields for found in models(field.annotation)]
-    return [name for found in current for name in found.model_fields]

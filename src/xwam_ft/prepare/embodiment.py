@@ -16,7 +16,7 @@ from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.joint_units import SERVO, UNITS
 from xwam_ft.prepare.pose_forms import FORMS
-from xwam_ft.recipe import Fraction, Section, parse, read_yaml
+from xwam_ft.strict_yaml import Fraction, Section, parse, read_yaml
 
 JOINT_FIELDS = ("urdf", "base", "tip", "joints")
 CALIBRATION_FIELDS = ("motors", "signs", "zeros")

@@ -23,7 +23,7 @@ from xwam_ft.contract import POSE_ACTION_ELEMENTS, POSE_ELEMENTS, POSE_UNITS, Ca
 from xwam_ft.errors import UserError
 from xwam_ft.model.joint import Layout
 from xwam_ft.model.network import NetworkConfig
-from xwam_ft.recipe import read_yaml
+from xwam_ft.strict_yaml import read_yaml
 
 ARMS = ("left", "right")
 PROPRIO = tuple(f"{arm}_{part}" for arm in ARMS for part in (*(f"arm.{e}" for e in POSE_ELEMENTS), "gripper.opening"))
