@@ -31,7 +31,7 @@ def test_help_lists_the_verbs() -> None:
         (["train"], ["neither just a recipe nor just --resume", "give RECIPE, or --resume RUN"]),
         (["train", "absent.yaml"], ["absent.yaml", "does not exist"]),
         (["train", "--resume", "absent"], ["absent"]),
-        (["train", "--resume", "absent", "--set", "trainer.workers=2"], ["absent is not a run folder"]),
+        (["train", "--resume", "absent", "--set", "trainer.workers=2"], ["absent: is not a run folder"]),
         (["plan", "absent.yaml"], ["absent.yaml", "does not exist"]),
         (["inspect", "absent"], ["absent"]),
         (["export", "absent", "out"], ["absent"]),

@@ -112,7 +112,7 @@ def _summary(out: Path, console: Console, took: dict[str, float]) -> None:
     table = Table("what", "where", title="made by the demo", title_justify="left")
     for what, where in (
         ("shards, looked at", "shards/report.html"),
-        ("run", "run"),
+        ("run, as it learned", "run/report.html"),
         ("bundle", "bundle"),
         ("imagined beside recorded", "imagined/imagined.mp4"),
         ("the same as pictures", "imagined/contact_sheet.png"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def test_no_known_kind_lists_what_is_read_and_points_inside(tmp_path: Path, v21:
         open_source(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"can read; there is a dataset in .*v21.*LeRobot.*X-WAM.*HDF5.*plain folder"):
         open_source(tmp_path)
+    deep = tmp_path / "outer" / "tests" / "debug" / "1.0.0"
+    deep.mkdir(parents=True)
+    shutil.copytree(v21, deep / "set")
+    with pytest.raises(UserError, match=r"there is a dataset in .*outer/tests/debug/1.0.0/set"):
+        open_source(tmp_path / "outer")
 
 
 def test_a_rate_is_needed_once(tmp_path: Path, made: Any, lerobot: Any) -> None:

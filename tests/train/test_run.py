@@ -154,12 +154,6 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path,
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
-def test_more_workers_give_the_same_bits(finished: Path, recipe_file: Path, tmp_path: Path, console: Console) -> None:
-    run = training.train(recipe_file, tmp_path / "run", ["trainer.workers=2"], console)
-    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
-
-
 def test_an_existing_run_is_not_overwritten(finished: Path, recipe_file: Path, console: Console) -> None:
     with pytest.raises(UserError, match="the run folder exists already") as error:
         training.train(recipe_file, finished, [], console)

@@ -15,9 +15,12 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare import plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from xwam_ft.prepare.episode import Episode
 
 # Asked in this order. The plain folder comes last: it asks for least.
+DEEPEST, MOST = 5, 200  # how far a folder of no known kind is searched for a dataset within it
 READERS = ("lerobot", "xwam", "hdf5", "mcap", "rlds", "folder")
 
 
@@ -105,11 +108,23 @@ def open_source(path: Path) -> Source:
     for reader in known:
         if reader.detect(path):
             return reader.read(path)
-    inside = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
-    nested = next((child for child in inside if any(reader.detect(child) for reader in known)), None)
+    nested = next((child for child in _inside(path) if any(reader.detect(child) for reader in known)), None)
     hint = "" if nested is None else f"; there is a dataset in {nested}"
     raise UserError(
         f"is not a dataset xwam-ft can read{hint}",
         path,
         f"give one of these: {listed([reader.reads for reader in known], 40)}",
     )
+
+
+def _inside(path: Path) -> Iterator[Path]:
+    """Folders within a folder, level by level, down to `DEEPEST` and the first `MOST`: where a dataset may lie."""
+    level = [path] if path.is_dir() else []
+    seen = 0
+    for _ in range(DEEPEST):
+        level = [child for folder in level for child in sorted(folder.iterdir()) if child.is_dir()]
+        for child in level:
+            seen += 1
+            if seen > MOST:
+                return
+            yield child
