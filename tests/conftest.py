@@ -201,7 +201,7 @@ def write_shard_set(folder: Path, contract: Contract, shard_bytes: int = 40_000)
                     keys,
                     frames=frames,
                     split=whole.split,
-                    instruction=whole.instruction,
+                    instructions=[whole.instruction],
                     source=f"recording-{episode}",
                     success=True,
                 )

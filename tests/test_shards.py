@@ -228,7 +228,7 @@ def test_segments_come_in_order_and_all_are_named(contract: Contract, segment: S
         writer.add(members)
         with pytest.raises(ValueError, match="comes out of order"):
             writer.add(members)
-        entry = episode_entry(0, ["other"], frames=29, split="train", instruction="x", source="y")
+        entry = episode_entry(0, ["other"], frames=29, split="train", instructions=["x"], source="y")
         with pytest.raises(ValueError, match="do not name the segments"):
             writer.finish(contract, [entry])
 
@@ -237,7 +237,7 @@ def test_without_depth_there_is_none(contract_with: Callable[..., Contract], seg
     contract = contract_with(depth={"kind": "none"})
     with ShardSetWriter(tmp_path / "set") as writer:
         writer.add(encode_segment(dataclasses.replace(segment, depth=None), contract.camera_names, 10.0))
-        entry = episode_entry(0, [segment.key], frames=29, split="train", instruction="x", source="y")
+        entry = episode_entry(0, [segment.key], frames=29, split="train", instructions=["x"], source="y")
         made = writer.finish(contract, [entry])
     assert not any(name.startswith("depth") for name in made.segments()[0].members)
     assert made.read(made.segments()[0]).depth is None

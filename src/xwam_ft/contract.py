@@ -228,6 +228,10 @@ class Quantiles(Part):
         return self
 
 
+COUNTED = ("quantiles", "prompts")
+"""Fields that come from the recordings themselves, not from the embodiment."""
+
+
 class Contract(Part):
     schema_version: Literal[1] = SCHEMA_VERSION
     embodiment: str
@@ -304,6 +308,11 @@ def load_contract(path: Path) -> Contract:
         raise UserError(f"is not a valid contract ({reasons})", path, "make it again with `xwam-ft prepare`") from None
 
 
+def require_compatible(ours: Contract, ours_at: Path, theirs: Contract, theirs_at: Path) -> None:
+    """Like `require_same`, but each preparation of the same robot may have its own quantiles and prompts."""
+    require_same(ours, ours_at, theirs.model_copy(update={name: getattr(ours, name) for name in COUNTED}), theirs_at)
+
+
 def require_same(ours: Contract, ours_at: Path, theirs: Contract, theirs_at: Path) -> None:
     """Raise a `UserError` naming both files and the first fields that differ, unless the contracts are equal."""
     if ours.sha256 == theirs.sha256:
@@ -314,5 +323,7 @@ def require_same(ours: Contract, ours_at: Path, theirs: Contract, theirs_at: Pat
     if len(detail) > 300:
         detail = f"they differ in {', '.join(fields)}"
     raise UserError(
-        f"does not hold the contract of {theirs_at}: {detail}", ours_at, "use shards, run and bundle of one preparation"
+        f"does not hold the contract of {theirs_at}: {detail}",
+        ours_at,
+        "use shards, run and bundle that were prepared alike, by one embodiment file",
     )

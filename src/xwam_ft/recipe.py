@@ -52,15 +52,60 @@ class AugmentSpec(Section):
         return self.crop or self.changes_colour
 
 
+class ShardSource(Section):
+    """One shard set of several. `weight` is its share of the clips that are shown, relative to the other sets'."""
+
+    path: str
+    weight: PositiveFloat | None = None
+
+
+class EpisodeWeight(Section):
+    """How often clips of some episodes are shown; where several rules fit an episode, their weights multiply.
+
+    `instruction` and `source` are patterns (`pick *`) of what index.json says of the episode. Weight 0 leaves it out.
+    """
+
+    instruction: str = "*"
+    source: str = "*"
+    success: bool | None = None  # None: either
+    weight: float = Field(ge=0)
+
+
 class DataSpec(Section):
-    shards: str
-    clip_stride: PositiveInt = 4  # source frames between the starts of cached clips
+    """What is trained on; see docs/data.md.
+
+    `cache`: `auto` makes the latent cache where it is missing, `require` refuses to train without, `none` trains from
+    pixels. `on_corrupt: skip` leaves damaged shards out, named and counted, where `stop` refuses them.
+    """
+
+    shards: str | Annotated[list[ShardSource], Field(min_length=1)]
+    episode_weights: list[EpisodeWeight] = Field(default=[])
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    cache: Literal["auto", "require", "none"] = "auto"
+    clip_stride: PositiveInt = 4  # source frames between the starts of clips
     encode_batch: PositiveInt = 4  # clips a VAE call
     augment: AugmentSpec = AugmentSpec()
 
+    @model_validator(mode="after")
+    def _all_weighted_or_none(self) -> DataSpec:
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("give every shard set a weight, or none: without, each clip is shown equally often")
+        if len({source.path for source in self.sources}) < len(self.sources):
+            raise ValueError("a shard set is listed twice; give it a weight instead")
+        return self
+
+    @property
+    def sources(self) -> tuple[ShardSource, ...]:
+        return (ShardSource(path=self.shards),) if isinstance(self.shards, str) else tuple(self.shards)
+
+    @property
+    def where(self) -> str:
+        """The shard sets, for sentences."""
+        return listed([source.path for source in self.sources])
+
     @property
     def copies(self) -> int:
-        """Copies of every training clip that are cached; held-out clips have one, the centre crop."""
+        """Copies of every training clip; held-out clips have one, the centre crop."""
         return self.augment.copies if self.augment.active else 1
 
 

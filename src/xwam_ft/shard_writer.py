@@ -237,17 +237,23 @@ def episode_entry(
     *,
     frames: int,
     split: Split,
-    instruction: str,
+    instructions: Sequence[str],
     source: str,
     success: bool | None = None,
 ) -> EpisodeEntry:
-    """The index's line for one episode; `segments` are the keys of its segments in order."""
+    """The index's line for one episode.
+
+    Args:
+        segments: keys of its segments in order.
+        instructions: wordings of what it was told, the usual one first; none where nothing was recorded.
+    """
     return EpisodeEntry(
         index=index,
         key=episode_key(index),
         frames=frames,
         split=split,
-        instruction=instruction,
+        instruction=instructions[0] if instructions else "",
+        instructions=tuple(instructions) if len(instructions) > 1 else (),
         success=success,
         source=source,
         segments=tuple(segments),

@@ -18,9 +18,10 @@ tars are ordinary WebDataset shards all the same. shard_writer.py writes them.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
@@ -28,9 +29,9 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from xwam_ft.contract import Contract, Timing, load_contract
+from xwam_ft.contract import Contract, Timing, load_contract, require_compatible
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.files import read_json, sha256
+from xwam_ft.files import json_bytes, read_json, sha256
 from xwam_ft.media import read_gray16, read_rgb
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 Split = Literal["train", "held_out"]
+Streams = Literal["all", "depth", "none"]
 
 INDEX_VERSION = 1
 INDEX_FILE = "index.json"
@@ -99,6 +101,7 @@ class EpisodeEntry(Entry):
     success: bool | None
     source: str  # the recording it came from, for people
     segments: tuple[str, ...]  # keys
+    instructions: tuple[str, ...] = ()  # all of them, `instruction` first, where several were recorded
 
 
 class ShardEntry(Entry):
@@ -187,10 +190,20 @@ class ShardSet:
     folder: Path
     contract: Contract
     index: Index
+    left_out: tuple[str, ...] = ()  # damaged shards of which nothing stands in `index`
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of index.json and of what is left out."""
+        whole = sha256(self.folder / INDEX_FILE)
+        return whole if not self.left_out else hashlib.sha256(json_bytes([whole, *self.left_out])).hexdigest()
 
     @classmethod
-    def open(cls, folder: Path) -> ShardSet:
+    def open(cls, folder: Path, *, sizes: bool = True) -> ShardSet:
         """Read contract and index, and check that every shard is there with its size.
+
+        Args:
+            sizes: False leaves that check out (`damage` finds it).
 
         Raises:
             UserError: not a finished shard set, made by another version, or damaged.
@@ -212,24 +225,41 @@ class ShardSet:
                 folder / INDEX_FILE,
                 f"restore the contract these shards were made with, or {AGAIN}",
             )
-        for shard in index.shards:
-            path = folder / shard.name
-            if not path.is_file():
-                raise UserError("the shard is missing", path, f"copy the whole folder again, or {AGAIN}")
-            if path.stat().st_size != shard.bytes:
-                raise UserError(
-                    f"has {path.stat().st_size} bytes, not the {shard.bytes} that were written",
-                    path,
-                    f"copy the whole folder again, or {AGAIN}",
-                )
-        return cls(folder, contract, index)
+        shards = cls(folder, contract, index)
+        for shard in index.shards if sizes else ():
+            if (found := shards.missing_or_cut(shard)) is not None:
+                raise UserError(found, folder / shard.name, f"copy the whole folder again, or {AGAIN}")
+        return shards
+
+    def missing_or_cut(self, shard: ShardEntry) -> str | None:
+        """What is wrong with a shard without reading it; None: it is there with its size."""
+        path = self.folder / shard.name
+        if not path.is_file():
+            return "the shard is missing"
+        size = path.stat().st_size
+        return None if size == shard.bytes else f"has {size} bytes, not the {shard.bytes} that were written"
+
+    def damage(self, shard: ShardEntry) -> str | None:
+        """What is wrong with a shard, its SHA-256 included; None: it is as it was written."""
+        if (found := self.missing_or_cut(shard)) is not None:
+            return found
+        same = sha256(self.folder / shard.name) == shard.sha256
+        return None if same else "is damaged (SHA-256 differs from index.json)"
 
     def verify(self) -> None:
         """Check the SHA-256 of every shard; a `UserError` names the first that is damaged."""
         for shard in self.index.shards:
-            path = self.folder / shard.name
-            if sha256(path) != shard.sha256:
-                raise UserError("is damaged (SHA-256 differs from index.json)", path, f"copy it again, or {AGAIN}")
+            if (found := self.damage(shard)) is not None:
+                raise UserError(found, self.folder / shard.name, f"copy it again, or {AGAIN}")
+
+    def under(self, contract: Contract, contract_at: Path) -> ShardSet:
+        """The same shards with another preparation's contract, whose quantiles then normalise them.
+
+        Raises:
+            UserError: the contracts are not of one embodiment; names the field.
+        """
+        require_compatible(contract, contract_at, self.contract, self.folder / CONTRACT_FILE)
+        return replace(self, contract=contract)
 
     def segments(self, split: Split | None = None) -> list[SegmentEntry]:
         """The segments of a split (None: all), in the order of the index: by episode, then by frame."""
@@ -254,7 +284,7 @@ class ShardSet:
 
     def read_motion(self, entry: SegmentEntry) -> Segment:
         """A segment without its pictures (`rgb` is [V, F, 0, 0, 3], no depth): states and commands at little cost."""
-        return self._read(entry, None, pictures=False)
+        return self._read(entry, None, streams="none")
 
     def clips(self, split: Split | None, stride: int) -> list[ClipRef]:
         """The clips that start at multiples of `stride` (episode frames), each with a real picture after its first."""
@@ -267,17 +297,24 @@ class ShardSet:
             found += [ClipRef(entry, start) for start in range(first, stop, stride)]
         return found
 
-    def read_clip(self, ref: ClipRef) -> Clip:
-        """Decode one clip: what `cut_clip` gives of its segment, but only the pictures it shows are decoded."""
+    def read_clip(self, ref: ClipRef, streams: Streams = "all") -> Clip:
+        """Decode one clip: what `cut_clip` gives of its segment, but only the pictures it shows are decoded.
+
+        Args:
+            streams: which pictures; those left out have no pixels (`rgb` [V, T, 0, 0, 3]) or are None (`depth`).
+        """
         timing = self.contract.timing
         _own(ref.entry, ref.start)
         rows = _picture_rows(ref.entry, ref.start, timing)
-        segment = self._read(ref.entry, rows)
-        return _assemble(segment, ref.start, timing, segment.rgb, segment.depth)
+        segment = self._read(ref.entry, rows, streams=streams)
+        rgb = segment.rgb if streams == "all" else segment.rgb[:, : len(rows)]
+        return _assemble(segment, ref.start, timing, rgb, segment.depth)
 
-    def _read(self, entry: SegmentEntry, rows: np.ndarray | None, *, pictures: bool = True) -> Segment:
+    def _read(self, entry: SegmentEntry, rows: np.ndarray | None, *, streams: Streams = "all") -> Segment:
         """Decode a segment; with `rows`, only those pictures."""
         path = self.folder / entry.shard
+        if not path.is_file():
+            raise UserError("the shard is missing", path, f"copy the whole folder again, or {AGAIN}")
         with path.open("rb") as stream:
 
             def member(name: str) -> bytes:
@@ -292,9 +329,9 @@ class ShardSet:
                 with np.load(io.BytesIO(member(MOTION)), allow_pickle=False) as archive:
                     tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
                 rgb, depth = np.zeros((len(cameras), len(tables["proprio"]), 0, 0, 3), dtype=np.uint8), None
-                if pictures:
+                if streams == "all":
                     rgb = np.stack([read_rgb(member(rgb_member(camera)), frames) for camera in cameras])
-                if pictures and meta.depth:
+                if streams != "none" and meta.depth:
                     depth = np.stack([read_gray16(member(depth_member(camera)), frames) for camera in cameras])
             except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
                 reason = error.what if isinstance(error, UserError) else str(error)
@@ -302,8 +339,8 @@ class ShardSet:
                     f"segment {entry.key} cannot be read ({reason})", path, f"copy the shard again, or {AGAIN}"
                 ) from None
         return Segment(
-            key=meta.key,
-            episode=meta.episode,
+            key=entry.key,  # of the index, which may be one of several sets joined
+            episode=entry.episode,
             split=meta.split,
             first_frame=meta.first_frame,
             first_start=meta.first_start,

@@ -11,7 +11,7 @@ import pytest
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.checks.numbers import check_numbers
-from xwam_ft.prepare.checks.table import check_table, instruction_of
+from xwam_ft.prepare.checks.table import MOST_WORDINGS, check_table, instructions_of
 from xwam_ft.prepare.checks.timing import check_time
 from xwam_ft.prepare.embodiment import load_embodiment
 from xwam_ft.prepare.embodiment_slots import motion, plan_cameras, plan_slots
@@ -210,16 +210,30 @@ def test_the_instruction_is_found_by_value_then_listed_then_given(parts: Any) ->
 
     episode = parts[0].episodes()[1]
     table = episode.table.read()
-    assert instruction_of(episode, table, None) == ("close the drawer", [])
+    assert instructions_of(episode, table, None) == (("close the drawer",), [])
     mixed = Table(table.columns, None, np.array([7] * 3 + [8] * 8))
-    text, notes = instruction_of(episode, mixed, None)
-    assert text == "close the drawer"
+    texts, notes = instructions_of(episode, mixed, None)
+    assert texts == ("close the drawer",)
     assert "2 instructions in one episode" in notes[0].text
     none = Table(table.columns, None, None)
-    assert instruction_of(episode, none, None)[0] == "close the drawer"
+    assert instructions_of(episode, none, None)[0] == ("close the drawer",)
     bare = replace(episode, instructions=(), tasks={})
-    assert instruction_of(bare, none, "do it") == ("do it", [])
-    assert named(instruction_of(bare, none, None)[1]) == ["missing-instruction"]
+    assert instructions_of(bare, none, "do it") == (("do it",), [])
+    assert named(instructions_of(bare, none, None)[1]) == ["missing-instruction"]
+
+
+def test_wordings_of_one_instruction_are_kept_up_to_a_number(parts: Any) -> None:
+    from dataclasses import replace
+
+    bare = replace(parts[0].episodes()[1], tasks={})
+    table = Table(bare.table.read().columns, None, None)
+    two = replace(bare, instructions=(" close it", "shut it ", "close it", ""))
+    assert instructions_of(two, table, "else") == (("close it", "shut it"), [])
+    many = replace(bare, instructions=tuple(f"close it {number}" for number in range(100)))
+    texts, notes = instructions_of(many, table, None)
+    assert len(set(texts)) == MOST_WORDINGS
+    assert texts[0] == "close it 0"
+    assert named(notes) == ["many-wordings"]
 
 
 def test_findings_are_grouped_over_episodes_errors_first() -> None:

@@ -19,10 +19,11 @@ from xwam_ft.recipe import AugmentSpec, Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.augment import Augmentation, augmentation, centred
 from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.clips import StepGeometry, clip_at, copy_at
+from xwam_ft.train.clip_tensors import augmentation_of, encode_clips
+from xwam_ft.train.clips import ClipOrder, StepGeometry, copy_at
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataset
-from xwam_ft.train.encode import augmentation_of, encode, encode_clips
+from xwam_ft.train.encode import encode
 
 HEIGHT, WIDTH, CROP = 20, 40, 0.7
 SPEC = AugmentSpec(crop=True, brightness=0.3, saturation=0.5, hue=0.1)
@@ -149,10 +150,9 @@ def test_the_losses_count_the_copies_that_are_shown(augmented: SimpleNamespace) 
     clips = cache.of_split("train")
     geometry = StepGeometry(4, 2)
     counts = StepCounts(cache, recipe.noise, 3, geometry)
+    order = ClipOrder(3, len(clips))
     for step in range(3):
-        shown = [
-            (clips[clip_at(3, position, len(clips))], copy_at(3, position, 2)) for position in geometry.positions(step)
-        ]
+        shown = [(clips[order.at(position)], copy_at(3, position, 2)) for position in geometry.positions(step)]
         masks = [cache.read(clip, copy).depth_mask for clip, copy in shown]
         channels = cache.read(clips[0]).rgb.shape[0]
         assert counts.of_step(step)["depth"] == channels * sum(int(mask.sum()) for mask in masks)

@@ -19,7 +19,8 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import encode as encoding
 from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.encode import encode, latent_frame_mask, wants_depth
+from xwam_ft.train.clip_tensors import latent_frame_mask
+from xwam_ft.train.encode import encode, wants_depth
 
 CPU = torch.device("cpu")
 

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xwam_ft.train.clips import StepGeometry, Stream, clip_at, generator_at
+from xwam_ft.train.clips import ClipOrder, StepGeometry, Stream, generator_at, wording_at
 
 
 @given(seed=st.integers(0, 2**32), clips=st.integers(1, 40), epoch=st.integers(0, 5))
 def test_every_epoch_shows_every_clip_once(seed: int, clips: int, epoch: int) -> None:
-    shown = [clip_at(seed, position, clips) for position in range(epoch * clips, (epoch + 1) * clips)]
+    order = ClipOrder(seed, clips)
+    shown = [order.at(position) for position in range(epoch * clips, (epoch + 1) * clips)]
     assert sorted(shown) == list(range(clips))
 
 
 def test_epochs_and_seeds_have_other_orders() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return [clip_at(seed, epoch * 50 + place, 50) for place in range(50)]
+        whole = ClipOrder(seed, 50)
+        return [whole.at(epoch * 50 + place) for place in range(50)]
 
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    weights=st.lists(st.floats(0, 10), min_size=1, max_size=30).filter(lambda w: sum(w) > 1e-3),
+    epoch=st.integers(0, 5),
+)
+def test_weighted_clips_are_shown_as_often_as_their_weight_says(seed: int, weights: list[float], epoch: int) -> None:
+    order = ClipOrder(seed, len(weights), np.array(weights))
+    shown = np.bincount(order.epoch(epoch), minlength=len(weights))
+    expected = len(weights) * np.array(weights) / sum(weights)
+    assert shown.sum() == len(weights)  # an epoch is as long as ever
+    assert np.all((shown >= np.floor(expected - 1e-9)) & (shown <= np.ceil(expected + 1e-9)))
+
+
+def test_over_epochs_weights_are_met_and_equal_ones_change_nothing() -> None:
+    weights = np.array([1.0, 2.5, 0.0, 0.5, 4.0])
+    order = ClipOrder(3, 5, weights)
+    shown = np.bincount(np.concatenate([order.epoch(epoch) for epoch in range(400)]), minlength=5) / 2000
+    np.testing.assert_allclose(shown, weights / weights.sum(), atol=0.01)
+    assert len({tuple(order.epoch(epoch)) for epoch in range(20)}) > 10
+    alike = ClipOrder(3, 7, np.full(7, 0.3))
+    assert [alike.at(p) for p in range(30)] == [ClipOrder(3, 7).at(p) for p in range(30)]
+    # Any position by itself, in any order, is what it is in sequence.
+    assert [order.at(p) for p in (17, 3, 17, 9)] == [list(order.epoch(p // 5))[p % 5] for p in (17, 3, 17, 9)]
+
+
+def test_wordings_are_drawn_evenly_and_by_position() -> None:
+    drawn = np.bincount([wording_at(0, position, 3) for position in range(3000)], minlength=3)
+    assert drawn.min() > 900
+    assert {wording_at(0, position, 1) for position in range(5)} == {0}
 
 
 @given(batch=st.integers(1, 4), accumulate=st.integers(1, 4), ranks=st.integers(1, 4), step=st.integers(0, 9))

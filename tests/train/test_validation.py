@@ -34,9 +34,9 @@ def test_the_run_logged_the_losses_and_errors_of_its_averaged_weights(finished: 
     assert {"val/loss_action", "val/loss_proprio", "val/loss_depth", "val/tool_position"} < logged.keys()
     assert session.average is not None
     with evaluation_mode(session.network, session.average.weights):
-        losses = held_out_losses(session.module, session.cache)
+        losses = held_out_losses(session.module, session.source)
     assert {name: logged[name] for name in losses} == pytest.approx(losses, rel=1e-6)
-    assert held_out_losses(session.module, session.cache) != losses
+    assert held_out_losses(session.module, session.source) != losses
 
 
 def test_evaluation_mode_gives_the_network_back_as_it_was(session: Session) -> None:
@@ -65,7 +65,7 @@ def test_the_live_policy_sees_what_training_saw(session: Session, shard_set: Sha
 def test_losses_by_noise_level_are_parts_of_the_whole(session: Session) -> None:
     edges = sigma_edges(5.0)
     assert edges == pytest.approx([0, 0.625, 5 / 6, 0.9375, 1])
-    losses = held_out_losses(session.module, session.cache)
+    losses = held_out_losses(session.module, session.source)
     for term in ("video", "action", "proprio", "depth"):
         bins = {name: loss for name, loss in losses.items() if name.startswith(f"val_sigma/{term}_")}
         assert bins

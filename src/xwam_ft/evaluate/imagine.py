@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft.contract import require_same
 from xwam_ft.depth_code import INVALID, code_to_picture, colour, is_exact, picture_to_code, to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.fidelity import Fidelity
@@ -71,7 +70,7 @@ def imagine(bundle: Path, shards: Path, episode: int, out: Path, console: Consol
         entry = shard_set.episode(episode)
         refs = tiles(shard_set, entry)
         policy = Policy.load(bundle)
-        require_same(policy.contract, bundle / CONTRACT_FILE, shard_set.contract, shards / CONTRACT_FILE)
+        shard_set = shard_set.under(policy.contract, bundle / CONTRACT_FILE)
         with progress_bar(console, "imagine", "clips", len(refs)) as advance:
             found = write_futures(policy, shard_set, refs, folder, joined=True, advance=advance)
         metrics: dict[str, Any] = {

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from xwam_ft import observation
-from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.baselines import hold_still, mean_action
 from xwam_ft.evaluate.errors import ErrorTable, Measure, command_errors
@@ -182,7 +181,7 @@ def evaluate_bundle(
         folder = stack.enter_context(atomic_folder(out)) if out is not None else None
         shard_set = ShardSet.open(shards)
         policy = Policy.load(bundle)
-        require_same(policy.contract, bundle / CONTRACT_FILE, shard_set.contract, shards / CONTRACT_FILE)
+        shard_set = shard_set.under(policy.contract, bundle / CONTRACT_FILE)
         total = min(clips, len(shard_set.clips(split, 1)))
         work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
         work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0

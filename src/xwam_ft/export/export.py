@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import Prediction
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.train.checkpoint import Checkpoint
+from xwam_ft.train.data_sets import open_sets
 
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -170,7 +171,7 @@ def _check_options(
 
 def _recordings(folder: RunFolder, checkpoint: Checkpoint) -> ShardSet:
     """The run's shard set, under the contract that all three were made with."""
-    shards = ShardSet.open(Path(folder.recipe.data.shards))
+    shards = open_sets(folder.recipe.data).joined
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
     if folder.contract.sha256 != checkpoint.state.contract:
         raise UserError(

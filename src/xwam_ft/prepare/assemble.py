@@ -94,7 +94,7 @@ def write_set(
                     result.segments,
                     frames=result.frames,
                     split=split,
-                    instruction=result.instruction,
+                    instructions=result.instructions,
                     source=f"{result.dataset} episode {result.index}",
                     success=result.success,
                 )

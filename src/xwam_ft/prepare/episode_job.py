@@ -27,7 +27,7 @@ from xwam_ft.prepare.checks import depth as depth_checks
 from xwam_ft.prepare.checks import pictures as picture_checks
 from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.checks.numbers import check_numbers
-from xwam_ft.prepare.checks.table import check_table, instruction_of
+from xwam_ft.prepare.checks.table import check_table, instructions_of
 from xwam_ft.prepare.checks.timing import check_time, seconds_apart
 from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
@@ -78,7 +78,7 @@ class EpisodeResult:
     reason: str | None = None  # why it was rejected
     findings: list[Finding] = field(default_factory=list[Finding])
     frames: int = 0
-    instruction: str = ""
+    instructions: list[str] = field(default_factory=list[str])  # wordings of one, the usual first
     success: bool | None = None
     segments: list[str] = field(default_factory=list[str])
     padded_starts: int = 0
@@ -96,6 +96,11 @@ class EpisodeResult:
         default_factory=list[float]
     )  # recorded times between frames: least, median, most
     thumbnails: dict[str, str] = field(default_factory=dict[str, str])  # "camera:frame" -> JPEG in base64
+
+    @property
+    def instruction(self) -> str:
+        """The usual wording, "" where none was recorded."""
+        return self.instructions[0] if self.instructions else ""
 
     def of(self, severity: Severity) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]
@@ -212,7 +217,8 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.findings += check_time(table.timestamps, job.fps)
     result.seconds_apart = seconds_apart(table.timestamps)
     result.findings += check_numbers(table, job.slots, state, command, job.fps)
-    result.instruction, oddities = instruction_of(episode, table, job.instruction)
+    wordings, oddities = instructions_of(episode, table, job.instruction)
+    result.instructions = list(wordings)
     result.findings += oddities
     result.success = episode.success if table.success is None else table.success
     result.padded_starts = padded_starts(len(state), job.timing)

@@ -37,6 +37,7 @@ CHECKS = {
     "still-gripper": "leave the gripper out where the task needs none; else look at its column",
     "missing-instruction": "add `instruction:` to the embodiment file",
     "several-instructions": "cut the episode where the task changes",
+    "many-wordings": "nothing needs to be done: each one kept costs memory and disk for its embedding",
     "black-camera": "look at the camera's cable and exposure; leave the camera out where it stays black",
     "frozen-camera": "the driver repeated pictures while the robot moved; record again, or cut the episode",
     "swapped-camera": "the cameras' files or plugs were exchanged; rename them",

@@ -19,12 +19,12 @@ Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import json_bytes, read_json, sha256
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-    from xwam_ft.contract import Contract
     from xwam_ft.recipe import DataSpec
-    from xwam_ft.shards import Split
+    from xwam_ft.shards import ShardSet, Split
+    from xwam_ft.train.data import Batch, PictureBatch
 
 SCHEMA_VERSION = 2
 EMPTY_PROMPT = ""
@@ -89,6 +89,7 @@ class CachedClip:
     split: Split
     instruction: str
     copies: int = 1
+    wordings: tuple[str, ...] = ()  # of the instruction, `instruction` first, where there are several
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class LatentCache:
         cache = cls(
             folder=folder,
             identity=CacheIdentity(**tree["identity"]),
-            clips=tuple(CachedClip(**clip) for clip in tree["clips"]),
+            clips=tuple(_clip(clip) for clip in tree["clips"]),
             prompts=tuple(tree["prompts"]),
             files=tuple(CachedFile(**entry) for entry in tree["files"]),
         )
@@ -143,40 +144,59 @@ class LatentCache:
                 advance(entry.size)
         return cache
 
+    @property
+    def with_depth(self) -> bool:
+        return self.identity.with_depth
+
+    @property
+    def weights(self) -> None:
+        """Its training clips are shown equally often."""
+        return None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[C, Tl, V, h, w]"""
+        return tuple(self._handle(self.clips[0].file).get_slice("rgb").get_shape()[1:])
+
     def of_split(self, split: Split) -> list[CachedClip]:
         return [clip for clip in self.clips if clip.split == split]
 
-    @cached_property
+    @property
     def prompt_embeddings(self) -> Float[Tensor, "n s dt"]:
         """Embeddings in the order of `prompts`."""
+        return self._embeddings
+
+    @property
+    def prompt_index(self) -> dict[str, int]:
+        return self._places
+
+    @cached_property
+    def _embeddings(self) -> Tensor:
         from safetensors.torch import load_file
 
         return load_file(self.folder / PROMPTS_FILE)["embeddings"]
 
     @cached_property
-    def prompt_index(self) -> dict[str, int]:
+    def _places(self) -> dict[str, int]:
         return {prompt: index for index, prompt in enumerate(self.prompts)}
 
     def read(self, clip: CachedClip, copy: int = 0) -> ClipTensors:
         """The tensors of one copy of a clip, in the dtype they are stored in."""
         assert 0 <= copy < clip.copies, f"clip {clip.key} has no copy {copy}"
         handle = self._handle(clip.file)
-        names = CLIP_TENSORS + (DEPTH_TENSORS if self.identity.with_depth else ())
+        names = CLIP_TENSORS + (DEPTH_TENSORS if self.with_depth else ())
         rows: dict[str, Any] = {name: handle.get_slice(name)[clip.row + copy] for name in names}
         return ClipTensors(**rows)
 
-    def read_masks(self, split: Split) -> dict[str, Tensor]:
-        """The masks of all K copies of every clip of a split, [N, K, ...]: what the losses count, known beforehand."""
-        import torch
+    def masks(self, clip: CachedClip, copy: int = 0) -> dict[str, Tensor]:
+        """The masks of one copy of a clip: what the losses count."""
+        names = CLIP_TENSORS + (DEPTH_TENSORS if self.with_depth else ())
+        handle = self._handle(clip.file)
+        return {name: handle.get_slice(name)[clip.row + copy] for name in names if name.endswith("_mask")}
 
-        clips = self.of_split(split)
-        names = [name for name in (*CLIP_TENSORS, *DEPTH_TENSORS) if name.endswith("_mask")]
-        names = [name for name in names if self.identity.with_depth or name not in DEPTH_TENSORS]
-        rows = {
-            name: [self._handle(clip.file).get_slice(name)[clip.row : clip.row + clip.copies] for clip in clips]
-            for name in names
-        }
-        return {name: torch.stack(parts) for name, parts in rows.items()}
+    def finish(self, batch: Batch | PictureBatch) -> Batch:
+        """Nothing is left to do: see ClipSource."""
+        return cast("Batch", batch)
 
     def _handle(self, file: str) -> Any:
         # Opened per process and kept: safetensors maps the file, so this costs no memory.
@@ -191,12 +211,46 @@ class LatentCache:
         return {**self.__dict__, "_open": {}}
 
 
-def cache_identity(
-    backbone: str, contract: Contract, shards: Path, data: DataSpec, dtype: str, with_depth: bool
-) -> CacheIdentity:
+def cache_identity(backbone: str, shard_set: ShardSet, data: DataSpec, dtype: str, with_depth: bool) -> CacheIdentity:
     augment = json_bytes(data.augment.model_dump(mode="json")).decode() if data.augment.active else "none"
-    index = sha256(shards / INDEX_FILE)
-    return CacheIdentity(backbone, contract.sha256, index, data.clip_stride, dtype, with_depth, augment)
+    contract, shards = shard_set.contract.sha256, shard_set.fingerprint
+    return CacheIdentity(backbone, contract, shards, data.clip_stride, dtype, with_depth, augment)
+
+
+MEANING = {
+    "backbone": "VAE or text encoder",
+    "contract": "contract.json",
+    "shards": "index.json",
+    "clip_stride": "data.clip_stride",
+    "dtype": "backbone.dtype",
+    "with_depth": "depth",
+    "augment": "data.augment",
+    "schema_version": "version of the cache",
+}
+
+
+def stale_caches(shards: Path, wanted: CacheIdentity) -> list[str]:
+    """A phrase for each finished cache of other numbers: its name and what it was made with that is another now."""
+    said: list[str] = []
+    for index in sorted(shards.glob(f"latents-*/{INDEX_FILE}")):
+        there, now = read_json(index)["identity"], asdict(wanted)
+        changed = [
+            f"{MEANING[name]} {_short(there.get(name))}, now {_short(value)}"
+            for name, value in now.items()
+            if there.get(name) != value
+        ]
+        said.append(f"{index.parent.name} was made with {listed(changed)}")
+    return said
+
+
+def _clip(tree: dict[str, Any]) -> CachedClip:
+    clip = CachedClip(**tree)
+    return replace(clip, wordings=tuple(clip.wordings))  # a list in JSON
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 or text.startswith("{") else f"{text[:12]}..."
 
 
 def require_intact(folder: Path, entry: CachedFile) -> None:

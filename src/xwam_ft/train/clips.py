@@ -1,10 +1,10 @@
 """Which clip comes when, and which random numbers belong to it: functions of (seed, position), of nothing else.
 
 A *position* counts the samples of a run, 0, 1, 2, ... in the order they are consumed. With n training clips,
-position p is in epoch p // n, and that epoch's permutation says which clip it is. Optimizer step s consumes the
-G = batch * accumulate * ranks positions s*G .. s*G + G-1; micro-batch m of rank r takes a run of `batch` of them.
-So neither the worker count nor the history of the process matters, and micro-batch times accumulation times ranks
-can be traded for one another.
+position p is in epoch p // n, and that epoch's permutation says which clip it is (`ClipOrder`). Optimizer step s
+consumes the G = batch * accumulate * ranks positions s*G .. s*G + G-1; micro-batch m of rank r takes a run of `batch`
+of them. So neither the worker count nor the history of the process matters, and micro-batch times accumulation times
+ranks can be traded for one another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
-    from jaxtyping import Int
+    from jaxtyping import Float, Int
     from numpy import ndarray
 
 
@@ -32,6 +32,8 @@ class Stream(IntEnum):
     VALIDATION = 3
     COPY = 4  # which augmented copy of a clip
     PREFIX = 5  # how many actions are given clean
+    WEIGHTS = 6  # which clips an epoch shows once more than others
+    WORDING = 7  # which of an episode's instructions
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,44 @@ class StepGeometry:
                 yield self.micro_batch(step, index, rank)
 
 
-def clip_at(seed: int, position: int, num_clips: int) -> int:
-    """The index of the training clip at `position`."""
-    epoch, place = divmod(position, num_clips)
-    return int(_permutation(seed, epoch, num_clips)[place])
+class ClipOrder:
+    """Which of n training clips is shown at a position; an epoch shows n.
+
+    Without weights every clip is shown once an epoch. With them clip j is shown c_j = n * w_j / sum(w) times on
+    average, and floor(c_j) or ceil(c_j) times in any epoch: systematic sampling, one uniform number an epoch.
+
+    Args:
+        weights: [n], at least 0, not all 0; None: all alike.
+    """
+
+    def __init__(self, seed: int, num_clips: int, weights: Float[ndarray, " n"] | None = None) -> None:
+        self.seed, self.num_clips = seed, num_clips
+        alike = weights is None or bool(np.all(weights == weights[0]))
+        self._ends = None if weights is None or alike else np.cumsum(weights) * (num_clips / np.sum(weights))
+        self._shown: tuple[int, Int[ndarray, " n"]] = (-1, np.zeros(0, dtype=np.int64))
+
+    def at(self, position: int) -> int:
+        """The index of the clip at `position`."""
+        epoch, place = divmod(position, self.num_clips)
+        if self._shown[0] != epoch:
+            self._shown = (epoch, self.epoch(epoch))
+        return int(self._shown[1][place])
+
+    def epoch(self, epoch: int) -> Int[ndarray, " n"]:
+        """The clips of an epoch in order."""
+        order = _permutation(self.seed, epoch, self.num_clips)
+        if self._ends is None:
+            return order
+        offset = random_bits(self.seed, Stream.WEIGHTS, epoch) / 2**63
+        ends = np.floor(self._ends + offset).astype(np.int64)
+        ends = np.minimum(ends, self.num_clips)
+        ends[-1] = self.num_clips  # rounding of the sum must neither lose a clip nor add one
+        return np.repeat(np.arange(self.num_clips), np.diff(ends, prepend=0))[order]
+
+
+def wording_at(seed: int, position: int, wordings: int) -> int:
+    """Which of an episode's instructions is told at `position`."""
+    return random_bits(seed, Stream.WORDING, position) % wordings if wordings > 1 else 0
 
 
 def copy_at(seed: int, position: int, copies: int) -> int:

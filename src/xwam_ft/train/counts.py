@@ -1,8 +1,8 @@
 """What the masked losses divide by: the valid numbers of a whole optimizer step, over micro-batches and ranks.
 
 Dividing each micro-batch by its own count would weigh samples by their company: with half the samples' actions
-given clean, micro-batches of one would halve the action loss. The counts need no forward pass: masks are in the
-cache, and which actions are given clean follows from (seed, position).
+given clean, micro-batches of one would halve the action loss. The counts need no forward pass: masks are known of every
+clip, and which actions are given clean follows from (seed, position).
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xwam_ft.model.losses import LossMasks, loss_counts
-from xwam_ft.train.clips import StepGeometry, Stream, clip_at, copy_at
+from xwam_ft.train.clips import StepGeometry, Stream
+from xwam_ft.train.data import ClipDataset
 from xwam_ft.train.draws import action_is_clean, action_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
     from xwam_ft.recipe import NoiseSpec
-    from xwam_ft.train.cache import LatentCache
+    from xwam_ft.train.clip_source import ClipSource
 
 
 class StepCounts:
     """Valid numbers of each loss term in any optimizer step."""
 
-    def __init__(self, cache: LatentCache, noise: NoiseSpec, seed: int, geometry: StepGeometry) -> None:
-        self._masks = cache.read_masks("train")
-        self._latent_shape = (1, *cache.read(cache.of_split("train")[0]).rgb.shape)
+    def __init__(self, source: ClipSource, noise: NoiseSpec, seed: int, geometry: StepGeometry) -> None:
+        self._dataset = ClipDataset(source, source.of_split("train"), seed)
+        self._latent_shape = (1, *source.latent_shape)
         self._noise, self._seed, self._geometry = noise, seed, geometry
         self._known: tuple[int, dict[str, float]] = (-1, {})
 
@@ -38,10 +37,7 @@ class StepCounts:
         return self._known[1]
 
     def _count(self, positions: Sequence[int]) -> dict[str, float]:
-        total, copies = self._masks["action_mask"].shape[:2]
-        chosen = [clip_at(self._seed, position, total) for position in positions]
-        shown = [copy_at(self._seed, position, copies) for position in positions]
-        rows: dict[str, Tensor] = {name: mask[chosen, shown] for name, mask in self._masks.items()}
+        rows = self._dataset.masks(positions)
         masks = LossMasks(
             video=rows["video_mask"],
             action=rows["action_mask"],

@@ -1,4 +1,4 @@
-"""Cached clips -> batches, in the order of clips.py.
+"""Clips -> batches, in the order of clips.py.
 
 Legend: B clips, C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp,
 S text positions of Dt. Everything is normalised and float32; masks are 0 or 1 (bool for depth cells).
@@ -14,35 +14,40 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from xwam_ft.train.cache import CachedClip, ClipTensors, LatentCache
-from xwam_ft.train.clips import StepGeometry, clip_at, copy_at
+from xwam_ft.train.clip_tensors import ClipPictures
+from xwam_ft.train.clips import ClipOrder, StepGeometry, copy_at, wording_at
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, UInt8
     from torch import Tensor
+    from typing_extensions import Self
+
+    from xwam_ft.train.cache import CachedClip
+    from xwam_ft.train.clip_source import ClipSource
+
+
+MOTION = ("video_mask", "action", "action_mask", "proprio", "proprio_mask")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Clips as the network sees them, before noise. `positions` say which random numbers are theirs."""
+class Motion:
+    """What batches of latents and of pictures have in common. `positions` say which random numbers are theirs."""
 
     positions: tuple[int, ...]
     keys: tuple[str, ...]
-    latents: Float[Tensor, "b c tl v h w"]
     video_mask: Float[Tensor, "b tl"]
     action: Float[Tensor, "b ta da"]
     action_mask: Float[Tensor, "b ta da"]
     proprio: Float[Tensor, "b tp dp"]
     proprio_mask: Float[Tensor, "b tp dp"]
     text: Float[Tensor, "b s dt"]
-    depth: Float[Tensor, "b c tl v h w"] | None
     depth_mask: Bool[Tensor, "b tl v h w"] | None
 
     @property
     def size(self) -> int:
         return len(self.positions)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch on another device (Lightning calls this)."""
         moved = {
             field.name: value.to(device, non_blocking=non_blocking)
@@ -51,50 +56,85 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{n: t.pin_memory() for n, t in tensors.items() if isinstance(t, torch.Tensor)})
 
 
-class ClipDataset(Dataset[Batch]):
+@dataclass(frozen=True)
+class Batch(Motion):
+    """Clips as the network sees them, before noise."""
+
+    latents: Float[Tensor, "b c tl v h w"]
+    depth: Float[Tensor, "b c tl v h w"] | None
+
+
+@dataclass(frozen=True)
+class PictureBatch(Motion):
+    """Clips before the VAE."""
+
+    pictures: UInt8[Tensor, "b v t height width 3"]
+    depth_pictures: Float[Tensor, "b v t height width"] | None
+
+    def with_latents(self, latents: Tensor, depth: Tensor | None) -> Batch:
+        motion = {field.name: getattr(self, field.name) for field in fields(Motion)}
+        return Batch(**motion, latents=latents, depth=depth)
+
+
+class ClipDataset(Dataset["Batch | PictureBatch"]):
     """The clips of one split, addressed by batches of positions.
 
     Args:
-        cache: the latent cache.
+        source: the latent cache, or what reads pixels.
         clips: which clips position p stands for is `order(p)`, an index into these.
-        seed: of the training order and of which augmented copy is shown; None: position p is clip p (validation).
+        seed: of the training order, of which augmented copy is shown and which wording is told; None: position p is
+            clip p (validation).
     """
 
-    def __init__(self, cache: LatentCache, clips: Sequence[CachedClip], seed: int | None) -> None:
-        self.cache, self.clips, self.seed = cache, list(clips), seed
+    def __init__(self, source: ClipSource, clips: Sequence[CachedClip], seed: int | None) -> None:
+        self.source, self.clips, self.seed = source, list(clips), seed
+        self._order = None if seed is None else ClipOrder(seed, len(self.clips), source.weights)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def clip(self, position: int) -> CachedClip:
-        index = position if self.seed is None else clip_at(self.seed, position, len(self.clips))
-        return self.clips[index]
+        return self.clips[position if self._order is None else self._order.at(position)]
 
     def copy(self, position: int, clip: CachedClip) -> int:
         return 0 if self.seed is None else copy_at(self.seed, position, clip.copies)
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch:
+    def told(self, position: int, clip: CachedClip) -> str:
+        """The wording of the instruction."""
+        if self.seed is None or not clip.wordings:
+            return clip.instruction
+        return clip.wordings[wording_at(self.seed, position, len(clip.wordings))]
+
+    def masks(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """The masks of the clips at some positions, by name, stacked: what the losses count."""
         clips = [self.clip(position) for position in positions]
-        tensors = [self.cache.read(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
-        prompts = [self.cache.prompt_index[clip.instruction] for clip in clips]
-        return Batch(
-            positions=tuple(positions),
-            keys=tuple(clip.key for clip in clips),
-            latents=_stack(tensors, "rgb"),
-            video_mask=_stack(tensors, "video_mask"),
-            action=_stack(tensors, "action"),
-            action_mask=_stack(tensors, "action_mask"),
-            proprio=_stack(tensors, "proprio"),
-            proprio_mask=_stack(tensors, "proprio_mask"),
-            text=self.cache.prompt_embeddings[prompts].float(),
-            depth=_stack(tensors, "depth") if self.cache.identity.with_depth else None,
-            depth_mask=_stack(tensors, "depth_mask").bool() if self.cache.identity.with_depth else None,
-        )
+        rows = [self.source.masks(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def batch(self, positions: Sequence[int], device: torch.device | str) -> Batch:
+        """A batch of latents on a device, without a loader."""
+        return self.source.finish(self[positions].to(device))
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch | PictureBatch:
+        clips = [self.clip(position) for position in positions]
+        tensors = [self.source.read(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
+        told = [self.source.prompt_index[self.told(p, clip)] for p, clip in zip(positions, clips, strict=True)]
+        motion: dict[str, Any] = {
+            "positions": tuple(positions),
+            "keys": tuple(clip.key for clip in clips),
+            "text": self.source.prompt_embeddings[told].float(),
+            "depth_mask": _stack(tensors, "depth_mask").bool() if self.source.with_depth else None,
+        }
+        motion |= {name: _stack(tensors, name).float() for name in MOTION}
+        depth = _stack(tensors, "depth").float() if self.source.with_depth else None
+        if isinstance(tensors[0], ClipPictures):
+            return PictureBatch(**motion, pictures=_stack(tensors, "rgb"), depth_pictures=depth)
+        return Batch(**motion, latents=_stack(tensors, "rgb").float(), depth=depth)
 
 
 @dataclass(frozen=True)
@@ -117,14 +157,18 @@ class ClipDataModule(pl.LightningDataModule):
     """Training batches of every step that is still to do."""
 
     def __init__(
-        self, cache: LatentCache, seed: int, geometry: StepGeometry, first_step: int, last_step: int, workers: int
+        self, source: ClipSource, seed: int, geometry: StepGeometry, first_step: int, last_step: int, workers: int
     ) -> None:
         super().__init__()
-        self.dataset = ClipDataset(cache, cache.of_split("train"), seed)
+        self.dataset = ClipDataset(source, source.of_split("train"), seed)
         self.geometry, self.workers = geometry, workers
         self.first_step, self.last_step = first_step, last_step
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Pictures go through the VAE here, on the device and not in a loader's worker."""
+        return self.dataset.source.finish(batch)
+
+    def train_dataloader(self) -> DataLoader[Batch | PictureBatch]:
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return DataLoader(
             self.dataset,
@@ -136,5 +180,5 @@ class ClipDataModule(pl.LightningDataModule):
         )
 
 
-def _stack(tensors: Sequence[ClipTensors], name: str) -> Any:
-    return torch.stack([getattr(clip, name) for clip in tensors]).float()
+def _stack(clips: Sequence[object], name: str) -> Tensor:
+    return torch.stack([getattr(clip, name) for clip in clips])

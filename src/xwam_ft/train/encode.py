@@ -8,7 +8,6 @@ where it was and ends with the same bytes. Pictures take the contract's centre c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from xwam_ft.conventions import (
-    command_to_action_mask,
-    encode_actions,
-    normalise_action,
-    normalise_proprio,
-    state_mask,
-)
-from xwam_ft.depth_code import code_to_picture, latent_mask
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, write_json_atomic
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import cut_clip
-from xwam_ft.train.augment import Augmentation, augmentation, centred
 from xwam_ft.train.cache import (
     EMPTY_PROMPT,
     INDEX_FILE,
@@ -38,21 +28,18 @@ from xwam_ft.train.cache import (
     CacheIdentity,
     LatentCache,
     cache_identity,
+    stale_caches,
 )
+from xwam_ft.train.clip_tensors import augmentation_of, encode_clips
+from xwam_ft.train.data_sets import corrupt
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt16
-    from numpy import ndarray
     from rich.console import Console
     from torch import Tensor
 
     from xwam_ft.contract import Contract
-    from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import Clip, SegmentEntry, ShardSet, Split
-
-WORTH_A_BAR = 200_000_000
-"""Bytes that take a noticeable time to check."""
+    from xwam_ft.shards import SegmentEntry, ShardSet
 
 
 def wants_depth(recipe: Recipe, contract: Contract) -> bool:
@@ -66,7 +53,7 @@ def wants_depth(recipe: Recipe, contract: Contract) -> bool:
     if contract.depth.kind == "none":
         raise UserError(
             f"model.depth.branch is {recipe.model.depth.branch!r}, but the shards hold no depth",
-            recipe.data.shards,
+            recipe.data.where,
             "set model.depth.branch to none, or prepare the recordings with --depth",
         )
     return True
@@ -80,8 +67,7 @@ def identify(recipe: Recipe, shard_set: ShardSet) -> CacheIdentity:
     prints = part_fingerprints(spec.path, ("vae", "text"), revision=spec.revision)
     return cache_identity(
         "/".join(prints[part] for part in ("vae", "text")),
-        shard_set.contract,
-        shard_set.folder,
+        shard_set,
         recipe.data,
         spec.dtype,
         wants_depth(recipe, shard_set.contract),
@@ -92,79 +78,30 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
     """Make the latent cache of a shard set where it is missing or incomplete, then open it.
 
     Raises:
-        UserError: a cached file is damaged, the pictures do not fit the VAE, the split is empty, or the disk is full.
+        UserError: a shard or a cached file is damaged, the pictures do not fit the VAE, the split is empty, the disk
+            is full, or the recipe requires a cache and only others are there (says what they were made with).
     """
     identity = identify(recipe, shard_set)
     folder = identity.folder(shard_set.folder)
-    plan = _plan(shard_set, recipe.data.clip_stride, recipe.data.copies)
+    plan = plan_segments(shard_set, recipe.data.clip_stride, recipe.data.copies)
     files = [PROMPTS_FILE, *(part.file for part in plan)]
     if not all((folder / name).is_file() for name in (*files, INDEX_FILE)):
+        stale = "; ".join(stale_caches(shard_set.folder, identity)) if not folder.exists() else ""
+        if recipe.data.cache == "require":
+            raise UserError(
+                f"holds no latent cache of this recipe{': ' if stale else ''}{stale}",
+                shard_set.folder,
+                "restore what has changed, make one with `xwam-ft encode`, or set data.cache: auto",
+            )
+        if stale:
+            console.print(f"another latent cache is made: {stale}", soft_wrap=True)
+        if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
+            _verify(shard_set, console)
         _make(recipe, shard_set, identity, plan, device, console)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
         return LatentCache.open(folder, advance)
-
-
-def encode_clips(
-    clips: Sequence[Clip],
-    contract: Contract,
-    backbone: Backbone,
-    *,
-    with_depth: bool,
-    augmentations: Sequence[Augmentation] | None = None,
-) -> dict[str, Tensor]:
-    """Clips as they are cached, stacked along N: names and shapes as in cache.py; one VAE call each.
-
-    Args:
-        augmentations: what happens to each clip's pictures; None: the centre crop, as at deployment.
-    """
-    views, image = len(contract.cameras), contract.image
-    if augmentations is None:
-        augmentations = [centred(views, image.height, image.width, image.crop)] * len(clips)
-    seen = list(zip(clips, augmentations, strict=True))
-    pictures = np.stack([change.rgb(clip.rgb) for clip, change in seen])  # n v t h w 3
-    frames_seen = np.stack([latent_frame_mask(clip.frame_valid) for clip in clips])  # n tl
-    motion = [motion_tensors(clip, contract) for clip in clips]
-    tensors = {name: torch.stack([table[name] for table in motion]) for name in motion[0]}
-    tensors["rgb"] = backbone.encode_video(torch.from_numpy(pictures), batch=len(clips) * views).cpu()
-    tensors["video_mask"] = torch.from_numpy(frames_seen).float()
-    if with_depth:
-        codes = [view for clip, change in seen for view in change.depth(_depth_of(clip))]
-        shown = [code_to_picture(code, contract.depth) for code in codes]  # (n v) of picture, valid
-        device = next(backbone.vae.parameters()).device
-        # The RGB VAE sees inverse depth on three equal channels: (n v) 3 t h w.
-        gray = torch.from_numpy(np.stack([picture for picture, _ in shown]))[:, None].expand(-1, 3, -1, -1, -1)
-        latents = backbone.encode_pictures(gray.to(device)).cpu().unflatten(0, (len(clips), views))
-        tensors["depth"] = latents.movedim(1, 3)  # n c tl v h w
-        factor = backbone.spatial_factor
-        masks = torch.from_numpy(np.stack([latent_mask(valid, factor, factor) for _, valid in shown]))
-        masks = masks.unflatten(0, (len(clips), views)).movedim(1, 2)  # n tl v h w
-        # A held last frame measures nothing.
-        tensors["depth_mask"] = (masks > 0) & (torch.from_numpy(frames_seen) > 0)[:, :, None, None, None]
-    return tensors
-
-
-def augmentation_of(recipe: Recipe, contract: Contract, key: str, split: Split, copy: int) -> Augmentation:
-    """What a copy of a clip looks like: as `data.augment` says in training, the centre crop where it is held out."""
-    views, image = len(contract.cameras), contract.image
-    if split != "train" or not recipe.data.augment.active:
-        return centred(views, image.height, image.width, image.crop)
-    return augmentation(recipe.data.augment, key, copy, views, image.height, image.width, image.crop)
-
-
-def motion_tensors(clip: Clip, contract: Contract) -> dict[str, Tensor]:
-    """Normalised actions and states of a clip with their masks; what is masked and not finite becomes 0."""
-    actions = encode_actions(contract, clip.action, clip.proprio[0], clip.action_states)
-    action_mask = command_to_action_mask(contract, clip.action_mask)
-    proprio_mask = clip.proprio_mask * state_mask(contract)
-    values = {
-        "action": _finite_or_masked(normalise_action(contract, actions), action_mask, clip.key),
-        "action_mask": action_mask,
-        "proprio": _finite_or_masked(normalise_proprio(contract, clip.proprio), proprio_mask, clip.key),
-        "proprio_mask": proprio_mask,
-    }
-    return {name: torch.from_numpy(np.ascontiguousarray(value)).float() for name, value in values.items()}
 
 
 def _make(
@@ -183,7 +120,7 @@ def _make(
     )
     _require_space(folder, size)
     folder.mkdir(exist_ok=True)
-    prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(part.instruction for part in plan)})
+    prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(text for part in plan for text in part.texts)})
     if not (folder / PROMPTS_FILE).is_file():
         embeddings = [backbone.encode_prompts([prompt])[0] for prompt in prompts]
         _save({"embeddings": torch.stack(embeddings)}, folder / PROMPTS_FILE, spec.dtype)
@@ -224,12 +161,17 @@ class SegmentPlan:
 
     entry: SegmentEntry
     instruction: str
+    wordings: tuple[str, ...]  # of it, where there are several
     starts: list[int]
     copies: int  # of every clip
 
     @property
     def file(self) -> str:
         return f"segments/{self.entry.key}.safetensors"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.wordings or (self.instruction,)
 
     @property
     def rows(self) -> list[tuple[int, int]]:
@@ -239,7 +181,9 @@ class SegmentPlan:
     def cached(self) -> list[CachedClip]:
         keys = [f"{self.entry.key}-{start:06d}" for start in self.starts]
         return [
-            CachedClip(key, self.file, place * self.copies, self.entry.split, self.instruction, self.copies)
+            CachedClip(
+                key, self.file, place * self.copies, self.entry.split, self.instruction, self.copies, self.wordings
+            )
             for place, key in enumerate(keys)
         ]
 
@@ -247,34 +191,19 @@ class SegmentPlan:
 Plan = list[SegmentPlan]
 
 
-def _plan(shard_set: ShardSet, stride: int, copies: int) -> Plan:
+def plan_segments(shard_set: ShardSet, stride: int, copies: int) -> Plan:
     """Every segment that owns a clip start on the stride, in the order of the index."""
     plan: dict[str, SegmentPlan] = {}
     for reference in shard_set.clips(None, stride):
         entry = reference.entry
-        instruction = shard_set.episode(entry.episode).instruction
         number = copies if entry.split == "train" else 1
-        plan.setdefault(entry.key, SegmentPlan(entry, instruction, [], number)).starts.append(reference.start)
+        if entry.key not in plan:
+            episode = shard_set.episode(entry.episode)
+            plan[entry.key] = SegmentPlan(entry, episode.instruction, episode.instructions, [], number)
+        plan[entry.key].starts.append(reference.start)
     if not any(part.entry.split == "train" for part in plan.values()):
         raise UserError("holds no clips to train on", shard_set.folder, "prepare more or longer recordings")
     return list(plan.values())
-
-
-def _depth_of(clip: Clip) -> UInt16[ndarray, "v t h w"]:
-    assert clip.depth is not None, f"clip {clip.key} holds no depth"
-    return clip.depth
-
-
-def latent_frame_mask(frame_valid: Float[ndarray, " t"]) -> Float[ndarray, " tl"]:
-    """A latent frame counts when at least half of the frames it stands for are recorded ones."""
-    later = frame_valid[1:].reshape(-1, 4).mean(axis=1)
-    return (np.concatenate([frame_valid[:1], later]) >= 0.5).astype(np.float64)
-
-
-def _finite_or_masked(value: np.ndarray, mask: np.ndarray, key: str) -> np.ndarray:
-    finite = np.isfinite(value)
-    assert np.all(finite | (mask == 0)), f"clip {key} holds a valid number that is not finite"
-    return np.where(finite, value, 0.0)
 
 
 def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
@@ -296,6 +225,16 @@ def _copies(recipe: Recipe) -> str:
 def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
     """Bytes of one cached clip, its small motion tables left out."""
     return int(np.prod(shape)) * (2 if dtype == "bfloat16" else 4) * (2 if with_depth else 1)
+
+
+def _verify(shard_set: ShardSet, console: Console) -> None:
+    """Check every shard's SHA-256 before its pictures become numbers that no one can see."""
+    shards = shard_set.index.shards
+    with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
+        for shard in shards:
+            if (found := shard_set.damage(shard)) is not None:
+                raise corrupt(found, shard_set, shard.name)
+            advance(shard.bytes)
 
 
 def _require_space(folder: Path, size: int) -> None:

@@ -1,7 +1,7 @@
 """The run folder: what lies in it, how it is made, and how a checkpoint is held against what it belongs to.
 
 recipe.yaml     the recipe with every default and override, paths absolute
-contract.json   the shard set's, byte for byte
+contract.json   the shard set's, byte for byte; of several sets the one they share (data_sets.py)
 plan.json       what was known of the run beforehand (see plan.py)
 checkpoints/    see checkpoint.py
 adapter/        the transformer's LoRA in peft's folder form, written at the end
@@ -54,12 +54,12 @@ class RunFolder:
         return hashlib.sha256((self.path / RECIPE_FILE).read_bytes()).hexdigest()
 
 
-def make_run(path: Path, recipe: Recipe, shard_set: ShardSet) -> RunFolder:
+def make_run(path: Path, recipe: Recipe, contract: Contract) -> RunFolder:
     """Make a new run folder, whole or not at all."""
     require_free(path)
     with atomic_folder(path) as temporary:
         (temporary / RECIPE_FILE).write_text(_absolute(recipe).to_yaml(), encoding="utf-8")
-        (temporary / CONTRACT_FILE).write_bytes((shard_set.folder / CONTRACT_FILE).read_bytes())
+        (temporary / CONTRACT_FILE).write_bytes(contract.to_bytes())
     return open_run(path)
 
 
@@ -101,7 +101,7 @@ def require_continuable(
     if run.checkpoint is None:
         return
     state, where = run.checkpoint.state, run.checkpoint.folder
-    encoders, shards = run.recipe.backbone.path, run.recipe.data.shards
+    encoders, shards = run.recipe.backbone.path, run.recipe.data.where
     for what, now, then, fix in (
         ("recipe.yaml", run.recipe_sha256, state.recipe, "restore it; a changed recipe is a new run"),
         ("contract.json", run.contract.sha256, state.contract, "restore it from the shard set"),
@@ -153,5 +153,6 @@ def _absolute(recipe: Recipe) -> Recipe:
     backbone, data = recipe.backbone, recipe.data
     if Path(backbone.path).is_dir() and backbone.path != "tiny":
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
-    data = data.model_copy(update={"shards": str(Path(data.shards).resolve())})
+    places = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
+    data = data.model_copy(update={"shards": places[0].path if isinstance(data.shards, str) else places})
     return recipe.model_copy(update={"backbone": backbone, "data": data})

@@ -204,6 +204,6 @@ class TrainingModule(pl.LightningModule):
     def _stop(self, what: str) -> None:
         raise UserError(
             what,
-            self.recipe.data.shards,
+            self.recipe.data.where,
             f"look at those recordings, or lower the learning rates; the last good checkpoint is {self.last_good()}",
         )

@@ -64,7 +64,7 @@ class Observer:
                 self.session.console.print(f"step {step}: nothing is held out, so nothing is validated")
         elif self._looks:
             with self._exported() as policy:
-                tables = validate(policy, self.session.module, self.session.cache, self.session.shard_set)
+                tables = validate(policy, self.session.module, self.session.source, self.session.shard_set)
             if self.log is not None:
                 self._write_validation(self.log, step, tables)
         self.session.trainer.strategy.barrier()
@@ -105,7 +105,7 @@ class Observer:
 
     @property
     def _held_out(self) -> bool:
-        return bool(self.session.cache.of_split("held_out"))
+        return bool(self.session.source.of_split("held_out"))
 
     @contextmanager
     def _imagining(self, step: int) -> Generator[Path]:
@@ -124,7 +124,7 @@ class Observer:
         with evaluation_mode(self.session.network, weights), whole(self.session.network):
             yield live_policy(
                 self.session.network,
-                self.session.cache,
+                self.session.source,
                 self.session.codec,
                 self.session.recipe,
                 self.session.shard_set.contract,

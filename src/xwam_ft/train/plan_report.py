@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
-from xwam_ft.shards import ShardSet
+from xwam_ft.train.data_sets import open_sets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def plan_recipe(recipe_path: Path, overrides: list[str], console: Console, *, pr
 
     recipe = load_recipe(recipe_path, overrides)
     refuse_released_weights(recipe)
-    shard_set = ShardSet.open(Path(recipe.data.shards))
+    shard_set = open_sets(recipe.data, console).joined
     plan = make_plan(recipe, shard_set)
     if probe or fit:
         set_threads(recipe)

@@ -16,8 +16,8 @@ from rich.table import Table
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_json_atomic
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import INDEX_FILE, LatentCache
+from xwam_ft.train.data_sets import DataSets, open_sets
 from xwam_ft.train.folder import ADAPTER, DEPTH_ADAPTER, PLAN_FILE, RunFolder, make_run, open_run, require_free
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.shards import ShardSet
+    from xwam_ft.train.clip_source import ClipPool
 
 RELEASED = "sharinka0715/X-WAM"
 WAIT_SECONDS = 24 * 3600
@@ -55,13 +57,13 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
     require_free(run)
     device = pick_device(recipe)
     set_threads(recipe)
-    shard_set = ShardSet.open(Path(recipe.data.shards))
-    require_prefix_fits(recipe, shard_set.contract)
-    plan = _plan(recipe, shard_set, run, console)
-    cache = _encode(recipe, shard_set, device, console)
-    folder = make_run(run, recipe, shard_set)
+    sets = open_sets(recipe.data, console)
+    require_prefix_fits(recipe, sets.contract)
+    plan = _plan(recipe, sets.joined, run, console)
+    source = clip_source(recipe, sets, device, console)
+    folder = make_run(run, recipe, sets.contract)
     write_json_atomic(run / PLAN_FILE, plan)
-    return _train(folder, cache, console)
+    return _train(folder, (sets, source), console)
 
 
 def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> None:
@@ -77,9 +79,9 @@ def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> Non
     require_extras(recipe)
     device = pick_device(recipe)
     set_threads(recipe)
-    shard_set = ShardSet.open(Path(recipe.data.shards))
-    require_prefix_fits(recipe, shard_set.contract)
-    smoke(recipe, shard_set, _encode(recipe, shard_set, device, console), console)
+    sets = open_sets(recipe.data, console)
+    require_prefix_fits(recipe, sets.contract)
+    smoke(recipe, sets.joined, clip_source(recipe, sets, device, console), console)
 
 
 def resume(run: Path, console: Console, overrides: list[str] | None = None) -> Path:
@@ -109,11 +111,13 @@ def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console
         UserError: as `train`, for what concerns shards and backbone.
     """
     recipe = load_recipe(recipe_path, overrides)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": str(shards)})})
+    data = recipe.data.model_copy(update={"shards": str(shards), "cache": "auto"})
+    recipe = recipe.model_copy(update={"data": data})
     refuse_released_weights(recipe)
     device = pick_device(recipe)
     set_threads(recipe)
-    cache = _encode(recipe, ShardSet.open(shards), device, console)
+    [shard_set] = open_sets(data, console).sets
+    cache = _cache(recipe, shard_set, device, console)
     console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True)
     console.print(f"next: xwam-ft train {recipe_path} --set data.shards={shards}", soft_wrap=True)
     return cache
@@ -154,7 +158,7 @@ def require_prefix_fits(recipe: Recipe, contract: Contract) -> None:
     longest, steps = recipe.noise.action_prefix.max, contract.timing.action_steps
     if longest >= steps:
         raise UserError(
-            f"is {longest}, and a chunk of {recipe.data.shards} has {steps} actions",
+            f"is {longest}, and a chunk of {recipe.data.where} has {steps} actions",
             "noise.action_prefix.max",
             f"set it below {steps}; about the actions executed while the next chunk is computed is enough",
         )
@@ -170,7 +174,7 @@ def pick_device(recipe: Recipe) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Path:
+def _train(folder: RunFolder, given: tuple[DataSets, ClipPool] | None, console: Console) -> Path:
     from rich.console import Console
 
     from xwam_ft.train.session import Session
@@ -178,10 +182,10 @@ def _train(folder: RunFolder, cache: LatentCache | None, console: Console) -> Pa
     if not _first_rank():
         console = Console(quiet=True)
     recipe = folder.recipe
-    shard_set = ShardSet.open(Path(recipe.data.shards))
-    if cache is None:
-        cache = _encode(recipe, shard_set, pick_device(recipe), console)
-    session = Session(folder, shard_set, cache, console)
+    sets = open_sets(recipe.data, console) if given is None else given[0]
+    source = clip_source(recipe, sets, pick_device(recipe), console) if given is None else given[1]
+    _print_data(recipe, sets, source, console)
+    session = Session(folder, sets.joined, source, console)
     _print_summary(session.network, recipe, console)
     try:
         session.fit()
@@ -209,7 +213,22 @@ def _plan(recipe: Recipe, shard_set: ShardSet, run: Path, console: Console) -> d
     return plan.to_json()
 
 
-def _encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console) -> LatentCache:
+def clip_source(recipe: Recipe, sets: DataSets, device: torch.device, console: Console) -> ClipPool:
+    """What training reads: the latent cache of each shard set, made where it is missing, or their pixels.
+
+    Raises:
+        UserError: as `encode`; weights that leave nothing to show.
+    """
+    from xwam_ft.train.clip_source import ClipPool
+
+    if recipe.data.cache == "none":
+        from xwam_ft.train.pixels import open_pixels
+
+        return ClipPool(open_pixels(recipe, sets.sets, device, console), sets, recipe.data)
+    return ClipPool([_cache(recipe, one, device, console) for one in sets.sets], sets, recipe.data)
+
+
+def _cache(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console) -> LatentCache:
     from xwam_ft.train.encode import encode, identify
 
     if _first_rank():
@@ -217,6 +236,16 @@ def _encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: 
     folder = identify(recipe, shard_set).folder(shard_set.folder)
     _wait_for(folder / INDEX_FILE)
     return LatentCache.open(folder, verify=False)  # the first rank does
+
+
+def _print_data(recipe: Recipe, sets: DataSets, source: ClipPool, console: Console) -> None:
+    """Where the clips come from, and of several sets how often each is shown."""
+    if recipe.data.cache != "none":
+        later = "; the VAE is, once held-out clips are validated" if source.of_split("held_out") else ""
+        console.print(f"training from the latent cache: VAE and text encoder are not loaded{later}", soft_wrap=True)
+    if len(sets.sets) > 1:
+        shares = (f"{name} {100 * share:.3g} % ({clips} clips)" for name, clips, share in source.shares())
+        console.print(f"clips shown: {', '.join(shares)}", soft_wrap=True)
 
 
 def _write_adapters(network: JointNetwork, folder: RunFolder) -> None:

@@ -26,7 +26,7 @@ from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.joint import Layout
 from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
-from xwam_ft.train.cache import EMPTY_PROMPT, LatentCache
+from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.callbacks import (
     AdaptersMove,
     Averaging,
@@ -69,14 +69,15 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
+    from xwam_ft.train.clip_source import ClipSource
 
 
 class Session:
     """Everything of one call of `train` or `resume` that lives in memory."""
 
-    def __init__(self, folder: RunFolder, shard_set: ShardSet, cache: LatentCache, console: Console) -> None:
+    def __init__(self, folder: RunFolder, shard_set: ShardSet, source: ClipSource, console: Console) -> None:
         self.clock = Clock()
-        self.folder, self.recipe, self.cache, self.console = folder, folder.recipe, cache, console
+        self.folder, self.recipe, self.source, self.console = folder, folder.recipe, source, console
         self.shard_set = shard_set
         recipe, checkpoint = self.recipe, folder.checkpoint
         self.first_step = checkpoint.state.step if checkpoint else 0
@@ -87,7 +88,7 @@ class Session:
         self.backbone = backbone
         kept: list[str] = []
         self.network = trainable_network(backbone, recipe, shard_set.contract, kept)
-        require_whole_patches(self.network, cache)
+        require_whole_patches(self.network, source, shard_set)
         if self.first_step == 0:
             for sentence in kept:
                 console.print(f"imported weights: {sentence}", soft_wrap=True)
@@ -97,7 +98,7 @@ class Session:
         self.trainer = self._trainer()
         trainer_spec = recipe.trainer
         self.geometry = StepGeometry(trainer_spec.batch_size, trainer_spec.accumulate, self.trainer.world_size)
-        require_continuable(folder, shard_set, cache.identity, backbone.fingerprint, self.geometry.samples)
+        require_continuable(folder, shard_set, source.identity, backbone.fingerprint, self.geometry.samples)
         if checkpoint is not None:
             trained = checkpoint.trainable()
             load_trainable(self.network, trained, checkpoint.folder / TRAINABLE_FILE)
@@ -105,12 +106,12 @@ class Session:
             stored = checkpoint.ema()
             if self.average is not None and stored is not None:
                 self.average.restore(stored)
-        counts = StepCounts(cache, recipe.noise, recipe.seed, self.geometry)
-        empty = cache.prompt_embeddings[cache.prompt_index[EMPTY_PROMPT]]
+        counts = StepCounts(source, recipe.noise, recipe.seed, self.geometry)
+        empty = source.prompt_embeddings[source.prompt_index[EMPTY_PROMPT]]
         self.module = TrainingModule(self.network, recipe, self.geometry, counts.of_step, empty, self.first_step)
         self.module.last_good = self._last_good
         self.data = ClipDataModule(
-            cache, recipe.seed, self.geometry, self.first_step, trainer_spec.max_steps, trainer_spec.workers
+            source, recipe.seed, self.geometry, self.first_step, trainer_spec.max_steps, trainer_spec.workers
         )
 
     def fit(self) -> None:
@@ -179,8 +180,8 @@ class Session:
             recipe=self.folder.recipe_sha256,
             contract=self.folder.contract.sha256,
             backbone=self.backbone.fingerprint,
-            encoders=self.cache.identity.backbone,
-            shards=self.cache.identity.shards,
+            encoders=self.source.identity.backbone,
+            shards=self.source.identity.shards,
             network=self.network.config.to_dict(),
             versions=library_versions(),
         )
@@ -296,15 +297,15 @@ def brings_depth(backbone: Backbone, blocks: int) -> bool:
     return backbone.joint is not None and backbone.joint.config.depth_blocks == blocks
 
 
-def require_whole_patches(network: JointNetwork, cache: LatentCache) -> None:
+def require_whole_patches(network: JointNetwork, source: ClipSource, shard_set: ShardSet) -> None:
     """Raise a `UserError` unless the latents are a whole number of the transformer's patches."""
-    _, frames, _, height, width = cache.read(cache.clips[0]).rgb.shape
+    _, frames, _, height, width = source.latent_shape
     patch = network.patch_size
     if frames % patch[0] or height % patch[1] or width % patch[2]:
         raise UserError(
             f"its pictures make latents of {frames}x{height}x{width} cells, and the transformer reads patches of "
             f"{'x'.join(map(str, patch))}",
-            cache.folder.parent / CONTRACT_FILE,
+            shard_set.folder / CONTRACT_FILE,
             "prepare the recordings again with another image size in the embodiment file",
         )
 

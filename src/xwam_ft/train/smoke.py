@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import LatentCache
+    from xwam_ft.train.clip_source import ClipSource
     from xwam_ft.train.data import Batch
 
 OVERFIT_STEPS = 60
@@ -40,14 +40,14 @@ LEARNED = 0.5
 """Share of its first loss that a clip must fall below when it is learned by heart."""
 
 
-def smoke(recipe: Recipe, shard_set: ShardSet, cache: LatentCache, console: Console) -> None:
+def smoke(recipe: Recipe, shard_set: ShardSet, source: ClipSource, console: Console) -> None:
     """Run the proofs on the first training clips and print what passed.
 
     Raises:
         UserError: the first one that fails.
     """
     with tempfile.TemporaryDirectory(prefix="xwam-ft-smoke-") as place:
-        session = Session(make_run(Path(place) / "run", recipe, shard_set), shard_set, cache, console)
+        session = Session(make_run(Path(place) / "run", recipe, shard_set.contract), shard_set, source, console)
         plugin = session.trainer.precision_plugin
         plugin.convert_module(session.module)
         session.module.to(session.trainer.strategy.root_device)
@@ -184,7 +184,7 @@ class _Checks:
         return f"{len(wanted)} tensors, {size / 1e6:.1f} MB without AdamW's state"
 
     def _given(self, positions: list[int]) -> tuple[Batch, Draws]:
-        batch = self.session.data.dataset[positions].to(self.module.device)
+        batch = self.session.data.dataset.batch(positions, self.module.device)
         return batch, draw(batch, self.recipe.noise, 0.0, self.recipe.seed)
 
     def _noisy_position(self) -> int:

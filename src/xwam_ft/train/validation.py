@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import LatentCache
+    from xwam_ft.train.clip_source import ClipSource
     from xwam_ft.train.module import TrainingModule
 
 
@@ -52,7 +52,7 @@ def sigma_edges(shift_by: float) -> list[float]:
 
 
 @torch.no_grad()
-def held_out_losses(module: TrainingModule, cache: LatentCache) -> dict[str, float]:
+def held_out_losses(module: TrainingModule, source: ClipSource) -> dict[str, float]:
     """Mean loss of each term over held-out clips; empty where nothing is held out.
 
     Returns:
@@ -60,12 +60,12 @@ def held_out_losses(module: TrainingModule, cache: LatentCache) -> dict[str, flo
         there (action and proprio: theirs; video and depth: the video's), where there are any.
     """
     recipe = module.recipe
-    dataset = ClipDataset(cache, spread(cache.of_split("held_out"), recipe.validation.clips), seed=None)
+    dataset = ClipDataset(source, spread(source.of_split("held_out"), recipe.validation.clips), seed=None)
     edges = sigma_edges(recipe.noise.shift)
     sums: dict[str, list[float]] = {}
     size = recipe.trainer.batch_size
     for first in range(0, len(dataset), size):
-        batch = dataset[range(first, min(first + size, len(dataset)))].to(module.device)
+        batch = dataset.batch(range(first, min(first + size, len(dataset))), module.device)
         draws = draw(batch, recipe.noise, 0.0, recipe.seed, Stream.VALIDATION)
         prediction = module.predict(module.add_noise(batch, draws), draws)
         for name, term in module.loss_terms(batch, draws, prediction).items():
@@ -99,15 +99,15 @@ def _row(value: Any, row: int) -> Any:
 
 
 def live_policy(
-    network: JointNetwork, cache: LatentCache, codec: Backbone, recipe: Recipe, contract: Contract
+    network: JointNetwork, source: ClipSource, codec: Backbone, recipe: Recipe, contract: Contract
 ) -> Policy:
-    """A policy around the network as it is; its instructions are those of the cache.
+    """A policy around the network as it is; its instructions are those of the clips.
 
     Args:
         codec: a backbone of which the VAE is loaded.
     """
     validation = recipe.validation
-    embedded = zip(cache.prompts, cache.prompt_embeddings, strict=True)
+    embedded = zip(source.prompts, source.prompt_embeddings, strict=True)
     settings = Settings(
         seed=recipe.seed,
         action_steps=validation.action_steps,
@@ -129,10 +129,10 @@ def error_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def validate(policy: Policy, module: TrainingModule, cache: LatentCache, shard_set: ShardSet) -> dict[str, Any]:
+def validate(policy: Policy, module: TrainingModule, source: ClipSource, shard_set: ShardSet) -> dict[str, Any]:
     """What `validation/step-NNNNNN/metrics.json` holds: {"losses": {name: value}, "open_loop": evaluate's metrics}."""
     result = open_loop(policy, shard_set, clips=module.recipe.validation.clips)
-    return {"losses": held_out_losses(module, cache), "open_loop": result.metrics()}
+    return {"losses": held_out_losses(module, source), "open_loop": result.metrics()}
 
 
 def imagine_held_out(policy: Policy, shard_set: ShardSet, recipe: Recipe, folder: Path) -> dict[str, Any]:

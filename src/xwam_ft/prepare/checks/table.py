@@ -1,4 +1,4 @@
-"""Every used column there and finite; the instruction."""
+"""Every used column there and finite; the instruction and its wordings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xwam_ft.errors import listed
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment_slots import SlotPlan
     from xwam_ft.prepare.episode import Episode, Table
+
+MOST_WORDINGS = 8
+"""Of an episode: every text is embedded once, 4 MB each at 5B size."""
 
 
 def check_table(table: Table, plans: list[SlotPlan]) -> list[Finding]:
@@ -37,20 +39,23 @@ def check_table(table: Table, plans: list[SlotPlan]) -> list[Finding]:
     return list(dict.fromkeys(found))
 
 
-def instruction_of(episode: Episode, table: Table, fallback: str | None) -> tuple[str, list[Finding]]:
-    """The episode's instruction: its most frequent task, else its first listed one, else the embodiment's."""
+def instructions_of(episode: Episode, table: Table, fallback: str | None) -> tuple[tuple[str, ...], list[Finding]]:
+    """What the episode is told, the usual wording first: its most frequent task, else those listed for it (several
+    wordings of one task; at most `MOST_WORDINGS`, evenly over the list), else the embodiment's."""
     if table.task_index is not None and len(table.task_index) and episode.tasks:
         numbers, counts = np.unique(table.task_index, return_counts=True)
         text = episode.tasks.get(int(numbers[np.argmax(counts)]), "").strip()
         if text:
             several = f"{len(numbers)} instructions in one episode; {text!r} is used"
-            return text, [] if len(numbers) == 1 else [Finding("several-instructions", "warning", several)]
-    for text in episode.instructions:
-        if text.strip():
-            several = f"of {listed(episode.instructions)} the first is used"
-            one = len(episode.instructions) == 1
-            return text.strip(), [] if one else [Finding("several-instructions", "warning", several)]
+            return (text,), [] if len(numbers) == 1 else [Finding("several-instructions", "warning", several)]
+    wordings = list(dict.fromkeys(text.strip() for text in episode.instructions if text.strip()))
+    if len(wordings) > MOST_WORDINGS:
+        chosen = [wordings[index * len(wordings) // MOST_WORDINGS] for index in range(MOST_WORDINGS)]
+        left_out = f"{MOST_WORDINGS} of {len(wordings)} wordings of the instruction are kept"
+        return tuple(chosen), [Finding("many-wordings", "note", left_out)]
+    if wordings:
+        return tuple(wordings), []
     if fallback and fallback.strip():
-        return fallback.strip(), []
+        return (fallback.strip(),), []
     text = "no instruction was recorded; add `instruction:` to the embodiment file"
-    return "", [Finding("missing-instruction", "warning", text)]
+    return (), [Finding("missing-instruction", "warning", text)]

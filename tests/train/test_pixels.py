@@ -1,0 +1,111 @@
+"""Training from pixels: the same numbers as from a latent cache, clip by clip, count by count and step by step."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from tests.train.conftest import Change, recipe_tree
+
+from xwam_ft.model import backbone as backbones
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.clip_source import ClipSource
+from xwam_ft.train.clips import StepGeometry
+from xwam_ft.train.counts import StepCounts
+from xwam_ft.train.data import ClipDataModule, ClipDataset
+from xwam_ft.train.encode import encode
+from xwam_ft.train.pixels import PixelSource, open_pixels
+from xwam_ft.train.run import train
+
+CPU = torch.device("cpu")
+QUIET = Console(quiet=True)
+AUGMENT = {"crop": True, "brightness": 0.2, "copies": 2}
+
+
+@pytest.fixture(scope="module")
+def both(changed: Change, shard_set: ShardSet) -> Iterator[SimpleNamespace]:
+    """A latent cache with augmented copies, and the pixels of the same recipe."""
+    recipe = changed(data={"augment": AUGMENT, "clip_stride": 6, "encode_batch": 3})
+    cache = encode(recipe, shard_set, CPU, QUIET)
+    [pixels] = open_pixels(recipe, [shard_set], CPU, QUIET)
+    yield SimpleNamespace(recipe=recipe, cache=cache, pixels=pixels)
+    shutil.rmtree(cache.folder)
+
+
+def test_every_clip_is_what_a_cache_would_hold(both: SimpleNamespace) -> None:
+    cache, pixels = both.cache, both.pixels
+    assert [clip.key for clip in pixels.clips] == [clip.key for clip in cache.clips]
+    assert pixels.latent_shape == cache.latent_shape
+    assert pixels.identity == cache.identity
+    assert list(pixels.prompts) == list(cache.prompts)
+    assert torch.equal(pixels.prompt_embeddings, cache.prompt_embeddings)
+    for split, seed in (("train", 3), ("held_out", None)):
+        a, b = (ClipDataset(source, source.of_split(split), seed) for source in (cache, pixels))
+        positions = range(min(7, len(a)))
+        stored, live = a.batch(positions, "cpu"), b.batch(positions, "cpu")
+        assert stored.keys == live.keys
+        for name, value in vars(stored).items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(getattr(live, name), value, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_losses_count_the_same(both: SimpleNamespace, shard_set: ShardSet, fresh: bool) -> None:
+    """Asked before a clip is read the masks come from motion and depth alone, afterwards from what was read."""
+    geometry = StepGeometry(2, 2)
+    pixels = PixelSource(
+        both.recipe,
+        shard_set,
+        both.pixels.clips,
+        both.pixels._backbone,
+        (both.pixels.prompts, both.pixels.prompt_embeddings),
+    )
+    if not fresh:
+        _ = ClipDataset(pixels, pixels.of_split("train"), 5)[list(geometry.positions(1))]
+        assert len(pixels._masks) == len(set(pixels._masks)) > 0
+    expected, found = (StepCounts(s, both.recipe.noise, 5, geometry) for s in (both.cache, pixels))
+    assert found.of_step(1) == expected.of_step(1)
+
+
+def test_a_loaders_worker_decodes_and_the_process_that_trains_encodes(both: SimpleNamespace) -> None:
+    sent: ClipSource = pickle.loads(pickle.dumps(both.pixels))
+    with pytest.raises(AssertionError, match="does not encode"):
+        sent.finish(ClipDataset(sent, sent.of_split("train"), 0)[[0]])
+    module = ClipDataModule(both.pixels, 0, StepGeometry(2), 0, 2, workers=1)
+    for step, batch in enumerate(module.train_dataloader()):
+        latents = module.on_after_batch_transfer(batch, 0).latents
+        expected = ClipDataset(both.cache, both.cache.of_split("train"), 0).batch([2 * step, 2 * step + 1], "cpu")
+        torch.testing.assert_close(latents, expected.latents, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_from_pixels_is_the_run_from_the_cache(
+    shard_set: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, ...]] = []
+    honest: Callable[..., Any] = backbones.load_backbone
+
+    def noted(*args: Any, **named: Any) -> Any:
+        loaded.append(named["parts"])
+        return honest(*args, **named)
+
+    monkeypatch.setattr(backbones, "load_backbone", noted)
+    tree = recipe_tree(shard_set.folder)
+    tree["data"] |= {"cache": "none"}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(tree))
+    run = train(tmp_path / "toy.yaml", tmp_path / "pixels", [], QUIET)
+    assert loaded.count(("vae",)) == 1
+    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (finished, run)]
+    losses = [[row for row in table if "train/loss_total" in row] for table in rows]
+    assert len(losses[0]) == len(losses[1]) > 0
+    for there, here in zip(*losses, strict=True):
+        for name in (name for name in there if name.startswith("train/loss_")):
+            assert here[name] == pytest.approx(there[name], abs=1e-5, rel=1e-5), name
