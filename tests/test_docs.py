@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, SlotSpec, load_embodiment
 from xwam_ft.prepare.findings import CHECKS
+from xwam_ft.recipe import AugmentSpec, DataSpec, EpisodeWeight, ShardSource
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -17,6 +19,16 @@ def test_the_embodiment_page_shows_a_file_that_loads(tmp_path: Path) -> None:
     block = re.findall(r"```yaml\n(.*?)```", (DOCS / "embodiment.md").read_text(), re.DOTALL)[0]
     (tmp_path / "my_robot.yaml").write_text(block)
     assert load_embodiment(tmp_path / "my_robot.yaml").name == "my_robot"
+
+
+def test_the_data_page_shows_a_section_that_parses_and_names_every_key() -> None:
+    page = (DOCS / "data.md").read_text()
+    data = DataSpec.model_validate(yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])["data"])
+    assert [source.weight for source in data.sources] == [3, 1]
+    pages = page + (DOCS / "encode.md").read_text()
+    sections = (DataSpec, AugmentSpec, EpisodeWeight, ShardSource)
+    keys = {name for section in sections for name in section.model_fields}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", pages)} == set()
 
 
 @pytest.mark.parametrize("section", [Embodiment, CameraSpec, SlotSpec])

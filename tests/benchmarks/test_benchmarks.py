@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import export
 import policy_latency
 import serving
 import train_step
+import training
 from _sizes import SIZES
+from xwam_ft.contract import Contract
+from xwam_ft.shards import ShardSet
 
 D, FFN, BLOCKS, BRANCH, TEXT, TEXT_DIM = 3072, 14336, 30, 10, 512, 4096
 VIDEO, ACTIONS, STATES = 3 * 3 * 8 * 10, 32, 9
@@ -170,3 +174,18 @@ def test_writing_an_export_keeps_within_the_memory_allowed(capsys: pytest.Captur
     assert 0 <= own <= allowed
     assert "plain copy" in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_training_is_timed_from_the_cache_and_from_pixels(
+    contract: Contract, make_shard_set: Callable[[Path, Contract], ShardSet], tmp_path: Path
+) -> None:
+    shard_set = make_shard_set(tmp_path / "set", contract)
+    tables = run(training, "--shards", str(shard_set.folder), "--steps", "1", "--repeats", "1")
+    assert [row[0] for row in tables["training"]] == ["clips", *training.WAYS]
+    cached, pixels = ([float(cell.removesuffix(" %")) for cell in row[1:]] for row in tables["training"][1:])
+    assert cached[0] > 0
+    assert pixels[0] > 0
+    assert cached[2] == 1
+    assert 0 < cached[1] < 100
+    assert 0 < pixels[1] < 100

@@ -5,10 +5,14 @@ plan.py        what a run will hold, fill and take; plan_report.py for people, w
 memory.py      activations, counted; what to say when memory runs out
 probe.py       how long a step takes, measured
 encode.py      shards -> the latent cache
-cache.py       the latent cache: its place, its index, reading one clip
 clips.py       which clip comes when, and which random numbers belong to it
+data_sets.py   the shard sets of a run: held against each other, seen as one, weighted
 augment.py     random crops and colour of training clips: functions of (clip, copy)
-data.py        cached clips -> batches, in the order of clips.py
+clip_tensors.py  a clip as numbers: pictures as the VAE sees them, motion, masks
+cache.py       the latent cache: its place, its index, reading one clip
+pixels.py      training without one
+clip_source.py what training asks of either; several as one
+data.py        clips -> batches, in the order of clips.py
 draws.py       a sample's noise level, noise and text dropout: functions of (seed, position)
 counts.py      what the masked losses divide by: valid numbers of a whole optimizer step
 module.py      one training step

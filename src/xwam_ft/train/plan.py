@@ -19,6 +19,7 @@ import torch
 from xwam_ft.errors import UserError
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
+from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.encode import wants_depth
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
 
@@ -129,7 +130,9 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     cached = len(train) * recipe.data.copies + len(held_out)
     devices = _devices(recipe)
     vae = sum(parameter.numel() for parameter in skeleton.backbone.vae.parameters()) * 4
-    parts = _memory(recipe, groups, activations, vae if held_out else 0, _bytes_of(batch), on_gpu=on_gpu)
+    vae = vae if held_out or recipe.data.cache == "none" else 0
+    parts = _memory(recipe, groups, activations, vae, _bytes_of(batch), on_gpu=on_gpu)
+    texts = {text for episode in shard_set.index.episodes for text in (*episode.instructions, episode.instruction)}
     places = {"the shards": shard_set.folder, "checkpoints": run or shard_set.folder}
     free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
     plan = Plan(
@@ -138,7 +141,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
         memory=parts,
         activations=activations,
         memory_available=available_memory(on_gpu),
-        disk=_disk(recipe, groups, latents, text, cached, len(contract.prompts) + 1, depth=depth),
+        disk=_disk(recipe, groups, latents, text, cached, len(texts | {*contract.prompts, EMPTY_PROMPT}), depth=depth),
         disk_free=free,
         steps=spec.max_steps,
         batch_size=spec.batch_size,
@@ -259,7 +262,7 @@ def _memory(
         Part("averaged weights", need.average),
         Part(BATCH, clip * recipe.trainer.batch_size),
         Part(ACTIVATIONS, activations.of(recipe)),
-        Part("VAE, from the first validation on", vae),
+        Part("VAE" if recipe.data.cache == "none" else "VAE, from the first validation on", vae),
         Part("CUDA itself, assumed", CUDA_BYTES if on_gpu else 0),
     ]
     return tuple(part for part in parts if part.bytes)
@@ -280,9 +283,9 @@ def _disk(
     need = memory_need(list(groups), adamw_8bit=recipe.optim.adamw_8bit, average=recipe.optim.ema_decay is not None)
     trained = 4 * sum(row.trainable for row in groups)
     written = min(recipe.checkpoint.keep + 1, -(-recipe.trainer.max_steps // recipe.checkpoint.every_steps))
+    cache = (Part("latent cache", clips * of_clip), Part("text embeddings", prompts * math.prod(text) * size))
     return (
-        Part("latent cache", clips * of_clip),
-        Part("text embeddings", prompts * math.prod(text) * size),
+        *(cache if recipe.data.cache != "none" else ()),
         Part(CHECKPOINTS, written * (trained + need.optimizer + need.average)),
     )
 
