@@ -66,7 +66,7 @@ def test_losses_count_the_same(both: SimpleNamespace, shard_set: ShardSet, fresh
         both.recipe,
         shard_set,
         both.pixels.clips,
-        both.pixels._backbone,
+        both.pixels.codec,
         (both.pixels.prompts, both.pixels.prompt_embeddings),
     )
     if not fresh:

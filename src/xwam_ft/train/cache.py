@@ -149,6 +149,11 @@ class LatentCache:
         return self.identity.with_depth
 
     @property
+    def codec(self) -> None:
+        """No VAE is loaded."""
+        return None
+
+    @property
     def weights(self) -> None:
         """Its training clips are shown equally often."""
         return None

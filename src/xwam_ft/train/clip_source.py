@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
+    from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import Split
     from xwam_ft.train.cache import CachedClip, CacheIdentity, ClipTensors
@@ -50,6 +51,11 @@ class ClipSource(Protocol):
 
     @property
     def with_depth(self) -> bool: ...
+
+    @property
+    def codec(self) -> Backbone | None:
+        """The VAE, where it is loaded."""
+        ...
 
     @property
     def weights(self) -> Float[ndarray, " n"] | None:
@@ -106,6 +112,10 @@ class ClipPool:
     @property
     def with_depth(self) -> bool:
         return self._sources[0].with_depth
+
+    @property
+    def codec(self) -> Backbone | None:
+        return self._sources[0].codec
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

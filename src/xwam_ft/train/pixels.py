@@ -87,7 +87,7 @@ class PixelSource:
         frames = contract.timing.clip_frames
         self.latent_shape = backbone.latent_shape(len(contract.cameras), frames, image.height, image.width)
         self._factor = backbone.spatial_factor
-        self._backbone: Backbone | None = backbone
+        self.codec: Backbone | None = backbone
         self._refs: dict[str, ClipRef] = {ref.key: ref for ref in shard_set.clips(None, recipe.data.clip_stride)}
         self._masks: OrderedDict[tuple[str, int], dict[str, Tensor]] = OrderedDict()
 
@@ -124,8 +124,9 @@ class PixelSource:
         """Encode a batch's pictures, `data.encode_batch` clips a VAE call, and round as a cache would."""
         if isinstance(batch, Batch):
             return batch
-        assert self._backbone is not None, "a loader's worker does not encode"
+        assert self.codec is not None, "a loader's worker does not encode"
         device, dtype = batch.pictures.device, getattr(torch, self.recipe.backbone.dtype)
+        codec = self.codec.to(device)  # the rank's own: it was loaded before there were ranks
         size = self.recipe.data.encode_batch
         rgb: list[Tensor] = []
         depth: list[Tensor] = []
@@ -133,7 +134,7 @@ class PixelSource:
             for first in range(0, batch.size, size):
                 rows = slice(first, first + size)
                 seen = None if batch.depth_pictures is None else batch.depth_pictures[rows]
-                latents, of_depth = encode_pictures(batch.pictures[rows], seen, self._backbone)
+                latents, of_depth = encode_pictures(batch.pictures[rows], seen, codec)
                 rgb.append(latents)
                 depth += [] if of_depth is None else [of_depth]
 
@@ -152,4 +153,4 @@ class PixelSource:
             self._masks.popitem(last=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backbone": None}  # a loader's worker only decodes
+        return {**self.__dict__, "codec": None}  # a loader's worker only decodes

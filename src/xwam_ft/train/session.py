@@ -191,9 +191,9 @@ class Session:
 
     @cached_property
     def codec(self) -> Backbone:
-        """The VAE, loaded for the first validation."""
+        """The VAE: what training from pixels has loaded, or loaded for the first validation."""
         spec = self.recipe.backbone
-        codec = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
+        codec = self.source.codec or load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
         return codec.to(self.trainer.strategy.root_device)
 
     def print_time(self) -> None:
