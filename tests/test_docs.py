@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, SlotSpec, load_embodiment
+from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, LimitsSpec, Section, SlotSpec, load_embodiment
 from xwam_ft.prepare.findings import CHECKS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -19,8 +19,8 @@ def test_the_embodiment_page_shows_a_file_that_loads(tmp_path: Path) -> None:
     assert load_embodiment(tmp_path / "my_robot.yaml").name == "my_robot"
 
 
-@pytest.mark.parametrize("section", [Embodiment, CameraSpec, SlotSpec])
-def test_the_embodiment_page_names_every_key(section: type[Embodiment | CameraSpec | SlotSpec]) -> None:
+@pytest.mark.parametrize("section", [Embodiment, CameraSpec, SlotSpec, LimitsSpec])
+def test_the_embodiment_page_names_every_key(section: type[Section]) -> None:
     page = (DOCS / "embodiment.md").read_text()
     keys = {field.alias or name for name, field in section.model_fields.items()}
     assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()
