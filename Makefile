@@ -28,7 +28,7 @@ test: $(READY)
 
 ## the unit suite alone (under 90 s on two cores)
 unit: $(READY)
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not sim and not soak'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not gpu and not sim and not soak'
 
 ## lint, format and types; changes nothing
 check: $(READY)

@@ -47,7 +47,23 @@ def _check_shapes() -> None:
         typing.TYPE_CHECKING = False
 
 
-_check_shapes()
+def pytest_configure(config: pytest.Config) -> None:
+    deals_out = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
+    if not deals_out:  # xdist's first process runs no test, and its workers wait for its imports
+        _check_shapes()
+
+
+SHARED = {"trained_run": "run", "bundle": "run", "finished": "training", "cache": "training", "sawyer": "sawyer"}
+"""Costly fixtures: with --dist loadgroup the tests around one go to one worker, so that it is made once."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        groups = {SHARED[name] for name in getattr(item, "fixturenames", ()) if name in SHARED}
+        if groups and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(min(groups)))
+
 
 HEIGHT, WIDTH = 32, 64
 NEAR, FAR = 0.2, 3.0

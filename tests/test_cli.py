@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from xwam_ft.cli import main
+
 VERBS = ["inspect", "prepare", "plan", "encode", "train", "export", "imagine", "evaluate", "demo"]
 
 
@@ -15,6 +17,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "xwam_ft.cli", *arguments], capture_output=True, text=True, timeout=120
     )
+
+
+def test_a_process_ends_with_the_code_and_without_a_traceback() -> None:
+    done = run("prepare", "only_one", "--embodiment", "absent.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("xwam-ft: ")
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_help_lists_the_verbs() -> None:
@@ -39,13 +48,20 @@ def test_help_lists_the_verbs() -> None:
         (["imagine", "absent", "--shards", "absent", "--episode", "0", "--out", "out"], ["absent"]),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "xwam_ft.cli", *arguments], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
+def test_a_mistake_is_one_sentence(
+    arguments: list[str],
+    parts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["xwam-ft", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    lines = said.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("xwam-ft: ")
     assert "Fix: " in lines[0]

@@ -16,6 +16,8 @@ from xwam_ft.contract import (
     POSE_UNITS,
     Camera,
     Contract,
+    DepthCode,
+    Image,
     Limits,
     Quantiles,
     Slot,
@@ -70,6 +72,36 @@ def test_a_chain_and_limits_survive_too(contract_with: Make) -> None:
     assert Contract.model_validate_json(contract.to_bytes()) == contract
 
 
+def test_contracts_from_before_speeds_keep_their_hash() -> None:
+    """The hash was taken from the package before `limits` had speeds."""
+    limited = {"limits": Limits(low=(-1.0, -1.0, 0.25), high=(1.0, 1.0, 1.0))}
+    slots = (
+        pose(name="tool", convention="step_delta", **limited),
+        slot(name="gripper", kind="gripper", columns=("w",), elements=("w",), units=("m",), convention="absolute"),
+    )
+    old = Contract(
+        embodiment="old", cameras=(Camera(name="front", source_height=32, source_width=64),),
+        image=Image(height=32, width=64), timing=timing(frame_skip=2, clip_frames=5), slots=slots,
+        depth=DepthCode(kind="none"), prompts=("a",),
+        quantiles=Quantiles(
+            proprio_low=(-1.0,) * 8, proprio_high=(1.0,) * 8, action_low=(-1.0,) * 7, action_high=(1.0,) * 7
+        ),
+    )  # fmt: skip
+    assert old.sha256 == "5d05bc01f117295e098c4a55d8a2068c1372cdca5423ba9c91f6a7075226daf6"
+    assert b"speed" not in old.to_bytes()
+    assert Contract.model_validate_json(old.to_bytes()) == old
+
+
+def test_speeds_survive_the_disk_and_change_the_hash(contract_with: Make) -> None:
+    plain = contract_with()
+    tool = plain.slot("tool").model_copy(update={"limits": Limits(speed=(0.25, 1.5))})
+    fast = contract_with(slots=(tool, plain.slot("gripper")))
+    back = Contract.model_validate_json(fast.to_bytes())
+    assert back == fast
+    assert back.slot("tool").limits == Limits(low=None, high=None, speed=(0.25, 1.5))
+    assert fast.sha256 != plain.sha256
+
+
 def test_any_change_changes_the_hash(contract: Contract, contract_with: Make) -> None:
     assert contract_with().sha256 == contract.sha256
     assert contract_with(embodiment="other").sha256 != contract.sha256
@@ -111,6 +143,15 @@ def moved(contract: Contract, **changes: object) -> dict[str, object]:
         ),
         (lambda: slot(limits=Limits(low=(0.0, 0.0), high=(1.0,))), "limits of 2 and 1 numbers, not 1"),
         (lambda: pose(limits=Limits(low=(0.0,) * 7, high=(1.0,) * 7)), "limits of 7 and 7 numbers, not 3"),
+        (lambda: Limits(low=(0.0,)), "`low` and `high` go together"),
+        (lambda: Limits(), "limits without a number"),
+        (lambda: Limits(speed=(0.0,)), "Input should be greater than 0"),
+        (lambda: slot(limits=Limits(speed=(1.0, 1.0))), "a speed of 2 numbers, not 1"),
+        (lambda: pose(limits=Limits(speed=(1.0,))), "a speed of 1 numbers, not 2: metres and radians a second"),
+        (
+            lambda: slot(command_units=("1",), convention="absolute", limits=Limits(speed=(1.0,))),
+            "limits of speed are for commands in the state's units",
+        ),
         (lambda: slot(name="Left.Arm"), "should match pattern"),
         (
             lambda: Quantiles(proprio_low=(0.0,), proprio_high=(0.0,), action_low=(), action_high=()),

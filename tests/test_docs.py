@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, SlotSpec, load_embodiment
+from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, LimitsSpec, Section, SlotSpec, load_embodiment
 from xwam_ft.prepare.findings import CHECKS
 from xwam_ft.recipe import AugmentSpec, DataSpec, EpisodeWeight, ShardSource
 
@@ -31,8 +31,8 @@ def test_the_data_page_shows_a_section_that_parses_and_names_every_key() -> None
     assert {key for key in keys if not re.search(rf"\b{key}\b", pages)} == set()
 
 
-@pytest.mark.parametrize("section", [Embodiment, CameraSpec, SlotSpec])
-def test_the_embodiment_page_names_every_key(section: type[Embodiment | CameraSpec | SlotSpec]) -> None:
+@pytest.mark.parametrize("section", [Embodiment, CameraSpec, SlotSpec, LimitsSpec])
+def test_the_embodiment_page_names_every_key(section: type[Section]) -> None:
     page = (DOCS / "embodiment.md").read_text()
     keys = {field.alias or name for name, field in section.model_fields.items()}
     assert {key for key in keys if not re.search(rf"\b{key}\b", page)} == set()

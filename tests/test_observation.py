@@ -147,6 +147,87 @@ def test_limits_hold_and_every_moved_number_is_counted(contract_with: Make) -> N
     np.testing.assert_array_equal(commands.slots["gripper"], commands.table[:, 7:])
 
 
+def swift_contract(make: Make, *, tool: Limits | None = None, grip: Limits | None = None) -> Contract:
+    """Limits on the standard contract, whose action period is 0.1 s; joints and vectors go the gripper's way."""
+    plain = make()
+    slots = (
+        plain.slot("tool").model_copy(update={"limits": tool}),
+        plain.slot("gripper").model_copy(update={"limits": grip}),
+    )
+    return make(slots=slots)
+
+
+def decoded(contract: Contract, raw: np.ndarray, **options: Any) -> observation.Commands:
+    """Actions in SI from POSE and a gripper at 0.04."""
+    action = conventions.normalise_action(contract, raw)
+    return observation.decode(contract, action, np.array([*POSE, 0.04]), **options)
+
+
+def test_speed_is_bounded_from_command_to_command_and_first_from_the_state(contract_with: Make) -> None:
+    contract = swift_contract(contract_with, grip=Limits(speed=(0.1,)))  # 0.01 a period
+    raw = np.zeros((5, 7))
+    raw[:, 6] = [0.07, 0.07, 0.065, 0.02, 0.045]
+    commands = decoded(contract, raw)
+    # From 0.04 at most 0.01 a step; 0.06 to 0.065 is slow enough; down again at the same rate, where 0.045 is reached.
+    np.testing.assert_allclose(commands.table[:, 7], [0.05, 0.06, 0.065, 0.055, 0.045], atol=1e-12)
+    assert commands.clamped == {"gripper": 3}
+    np.testing.assert_array_equal(commands.slots["gripper"], commands.table[:, 7:])
+
+
+def test_a_pose_is_slowed_along_its_path_and_about_its_axis(contract_with: Make) -> None:
+    contract = swift_contract(contract_with, tool=Limits(speed=(0.5, 2.0)))  # 0.05 m and 0.2 rad a period
+    raw = np.zeros((4, 7))
+    raw[:, :3] = np.array([0.06, 0.0, 0.08]) * np.array([[1], [1], [1], [0.9]])  # 0.1 m away, then nearer
+    raw[:, 4] = [0.1, 0.5, 0.5, 0.5]
+    raw[:, 6] = 0.04
+    commands = decoded(contract, raw)
+    gone = commands.table[:, :3] - POSE[:3]
+    np.testing.assert_allclose(gone, np.array([0.6, 0.0, 0.8]) * np.array([[0.05], [0.1], [0.1], [0.09]]), atol=1e-9)
+    turned = conventions.pose_difference(commands.table[:, :7], np.tile(POSE, (4, 1)))[:, 3:]
+    np.testing.assert_allclose(turned, np.array([0.0, 1.0, 0.0]) * np.array([[0.1], [0.3], [0.5], [0.5]]), atol=1e-9)
+    # One position of three numbers, of which y stays, and one quaternion of which w and y turn.
+    assert commands.clamped == {"tool": 2 + 2}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_step_is_faster_than_its_limit_and_slow_chunks_stay_to_the_bit(contract_with: Make, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    fast, slow = Limits(speed=(0.3, 0.8)), Limits(speed=(0.05,))
+    contract = swift_contract(contract_with, tool=fast, grip=slow)
+    raw = rng.normal(0, 0.2, (8, 7))
+    commands = decoded(contract, raw)
+    path = np.concatenate([[[*POSE, 0.04]], commands.table])
+    change = conventions.pose_difference(path[1:, :7], path[:-1, :7])
+    assert np.linalg.norm(change[:, :3], axis=1).max() <= 0.03 + 1e-12
+    assert np.linalg.norm(change[:, 3:], axis=1).max() <= 0.08 + 1e-7
+    assert np.abs(np.diff(path[:, 7])).max() <= 0.005 + 1e-12
+    free = decoded(swift_contract(contract_with), raw).table
+    assert sum(commands.clamped.values()) == np.count_nonzero(commands.table != free)
+    unlimited = swift_contract(contract_with, tool=Limits(speed=(1e3, 1e3)), grip=Limits(speed=(1e3,)))
+    calm = decoded(unlimited, raw)
+    np.testing.assert_array_equal(calm.table, free)
+    assert calm.clamped == {}
+
+
+def test_from_outside_the_workspace_the_way_back_is_slow_too(contract_with: Make) -> None:
+    contract = swift_contract(contract_with, grip=Limits(low=(0.0,), high=(0.02,), speed=(0.05,)))
+    raw = np.zeros((5, 7))
+    raw[:, 6] = 0.03
+    commands = decoded(contract, raw)
+    np.testing.assert_allclose(commands.table[:, 7], [0.035, 0.03, 0.025, 0.02, 0.02], atol=1e-12)
+    assert commands.clamped["gripper"] in (4, 5)  # the second is where it should be, but for rounding
+
+
+def test_commands_under_way_are_left_and_gone_on_from(contract_with: Make) -> None:
+    contract = swift_contract(contract_with, grip=Limits(speed=(0.1,)))
+    raw = np.zeros((4, 7))
+    raw[:, 6] = [0.06, 0.07, 0.09, 0.09]
+    commands = decoded(contract, raw, underway=2)
+    np.testing.assert_allclose(commands.table[:, 7], [0.06, 0.07, 0.08, 0.09], atol=1e-12)
+    assert commands.clamped == {"gripper": 1}
+    assert decoded(contract, raw[:2], underway=2).clamped == {}
+
+
 def test_nothing_to_clamp_is_nothing_counted(contract: Contract) -> None:
     commands = observation.decode(contract, np.zeros((2, 7)), np.array([*POSE, 0.04]))
     assert commands.clamped == {}

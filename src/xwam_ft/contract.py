@@ -16,10 +16,20 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes, read_json, write_bytes_atomic
@@ -101,10 +111,32 @@ class Timing(Part):
 
 
 class Limits(Part):
-    """Bounds of the absolute command, one number an element; for a pose the first three (workspace)."""
+    """Bounds of the absolute command: `low` and `high`, or `speed`, or all three.
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    `low`, `high`: one number an element; for a pose the first three (workspace).
+    `speed`: by how much a command may change in a second; one number an element, in its unit a second; for a pose two,
+    of the position along its path (m/s) and of the rotation about its axis (rad/s).
+    """
+
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    speed: tuple[PositiveFloat, ...] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Limits:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("`low` and `high` go together")
+        if self.low is None and self.speed is None:
+            raise ValueError("limits without a number: give `low` and `high`, or `speed`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Contracts without speeds keep the bytes, and so the hash, that they had before there were any."""
+        tree: dict[str, Any] = handler(self)
+        if self.speed is None:
+            del tree["speed"]
+        return tree
 
 
 class Slot(Part):
@@ -187,12 +219,23 @@ class Slot(Part):
                 f"a {self.transform} of columns cannot be commanded unless `expand` says how it goes back to them"
             )
         if self.limits is not None:
-            expected = self.command_width if self.for_controller else 3 if self.kind == "pose" else self.state_width
-            if len(self.limits.low) != expected or len(self.limits.high) != expected:
-                raise ValueError(
-                    f"limits of {len(self.limits.low)} and {len(self.limits.high)} numbers, not {expected}"
-                )
+            self._limited(self.limits)
         return self
+
+    def _limited(self, limits: Limits) -> None:
+        pose = self.kind == "pose"
+        expected = self.command_width if self.for_controller else 3 if pose else self.state_width
+        bounds = [bound for bound in (limits.low, limits.high) if bound is not None]
+        if any(len(bound) != expected for bound in bounds):
+            numbers = " and ".join(str(len(bound)) for bound in bounds)
+            raise ValueError(f"limits of {numbers} numbers, not {expected}")
+        if limits.speed is None:
+            return
+        if self.for_controller or (self.command_units is not None and self.command_units != self.units):
+            raise ValueError("limits of speed are for commands in the state's units: they start from the state")
+        if len(limits.speed) != (expected := 2 if pose else self.state_width):
+            numbers = "2: metres and radians a second" if pose else str(expected)
+            raise ValueError(f"a speed of {len(limits.speed)} numbers, not {numbers}")
 
 
 class DepthCode(Part):

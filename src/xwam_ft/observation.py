@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WHERE = "observation"
 QUATERNION_SLACK = 0.05  # what a driver's rounding may do to a unit quaternion
+SPEED_SLACK = 1.0 + 1e-9  # a command at the limit's speed is not counted as clamped for its rounding
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,19 @@ def decode(
     state: Float[ndarray, " p"],
     observation: Mapping[str, Any] | None = None,
     states: Float[ndarray, "ta p"] | None = None,
+    underway: int = 0,
 ) -> Commands:
     """Normalised actions -> commands, clamped to the contract's limits; every clamped number is counted.
+
+    Speeds are bounded from one command to the next, an action period each, the first from the observed state. So a
+    robot that stands outside its workspace is led back into it no faster than its speed allows.
 
     Args:
         action: the model's output, normalised.
         state: the absolute state the chunk starts from.
         observation: as reported; its joints seed the inverse kinematics of `forward_kinematics` slots.
         states: measured states along the chunk, needed by `delta_to_state`.
+        underway: first commands that the robot executes already; speed is bounded from the last of them on.
 
     Raises:
         UserError: the action is not finite; nothing that could reach a robot comes out of it.
@@ -114,7 +120,7 @@ def decode(
         raise UserError("holds numbers that are not finite", "action", "do not run this model; evaluate it first")
     raw = conventions.denormalise_action(contract, np.asarray(action, dtype=np.float64))
     table = conventions.decode_actions(contract, raw, state, states)
-    clamped = _clamp(contract, table)
+    clamped = _clamp(contract, table, state, underway)
     slots: dict[str, np.ndarray] = {}
     residual: dict[str, np.ndarray] = {}
     for name, place in conventions.command_slices(contract).items():
@@ -134,19 +140,57 @@ def decode(
     return Commands(table, slots, residual, clamped)
 
 
-def _clamp(contract: Contract, table: np.ndarray) -> dict[str, int]:
+def _clamp(contract: Contract, table: np.ndarray, state: np.ndarray, underway: int) -> dict[str, int]:
     """Bring `table` inside the limits in place; return how many numbers of each slot were moved."""
     counts: dict[str, int] = {}
     for name, place in conventions.command_slices(contract).items():
-        limits = contract.slot(name).limits
-        if limits is None:
+        slot = contract.slot(name)
+        if (limits := slot.limits) is None:
             continue
-        part = table[:, place.start : place.start + len(limits.low)]
-        bounded = np.clip(part, limits.low, limits.high)
-        if moved := int(np.count_nonzero(bounded != part)):
+        bounded = table[:, place].copy()
+        if limits.low is not None:
+            part = bounded[:, : len(limits.low)]
+            part[...] = np.clip(part, limits.low, limits.high)
+        if limits.speed is not None and slot.present:
+            state_at = conventions.state_slices(contract)[name]
+            start = bounded[underway - 1] if underway else np.asarray(state[state_at], dtype=np.float64)
+            most = np.asarray(limits.speed) * contract.timing.action_period
+            slow = _slow_pose if slot.kind == "pose" else _slow
+            bounded[underway:] = slow(bounded[underway:], start, most)
+        if moved := int(np.count_nonzero(bounded != table[:, place])):
             counts[name] = moved
-        part[...] = bounded
+        table[:, place] = bounded
     return counts
+
+
+def _slow(commands: Float[ndarray, "ta n"], start: Float[ndarray, " n"], most: Float[ndarray, " n"]) -> np.ndarray:
+    """Commands of which each number lies within `most` of the one before it, the first within `most` of `start`."""
+    slowed: list[np.ndarray] = []
+    for command in commands:
+        change = command - start
+        start = np.where(np.abs(change) <= most * SPEED_SLACK, command, start + np.clip(change, -most, most))
+        slowed.append(start)
+    return np.array(slowed).reshape(commands.shape)
+
+
+def _slow_pose(poses: Float[ndarray, "ta 7"], start: Float[ndarray, " 7"], most: Float[ndarray, " 2"]) -> np.ndarray:
+    """The same for poses: `most` metres along the straight line, `most` radians about the axis of the turn."""
+    slowed: list[np.ndarray] = []
+    for pose in poses:
+        change = conventions.pose_difference(pose[None], start[None])[0]
+        shares = [_share(change[:3], most[0]), _share(change[3:], most[1])]
+        bounded = conventions.pose_apply((change * np.repeat(shares, 3))[None], start[None])[0]
+        # A part that is slow enough stays as it is to the bit, and so is not counted.
+        kept = [share == 1.0 for share in shares]
+        start = np.where(np.repeat(kept, (3, 4)), pose, bounded)
+        slowed.append(start)
+    return np.array(slowed).reshape(poses.shape)
+
+
+def _share(change: np.ndarray, most: float) -> float:
+    """The share of a change that brings its length to `most`; 1 where it is no longer."""
+    length = float(np.linalg.norm(change))
+    return 1.0 if length <= most * SPEED_SLACK else most / length
 
 
 def _mapping(observation: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -111,6 +111,7 @@ def test_the_schedule_rises_by_steps_and_falls_by_the_clock() -> None:
     assert schedule(50, 1.0, 10) < 2e-3
 
 
+@pytest.mark.slow
 def test_the_video_loss_trains_transformer_text_and_views_and_no_action(corpus: Path) -> None:
     import _tiny_video as video
 

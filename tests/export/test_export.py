@@ -61,7 +61,7 @@ def refused(run: Path, out: Path, **options: object) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("ema", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_bundle_acts_as_the_run_s_unmerged_network(
     trained_run: Path, shard_set: ShardSet, tmp_path: Path, ema: bool
 ) -> None:
@@ -87,6 +87,7 @@ def test_the_bundle_acts_as_the_run_s_unmerged_network(
     assert int(np.abs(ours.astype(int) - theirs.astype(int)).max()) <= 16  # of 65535
 
 
+@pytest.mark.slow
 def test_averaged_and_last_weights_differ(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
     last = export_run(trained_run, tmp_path / "last", ema=False, console=QUIET)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (bundle, last))
@@ -97,6 +98,7 @@ def test_nothing_of_lora_is_left_in_the_bundle(bundle: Path) -> None:
     assert not [name for name in load_file(bundle / "model.safetensors") if "lora" in name]
 
 
+@pytest.mark.slow
 def test_without_depth_the_actions_are_the_same(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
     slim = export_run(trained_run, tmp_path / "slim", depth=False, console=QUIET)
     assert not [name for name in load_file(slim / "model.safetensors") if "depth_branch" in name]
@@ -106,6 +108,7 @@ def test_without_depth_the_actions_are_the_same(trained_run: Path, bundle: Path,
     assert theirs.imagine(check.inputs, 0).depth is None
 
 
+@pytest.mark.slow
 def test_a_further_prompt_is_embedded(trained_run: Path, tmp_path: Path) -> None:
     bundle = export_run(trained_run, tmp_path / "bundle", prompts=["wave  at me"], console=QUIET)
     known = Policy.load(bundle, "cpu").prompts
@@ -114,6 +117,7 @@ def test_a_further_prompt_is_embedded(trained_run: Path, tmp_path: Path) -> None
     torch.testing.assert_close(known["wave at me"], expected)
 
 
+@pytest.mark.slow
 def test_exporting_again_gives_the_same_bytes(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
     again = export_run(trained_run, tmp_path / "bundle", console=QUIET)
     for path in bundle.iterdir():
@@ -132,6 +136,7 @@ def test_one_zeroed_adapter_is_refused(changed_run: Callable[..., Path], tmp_pat
     assert which in message
 
 
+@pytest.mark.slow
 def test_an_adapter_lost_in_bfloat16_is_refused_with_the_way_out(
     changed_run: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -192,6 +197,7 @@ def test_a_contract_changed_in_run_and_shards_alike_is_refused(
     assert "is not the contract this run was trained under" in refused(run, tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_unmerged_the_bundle_keeps_the_adapter_beside_the_base(trained_run: Path, bundle: Path, tmp_path: Path) -> None:
     kept = export_run(trained_run, tmp_path / "bundle", merged=False, console=QUIET)
     stored = load_file(kept / "model.safetensors")
@@ -208,6 +214,7 @@ def test_unmerged_the_bundle_keeps_the_adapter_beside_the_base(trained_run: Path
     assert check.difference(ours) > 0
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_memory_says_what_was_not_run(
     trained_run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +304,7 @@ def test_heads_alone_with_a_depth_adapter_are_exported_with_and_without_depth(
         assert torch.equal(theirs[f"transformer.{name}"], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["heads", "full"])
 def test_a_run_without_adapters_is_exported_as_it_stands(
     contract: Contract,

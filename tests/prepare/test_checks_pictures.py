@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -153,6 +155,79 @@ def test_the_scale_of_depth_between_episodes() -> None:
     found = depth.check_drift("a", {n: scene(1.25 if n == 3 else 1.0, moved=n == 2) for n in range(5)})
     assert list(found) == [3]
     assert "depth of camera 'a' is 1.25 times that of the other episodes" in found[3].text
+
+
+def scattered(episodes: int, seed: int = 0) -> np.ndarray:
+    """Logs of grids [n, 48] of one scene with noise, holes, moved things and some other scales."""
+    rng = np.random.default_rng(seed)
+    logs = rng.uniform(0, 1, 48) + rng.normal(0, 0.01, (episodes, 48))
+    logs[rng.random(logs.shape) < 0.1] += 0.3
+    for row, scale in enumerate((-0.2, 0.05, 0.079, 0.3)):  # the second is within what is allowed
+        logs[row::8] += scale
+    logs[rng.random(logs.shape) < 0.2] = np.nan
+    logs[:, 0] = np.nan
+    return logs
+
+
+def as_grids(logs: np.ndarray) -> dict[int, list[float | None]]:
+    return {n: [None if np.isnan(v) else float(v) for v in row] for n, row in enumerate(np.exp(logs))}
+
+
+@pytest.mark.parametrize("episodes", [3, 4, 11, 40])
+def test_medians_of_others_are_those_of_a_set_without_one(episodes: int) -> None:
+    values = scattered(episodes)
+    values[: episodes // 2, 1] = values[0, 1]  # equal ones
+    values[1:, 2] = np.nan  # a value without company
+    values[0, 2] = 1.0
+    medians, known = depth.medians_of_others(values)
+    for row, column in np.ndindex(values.shape):
+        others = np.delete(values[:, column], row)
+        others = others[np.isfinite(others)]
+        if np.isnan(values[row, column]) or not len(others):
+            assert np.isnan(medians[row, column])
+        else:
+            assert medians[row, column] == np.median(others)
+            assert known[row, column] == len(others)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_drift_is_found_as_by_comparing_each_with_all_others(seed: int) -> None:
+    logs = np.log(np.array(list(as_grids(scattered(12 + 5 * seed, seed)).values()), dtype=np.float64))
+    expected: set[int] = set()
+    for row in range(len(logs)):
+        others = np.delete(logs, row, axis=0)
+        shared = np.isfinite(logs[row]) & (2 * np.isfinite(others).sum(axis=0) >= len(others))
+        ratios = logs[row, shared] - np.nanmedian(others[:, shared], axis=0)
+        scale = np.median(ratios)
+        one_ratio = np.mean(np.abs(ratios - scale) < abs(scale) / 2) > 0.7
+        if shared.sum() >= depth.LEAST and abs(scale) > np.log1p(depth.DRIFT) and one_ratio:
+            expected.add(row)
+    assert set(depth.check_drift("a", as_grids(logs))) == expected
+    assert expected
+
+
+def test_thousands_of_episodes_are_compared_in_linear_time() -> None:
+    """As many calls for few episodes as for thousands, none of them on more than some copies of the table."""
+    calls: list[int] = []
+    for episodes in (50, 5000):
+        grids: dict[int, list[float | None]] = dict.fromkeys(range(episodes), scene())  # nothing to report
+        count = 0
+
+        def note(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        tracemalloc.start()
+        sys.setprofile(note)
+        try:
+            assert depth.check_drift("a", grids) == {}
+        finally:
+            sys.setprofile(None)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        calls.append(count)
+        assert peak < 30 * episodes * 48 * 8 + 100_000
+    assert calls[1] <= calls[0] + 10
 
 
 def test_the_hand_is_projected_into_the_picture(contract: Contract, segment: Segment) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from scipy.spatial.transform import Rotation
 
+from xwam_ft.contract import Limits
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.embodiment import load_embodiment
 from xwam_ft.prepare.embodiment_slots import contract_camera, motion, plan_cameras, plan_slots
@@ -81,6 +82,8 @@ def test_shipped_files_load_and_are_named_as_they_are_called(path: Path) -> None
         ({**POSE, "convention": "absolute"}, "a pose is commanded relative to something"),
         ({**POSE, "convention": "xwam_robocasa_raw"}, "recordings are not prepared with it"),
         ({"kind": "gripper"}, "`columns` is missing"),
+        ({**ARM, "limits": {"speed": -1}}, "speed"),
+        ({**ARM, "limits": {"speeds": 1}}, r"did you mean 'speed'\?"),
     ],
 )
 def test_a_wrong_slot_is_told(tmp_path: Path, slot: dict[str, Any], sentence: str) -> None:
@@ -192,6 +195,22 @@ def test_next_state_commands_look_ahead_and_are_masked_at_the_end(tmp_path: Path
     state, _, command, mask = motion(found, rows, 2)
     np.testing.assert_array_equal(command[:4], state[2:])
     np.testing.assert_array_equal(mask[:, 0], [1, 1, 1, 1, 0, 0])
+
+
+def test_limits_reach_the_contract_and_wrong_ones_are_told(tmp_path: Path) -> None:
+    absent = {"kind": "pose", "present": False, "limits": {"speed": [0.5, 1.5]}}
+    arm, pose = plans(tmp_path, {"arm": {**ARM, "limits": {"low": -1, "high": [1, 2], "speed": 2}}, "other": absent})
+    assert arm.slot.limits == Limits(low=(-1, -1), high=(1, 2), speed=(2, 2))
+    assert pose.slot.limits == Limits(speed=(0.5, 1.5))
+    for slot, sentence in [
+        ({**ARM, "limits": {"low": 0}}, "`low` and `high` go together"),
+        ({**ARM, "limits": {"speed": [1, 1, 1]}}, "a speed of 3 numbers, not 2"),
+        ({**absent, "limits": {"speed": 1}}, "a speed of 1 numbers, not 2: metres and radians a second"),
+        ({**ARM, "command_units": "1", "limits": {"speed": 1}}, "are for commands in the state's units"),
+    ]:
+        with pytest.raises(UserError, match=sentence) as error:
+            plans(tmp_path, {"s": slot, **({"arm": ARM} if slot["kind"] == "pose" else {})})
+        assert error.value.where.endswith("toy.yaml: slots.s")
 
 
 def test_a_mean_an_absent_arm_and_command_units(tmp_path: Path) -> None:

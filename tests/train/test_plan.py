@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from torch.distributed.fsdp import FSDPModule
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import xwam_ft.train.run as training
 from xwam_ft.contract import Contract, Image
@@ -22,10 +25,11 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.memory import count_activations, is_out_of_memory, random_batch
-from xwam_ft.train.plan import CHECKPOINTS, Plan, fitting_batch, make_plan, warnings
+from xwam_ft.train.plan import CHECKPOINTS, Plan, fitting_batch, make_plan, shape_network, warnings
 from xwam_ft.train.plan_report import duration, plan_recipe
 from xwam_ft.train.probe import largest
 from xwam_ft.train.session import Session, trainable_network
+from xwam_ft.train.sharding import gathered_bytes, shard, share
 
 Change = Callable[..., Recipe]
 
@@ -62,6 +66,7 @@ def test_what_is_written_has_the_planned_size(plan: Plan, finished: Path, cache:
     assert stored["epochs"] == pytest.approx(6 * 4 / plan.train_clips)
 
 
+@pytest.mark.usefixtures("counted")
 def test_recomputation_quantisation_and_averages_change_the_parts_they_should(
     plan: Plan, changed: Change, shard_set: ShardSet
 ) -> None:
@@ -83,6 +88,79 @@ def test_recomputation_quantisation_and_averages_change_the_parts_they_should(
         if isinstance(module, torch.nn.Linear)
     ]
     assert before["frozen weights"] - packed["frozen weights"] == pytest.approx(sum(linears) * (4 - 0.5625), abs=2)
+
+
+@pytest.fixture
+def counted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations are those of `plan`, where a test changes nothing of them: counting is most of a plan's time."""
+    monkeypatch.setattr("xwam_ft.train.plan.count_activations", lambda *_, **__: plan.activations)
+
+
+@pytest.fixture
+def four_processes() -> Iterator[None]:
+    """This process as the first of four that are not there: torch's stand-in for a process group."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("four_processes")
+@pytest.mark.parametrize("branch", ["adapter", "copy"])
+def test_a_share_is_what_fsdp2_leaves_a_device(changed: Change, shard_set: ShardSet, branch: str) -> None:
+    recipe = changed(model={"depth": {"blocks": 2, "branch": branch}})
+    network = shape_network(read_skeleton("tiny", dtype="float32"), recipe, shard_set)
+    rows = summary_table(network, lambda parameter: share(parameter, 4))
+    whole, gathered = summary_table(network), gathered_bytes(network)
+    sizes = {name: parameter.numel() * 4 for name, parameter in network.named_parameters()}
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    shard(network, torch.device("cpu"), 4)
+    held = {name: parameter.to_local().numel() * 4 for name, parameter in network.named_parameters()}
+    assert sum(row.bytes for row in rows) == sum(held.values())
+    assert 4 * sum(row.trainable for row in rows) == sum(held[name] for name in trained)
+    assert sum(row.bytes for row in whole) / 4 <= sum(held.values()) < sum(row.bytes for row in whole) / 3.5
+    # Each group is gathered by itself: what lies in no block and, at worst, the two largest blocks.
+    in_a_block = r"(transformer|depth_branch)\.blocks\.\d+\." if branch == "copy" else r"transformer\.blocks\.\d+\."
+    groups: dict[str, list[str]] = {}
+    for name in sizes:
+        inside = re.match(in_a_block, name)
+        groups.setdefault(inside[0] if inside else "", []).append(name)
+    assert len(groups) == sum(isinstance(module, FSDPModule) for module in network.modules())
+    outside = groups.pop("")
+    largest_two = sorted(sum(sizes[name] for name in group) for group in groups.values())[-2:]
+    assert gathered.weights == sum(sizes[name] for name in outside) + sum(largest_two)
+    most = max(sum(sizes[name] for name in group if name in trained) for group in groups.values())
+    assert gathered.gradients == sum(sizes[name] for name in outside if name in trained) + most
+    assert gathered.network == sum(sizes.values())
+
+
+@pytest.mark.usefixtures("counted")
+def test_devices_share_under_fsdp2_and_repeat_under_ddp(plan: Plan, changed: Change, shard_set: ShardSet) -> None:
+    def planned(**trainer: object) -> Plan:
+        return make_plan(changed(trainer=trainer), shard_set)
+
+    def parts(plan: Plan) -> dict[str, int]:
+        return {part.name: part.bytes for part in plan.memory}
+
+    one, ddp = parts(plan), planned(devices=2, nodes=2)
+    summed = "gradients to be summed over devices"
+    assert parts(ddp) == one | {summed: one["gradients"]}
+    assert ddp.batch == 4 * plan.batch
+    assert planned(strategy="fsdp2").memory == plan.memory  # nothing to share, nothing to gather
+    cut = planned(devices=2, nodes=2, strategy="fsdp2")
+    assert (cut.groups, cut.batch, cut.disk) == (plan.groups, ddp.batch, plan.disk)
+    now = parts(cut)
+    assert now["AdamW"] == 2 * now["gradients"] == 2 * now["averaged weights"]
+    weights = [name for name in one if "weights" in name]  # and averages
+    for name in (*weights, "gradients", "AdamW"):
+        assert one[name] / 4 <= now[name] < one[name] / 3, name  # rows are few here, and rounded up
+    growing = ("activations", "latents and text of a micro-batch")
+    assert [now[name] for name in growing] == [one[name] for name in growing]
+    # A step and a validation do not come together: the sum is the larger of the two.
+    fixed = [*weights, "gradients", "AdamW", "VAE, from the first validation on"]
+    temporary = [part.bytes for part in cut.memory if part.name.startswith(("gathered", "whole gradients"))]
+    step = sum(temporary) + sum(now[name] for name in growing)
+    network = sum(row.bytes for row in plan.groups)
+    assert cut.peak == sum(now[name] for name in fixed) + max(step, network)
 
 
 def test_the_published_backbone_is_planned_without_a_file() -> None:

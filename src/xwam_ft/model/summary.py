@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import torch
 
 from xwam_ft.model.adapters import stable_name
 from xwam_ft.model.quantize import logical_size
@@ -45,8 +48,14 @@ class MemoryNeed:
         return self.weights + self.gradients + self.optimizer + self.average
 
 
-def summary_table(network: JointNetwork) -> list[SummaryRow]:
-    """Rows for the transformer, each new part, the depth branch, and the adapters of transformer and branch."""
+def summary_table(
+    network: JointNetwork, numbers: Callable[[nn.Parameter], int] = torch.Tensor.numel
+) -> list[SummaryRow]:
+    """Rows for the transformer, each new part, the depth branch, and the adapters of transformer and branch.
+
+    Args:
+        numbers: how many of a parameter's stored numbers a device holds; those that train and the bytes follow.
+    """
     rows: dict[str, list[nn.Parameter]] = {}
     for raw, parameter in network.named_parameters():
         name = stable_name(network, raw)
@@ -56,9 +65,9 @@ def summary_table(network: JointNetwork) -> list[SummaryRow]:
         SummaryRow(
             group,
             sum(logical_size(parameter) for parameter in parameters),
-            sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            sum(numbers(parameter) for parameter in parameters if parameter.requires_grad),
             tuple(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})),
-            sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            sum(numbers(parameter) * parameter.element_size() for parameter in parameters),
         )
         for group, parameters in rows.items()
     ]

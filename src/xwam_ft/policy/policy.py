@@ -168,7 +168,8 @@ class Policy:
         action = self.infer_batch([inputs], [chosen], self._settings(options), prefix)[0][: options.chunk]
         self.calls += 1
         sampled = time.perf_counter()
-        commands = observation.decode(self.contract, action, inputs.state, request)
+        underway = 0 if prefix is None else prefix.shape[1]
+        commands = observation.decode(self.contract, action, inputs.state, request, underway=underway)
         done = time.perf_counter()
         seconds = {"observe": encoded - started, "sample": sampled - encoded, "decode": done - sampled}
         return PolicyOutput(commands, action, seconds | {"total": done - started}, warnings)

@@ -111,8 +111,11 @@ class TimingSpec(Section):
 
 
 class LimitsSpec(Section):
-    low: float | list[float]
-    high: float | list[float]
+    """A single number holds for all of a slot; `speed` of a pose is always two, [m/s, rad/s]."""
+
+    low: float | list[float] | None = None
+    high: float | list[float] | None = None
+    speed: PositiveFloat | list[PositiveFloat] | None = None
 
 
 class DeltaSpec(Section):

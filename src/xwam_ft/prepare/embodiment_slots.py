@@ -207,6 +207,7 @@ def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str
     if spec.command_units is not None and spec.command == "recorded" and spec.kind != "pose":
         command_units = si_units(spec.command_units, len(elements))
     try:
+        limits = _limits(spec, 3 if spec.kind == "pose" else len(elements))
         return Slot(
             name=name,
             kind=spec.kind,
@@ -223,7 +224,7 @@ def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str
             gripper_open=spec.gripper_open,
             gripper_closed=spec.gripper_closed,
             present=spec.present,
-            limits=_limits(spec, 3 if spec.kind == "pose" else len(elements)),
+            limits=limits,
         )
     except ValidationError as error:
         raise UserError(error.errors()[0]["msg"].removeprefix("Value error, "), place, "mend the slot") from None
@@ -244,10 +245,12 @@ def _limits(spec: SlotSpec, width: int) -> Limits | None:
     if spec.limits is None:
         return None
 
-    def row(value: float | list[float]) -> tuple[float, ...]:
-        return tuple(value) if isinstance(value, list) else (value,) * width
+    def row(value: float | list[float] | None, width: int) -> tuple[float, ...] | None:
+        return None if value is None else tuple(value) if isinstance(value, list) else (value,) * width
 
-    return Limits(low=row(spec.limits.low), high=row(spec.limits.high))
+    given = spec.limits
+    speeds = 1 if spec.kind == "pose" else width  # of a pose one number is not enough, which the contract says
+    return Limits(low=row(given.low, width), high=row(given.high, width), speed=row(given.speed, speeds))
 
 
 def _feature(name: str, info: SourceInfo, where: str) -> str:

@@ -22,6 +22,7 @@ from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.encode import wants_depth
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
+from xwam_ft.train.sharding import Gathered, gathered_bytes, share
 
 if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
@@ -131,8 +132,11 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     devices = _devices(recipe)
     vae = sum(parameter.numel() for parameter in skeleton.backbone.vae.parameters()) * 4
     vae = vae if held_out or recipe.data.cache == "none" else 0
-    parts = _memory(recipe, groups, activations, vae, _bytes_of(batch), on_gpu=on_gpu)
     texts = {text for episode in shard_set.index.episodes for text in (*episode.instructions, episode.instruction)}
+    cut = devices if spec.strategy == "fsdp2" else 1
+    held = tuple(summary_table(network, lambda parameter: share(parameter, cut))) if cut > 1 else groups
+    gathered = gathered_bytes(network) if cut > 1 else None
+    parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
     places = {"the shards": shard_set.folder, "checkpoints": run or shard_set.folder}
     free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
     plan = Plan(
@@ -248,18 +252,42 @@ def gigabytes(count: int) -> str:
 
 
 def _memory(
-    recipe: Recipe, groups: tuple[SummaryRow, ...], activations: Activations, vae: int, clip: int, *, on_gpu: bool
+    recipe: Recipe,
+    groups: tuple[SummaryRow, ...],
+    activations: Activations,
+    vae: int,
+    clip: int,
+    gathered: Gathered | None,
+    *,
+    on_gpu: bool,
 ) -> tuple[Part, ...]:
-    """Parts of the peak, of one device; the text encoder is never in it, since the cache holds its embeddings."""
+    """Parts of the peak, of one device; the text encoder is never in it, since the cache holds its embeddings.
+
+    Args:
+        groups: what the device holds of each; under FSDP2 its share.
+        gathered: under FSDP2, what is whole for a while.
+    """
     optim = recipe.optim
     need = memory_need(list(groups), adamw_8bit=optim.adamw_8bit, average=optim.ema_decay is not None)
     frozen = sum(row.bytes for row in groups if not row.trainable)
+    communication: list[Part] = []
+    if gathered is not None:
+        step = gathered.weights + gathered.gradients + clip * recipe.trainer.batch_size + activations.of(recipe)
+        more = max(gathered.network - step, 0) if vae else 0
+        communication = [
+            Part("gathered: two blocks, and what lies outside", gathered.weights),
+            Part("whole gradients of a block, and of what lies outside", gathered.gradients),
+            Part("the whole network in validation, beyond a step's need", more),
+        ]
+    elif _devices(recipe) > 1:
+        communication = [Part("gradients to be summed over devices", need.gradients)]  # DDP's buckets, a copy of all
     parts = [
         Part("frozen weights", frozen),
         Part("weights that train, and their groups", need.weights - frozen),
         Part("gradients", need.gradients),
         Part("AdamW", need.optimizer),
         Part("averaged weights", need.average),
+        *communication,
         Part(BATCH, clip * recipe.trainer.batch_size),
         Part(ACTIVATIONS, activations.of(recipe)),
         Part("VAE" if recipe.data.cache == "none" else "VAE, from the first validation on", vae),

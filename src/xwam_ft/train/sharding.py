@@ -7,8 +7,10 @@ forward pass a trained parameter is a `DTensor` that holds this process' rows. C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,21 +19,66 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from xwam_ft.model.network import JointNetwork
 
 
 def shard(network: JointNetwork, device: torch.device, processes: int) -> None:
     """Cut every parameter of a network that lies on `device` over the process group; in place."""
-    branch = network.depth_branch
-    copies = [] if branch is None or network.config.depth_shared else list(branch.blocks)
     mesh = init_device_mesh(device.type, (processes,))
     network.call_blocks()
-    for block in [*network.transformer.blocks, *copies]:
+    for block in sharded_blocks(network):
         fully_shard(block, mesh=mesh)
     # Nothing is won by letting go of the outermost group between forward and backward.
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
+
+
+def sharded_blocks(network: JointNetwork) -> list[nn.Module]:
+    """The blocks that are a group each; all other parameters are one more."""
+    branch = network.depth_branch
+    copies = [] if branch is None or network.config.depth_shared else list(branch.blocks)
+    return [*network.transformer.blocks, *copies]
+
+
+def share(parameter: Tensor, processes: int) -> int:
+    """Numbers of a parameter that the first process holds: its rows are dealt out evenly, the last ones less."""
+    return parameter.numel() if processes == 1 else -(-len(parameter) // processes) * math.prod(parameter.shape[1:])
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Bytes that are whole on a device for a while, beside the parts it holds.
+
+    Args:
+        weights: while training: what lies outside the blocks, the block at work and the one fetched meanwhile.
+        gradients: of what lies outside the blocks and of a block, until they are summed over devices.
+        network: in validation, all weights.
+    """
+
+    weights: int
+    gradients: int
+    network: int
+
+
+def gathered_bytes(network: JointNetwork) -> Gathered:
+    """What `shard` makes each of several processes gather; the network itself may be whole and on any device."""
+    blocks = [list(block.parameters()) for block in sharded_blocks(network)]
+    inside = {id(parameter) for block in blocks for parameter in block}
+    outside = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+
+    def held(parameters: list[nn.Parameter]) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+    def trained(parameters: list[nn.Parameter]) -> int:
+        return held([parameter for parameter in parameters if parameter.requires_grad])
+
+    sizes = [held(block) for block in blocks]
+    return Gathered(
+        weights=held(outside) + sum(sorted(sizes)[-2:]),
+        gradients=trained(outside) + max(map(trained, blocks)),
+        network=held(outside) + sum(sizes),
+    )
 
 
 def is_sharded(network: JointNetwork) -> bool:

@@ -10,7 +10,7 @@ from xwam_ft import depth_code
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt16
+    from jaxtyping import Float, Int, UInt16
     from numpy import ndarray
 
 HOLES = 0.5  # share of valid pixels below which it is said
@@ -50,25 +50,46 @@ def depth_grid(codes: UInt16[ndarray, "n h w"], near: float, far: float) -> list
 def check_drift(camera: str, grids: dict[int, list[float | None]]) -> dict[int, Finding]:
     """Episodes whose depth of a *static* camera is another multiple of the same scene than in the other episodes.
 
-    Each cell is compared with its median over episodes; what moves changes some cells, a scale changes all.
+    Each cell is compared with its median over the other episodes; what moves changes some cells, a scale changes all.
     """
     if len(grids) < 3:
         return {}
     numbers = list(grids)
-    logs = np.log(np.array([[np.nan if v is None else v for v in grids[n]] for n in numbers], dtype=np.float64))
+    logs = np.log(np.array([grids[number] for number in numbers], dtype=np.float64))  # None becomes nan
+    medians, known = medians_of_others(logs)
+    shared = np.isfinite(medians) & (2 * known >= len(numbers) - 1)
+    rows = np.flatnonzero(shared.sum(axis=1) >= LEAST)
+    if not len(rows):
+        return {}
+    ratios = np.where(shared, logs - medians, np.nan)[rows]
+    scales = np.nanmedian(ratios, axis=1)
+    # A scene that was rearranged changes cells by different ratios; a scale changes all by one.
+    alike = np.sum(np.abs(ratios - scales[:, None]) < np.abs(scales[:, None]) / 2, axis=1)
+    flagged = (np.abs(scales) > np.log1p(DRIFT)) & (alike / shared[rows].sum(axis=1) > 0.7)
     found: dict[int, Finding] = {}
-    for row, number in enumerate(numbers):
-        others = np.delete(logs, row, axis=0)
-        shared = np.isfinite(logs[row]) & (np.isfinite(others).sum(axis=0) * 2 >= len(others))
-        if shared.sum() < LEAST:
-            continue
-        ratios = logs[row, shared] - np.nanmedian(others[:, shared], axis=0)
-        scale = float(np.median(ratios))
-        # A scene that was rearranged changes cells by different ratios; a scale changes all by one.
-        if abs(scale) > np.log1p(DRIFT) and np.mean(np.abs(ratios - scale) < abs(scale) / 2) > 0.7:
-            text = (
-                f"depth of camera {camera!r} is {np.exp(scale):.2f} times that of the other episodes, "
-                f"in {int(shared.sum())} cells of the same scene"
-            )
-            found[number] = Finding("depth-drift", "warning", text, camera, camera, 0)
+    for row, scale in zip(rows[flagged], scales[flagged], strict=True):
+        text = (
+            f"depth of camera {camera!r} is {np.exp(scale):.2f} times that of the other episodes, "
+            f"in {int(shared[row].sum())} cells of the same scene"
+        )
+        found[numbers[row]] = Finding("depth-drift", "warning", text, camera, camera, 0)
     return found
+
+
+def medians_of_others(values: Float[ndarray, "n c"]) -> tuple[Float[ndarray, "n c"], Int[ndarray, "n c"]]:
+    """For every finite value, the median of its column's other finite values, and how many these are.
+
+    Sorted once: without the value of rank r, the k-th smallest is the k-th where k < r, and the one after it elsewhere.
+
+    Returns:
+        nan where the value is not finite, or the only one.
+    """
+    ordered = np.sort(values, axis=0)  # nan last
+    rank = np.argsort(np.argsort(values, axis=0), axis=0)
+    known = np.isfinite(values)
+    others = known.sum(axis=0) - known
+    middle: list[np.ndarray] = []
+    for k in ((others - 1) // 2, others // 2):
+        k = np.clip(k, 0, None)
+        middle.append(np.take_along_axis(ordered, np.minimum(k + (k >= rank), len(values) - 1), axis=0))
+    return np.where(known & (others > 0), (middle[0] + middle[1]) / 2, np.nan), others
