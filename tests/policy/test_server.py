@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +37,7 @@ sys.path.append(str(Path(__file__).parent))
 from served import GatedPolicy, example, get
 
 KEY = "0123456789abcdef"
+HOSTILE_CLIENTS = 3
 RAGGED = msgpack.packb(
     {"images": {"front": [[1], 2], "wrist": [[1], 2]}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"}
 )
@@ -303,23 +306,39 @@ def hostile(rng: random.Random, good: bytes) -> bytes:
     return bytes(frame)
 
 
-async def fuzz(address: str, good: bytes, frames: int, seed: int) -> dict[str, int]:
-    rng, ends = random.Random(seed), {"refused": 0, "answered": 0}
+async def fuzz(address: str, good: bytes, frames: int, seed: int) -> Counter[str]:
+    """One client's frames: the same connection while it is answered, a new one after every refusal."""
+    rng, ends = random.Random(seed), Counter[str]()
     connection = None
     for _ in range(frames):
         if connection is None:
-            connection = await connect_async(address, compression=None, max_size=None)
+            connection = await connect_async(address, compression=None, max_size=None, proxy=None)
             await connection.recv()
         await connection.send(hostile(rng, good))
         said = await asyncio.wait_for(connection.recv(), 20)
         ends["refused" if isinstance(said, str) else "answered"] += 1
         if isinstance(said, str):
             assert "Fix:" in said, said  # a sentence, never "the server failed"
+            assert "requests waiting" not in said  # refused for what it is, not for the crowd
             await connection.wait_closed()
             connection = None
     if connection is not None:
         await connection.close()
     return ends
+
+
+async def fuzz_together(address: str, good: bytes, frames: int, seed: int) -> Counter[str]:
+    """As many clients at once as may wait, so that one connects while another is answered."""
+    seeds = [seed * HOSTILE_CLIENTS + client for client in range(HOSTILE_CLIENTS)]
+    shares = [len(range(client, frames, HOSTILE_CLIENTS)) for client in range(HOSTILE_CLIENTS)]
+    done = await asyncio.gather(*(fuzz(address, good, *each) for each in zip(shares, seeds, strict=True)))
+    return sum(done, Counter[str]())
+
+
+def requests(address: str) -> Counter[str]:
+    """What the server has counted, by how it ended."""
+    found = re.findall(r'xwam_ft_requests_total\{result="(\w+)"\} (\d+)', get(address, "/metrics")[1])
+    return Counter({name: int(count) for name, count in found})
 
 
 def small_frame(policy: GatedPolicy) -> bytes:
@@ -329,8 +348,13 @@ def small_frame(policy: GatedPolicy) -> bytes:
 
 
 def fuzzed(policy: GatedPolicy, address: str, frames: int, seed: int) -> None:
-    ends = asyncio.run(fuzz(address, small_frame(policy), frames, seed))
+    before = requests(address)
+    ends = asyncio.run(fuzz_together(address, small_frame(policy), frames, seed))
+    print(f"{ends['refused']} refused, {ends['answered']} answered")  # pytest -s shows it
+    assert ends.total() == frames
     assert ends["refused"] > frames / 2
+    # The server counts a request when its answer has gone out, so a moment later than the client.
+    until(lambda: requests(address) - before == ends)
     connection, metadata = opened(address)
     connection.send(wire.pack(metadata["example_observation"]))
     assert isinstance(connection.recv(timeout=10), bytes)
