@@ -38,6 +38,7 @@ from served import GatedPolicy, example, get
 
 KEY = "0123456789abcdef"
 HOSTILE_CLIENTS = 3
+BYTES_KEY = msgpack.packb({"images": {"front": 1, b"wri\x04t": 1}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"})
 RAGGED = msgpack.packb(
     {"images": {"front": [[1], 2], "wrist": [[1], 2]}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"}
 )
@@ -118,6 +119,7 @@ def test_openpi_s_own_client(policy: GatedPolicy, address: str) -> None:
         (msgpack.packb({b"__ndarray__": True, b"dtype": "|O", b"data": b"", b"shape": [0]}), "refused"),
         (RAGGED, "observation.images.front: has shape [0] and type object"),
         (msgpack.packb({"imagse": {}}), "did you mean 'images'"),
+        (BYTES_KEY, "camera 'wrist' is missing (given: front, b'wri\\x04t')"),
         (bytes(200_001), "is too large"),
     ],
 )

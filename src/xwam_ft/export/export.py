@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from xwam_ft.model.backbone import Part
     from xwam_ft.model.network import Prediction
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.train.checkpoint import Checkpoint
 
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PARTS = {"transformer": "transformer", "vae": "VAE", "text": "text encoder"}
 _SPARE = 1.25
 """Memory a network needs to answer, over that of its weights."""
 
@@ -107,7 +109,7 @@ def export_run(
         raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {run}")
     checkpoint, spec = folder.checkpoint, folder.recipe.backbone
     shards = _recordings(folder, checkpoint)
-    _require_base(folder, checkpoint)
+    _require_base(folder, checkpoint, encoders=format in ("bundle", "xwam"))
     console.print("reading the checkpoint")
     weights = open_weights(folder.recipe, checkpoint, ema=ema, depth=depth)
     adapters = proof.require_adapter(weights.trained, checkpoint.folder)
@@ -182,16 +184,20 @@ def _recordings(folder: RunFolder, checkpoint: Checkpoint) -> ShardSet:
     return shards
 
 
-def _require_base(folder: RunFolder, checkpoint: Checkpoint) -> None:
-    spec = folder.recipe.backbone
-    now = part_fingerprints(spec.path, ("transformer",), revision=spec.revision)["transformer"]
-    then = checkpoint.state.backbone
-    if now != then:
-        raise UserError(
-            f"is not the backbone this run was trained on: its fingerprint is {now[:12]}, the run's {then[:12]}",
-            spec.path,
-            "restore that backbone; an adapter means nothing on another base",
-        )
+def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool) -> None:
+    """The backbone's files are those of training; `encoders`: VAE and text encoder too, which a bundle is made from."""
+    spec, state = folder.recipe.backbone, checkpoint.state
+    parts: tuple[Part, ...] = ("transformer", "vae", "text") if encoders else ("transformer",)
+    now = part_fingerprints(spec.path, parts, revision=spec.revision)
+    then = dict(zip(("transformer", "vae", "text"), (state.backbone, *state.encoders.split("/")), strict=True))
+    for part in parts:
+        if now[part] != then[part]:
+            raise UserError(
+                f"is not the backbone this run was trained on: the fingerprint of its {_PARTS[part]} is "
+                f"{now[part][:12]}, the run's {then[part][:12]}",
+                spec.path,
+                "restore that backbone; what a run learned means nothing on another",
+            )
 
 
 def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: Console) -> None:
@@ -238,12 +244,13 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     with progress_bar(console, "write", "bytes", size) as advance:
         digests = write_parts(draft, pieces, config, contract, prompts, advance)
     require_written(open_checkpoint(draft / "model.safetensors").tensors, digests, draft.parent)
+    proof.require_beside(draft, contract, config, prompts)
     if weights.rounding:
         block, share = proof.worst_rounding(weights.rounding)
         if lacking is not None:
             proof.require_rounding(block, share, job.dtype, job.checkpoint.folder)
         table.add_row("rounding takes at most", f"{share:.2g} of a block's update ({block})")
-    table.add_row("read back, every tensor is", "equal")
+    table.add_row("read back, every tensor, prompt and setting is", "equal")
     shown = card.NOT_RUN
     if lacking is not None:
         for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
@@ -267,7 +274,8 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
         again = load_policy(draft, job.device)  # what a robot does: hashes, then the recorded request
         difference = selfcheck.load(draft / SELFCHECK, again).difference(again)
         table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
-        table.add_row(*served.prove(again, job.shards, draft))
+        for row in served.prove(again, job.shards, draft):
+            table.add_row(*row)
 
 
 def _recorded(folder: RunFolder, shards: ShardSet) -> EncodedObservation:
