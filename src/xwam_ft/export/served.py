@@ -72,9 +72,9 @@ def _require_read_as_trained(
 ) -> None:
     contract, trained = shards.contract, clip_observation(shards.contract, clip)
     inputs, places = observation.encode(policy.contract, request), conventions.state_slices(contract)
-    pairs = {
-        f"camera {name!r}": (inputs.pictures[i], trained.pictures[i], 0) for i, name in enumerate(contract.camera_names)
-    }
+    pairs: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+    for view, name in enumerate(contract.camera_names):
+        pairs[f"camera {name!r}"] = (inputs.pictures[view], trained.pictures[view], 0.0)
     for name in _recorded_slots(contract, clip):
         pairs[f"slot {name!r}"] = (inputs.proprio[places[name]], trained.proprio[places[name]], STATE_TOLERANCE)
     for what, (ours, theirs, tolerance) in pairs.items():
