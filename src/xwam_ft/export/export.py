@@ -49,6 +49,11 @@ if TYPE_CHECKING:
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PARTS = {"transformer": "transformer", "vae": "VAE", "text": "text encoder"}
+_NEXT = {
+    "bundle": "xwam-ft serve {out}, or Policy.load({out!r})",
+    "peft": "PeftModel.from_pretrained(transformer, {out!r})",
+    "diffusers": "pipeline.load_lora_weights({out!r}), of a WanPipeline",
+}
 _SPARE = 1.25
 """Memory a network needs to answer, over that of its weights."""
 
@@ -145,6 +150,8 @@ def export_run(
     table.add_row("backbone", str(origin["fingerprint"])[:16])
     console.print(table)
     console.print(f"{format}: {out}", soft_wrap=True)
+    if format in _NEXT:
+        console.print(f"next: {_NEXT[format].format(out=str(out))}", soft_wrap=True)
     return out
 
 
@@ -156,7 +163,11 @@ def _check_options(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown", "--dtype", f"use one of: {listed(DTYPES)}")
     if format == "xwam" and wan is None:
-        raise UserError("format xwam holds Wan's VAE and text encoder", "--wan", "give the folder of Wan's own files")
+        raise UserError(
+            "format xwam holds Wan's VAE and text encoder",
+            "--wan",
+            "give the folder of Wan's own Wan2.2_VAE.pth and models_t5_umt5-xxl-enc-bf16.pth",
+        )
     idle = {
         "--wan": wan is not None and format != "xwam",
         "--unmerged": not merged and format != "bundle",
