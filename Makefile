@@ -13,6 +13,8 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,sim,mcap,stereo,ray,viz,serve]'
+	@# openpi's own client, for its test; its package asks for numpy below 2, its code does not.
+	@$(BIN)/python -m pip install --quiet --no-deps 'openpi-client==0.1.2' || echo 'no openpi-client: its test will skip'
 	@touch $@
 
 ## the main job on the bundled recordings: shards, a run, a bundle, pictures, numbers

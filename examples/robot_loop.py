@@ -27,6 +27,9 @@ import typer
 from xwam_ft.contract import Contract
 from xwam_ft.policy.client import PolicyClient, Refused
 
+DONE, STOPPED = "done", "stopped by hand"
+FASTER = "serve with fewer --action-steps, or from a faster device"
+
 
 class Robot(Protocol):
     """What LeRobot's robots offer, in SI units, and a way to hold still."""
@@ -91,7 +94,7 @@ class Loop:
         except (TimeoutError, ConnectionError, Refused) as error:
             return str(error)
         except KeyboardInterrupt:
-            return "stopped by hand"
+            return STOPPED
         finally:
             self.robot.hold()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -111,11 +114,13 @@ class Loop:
                 assert coming is not None
                 chunk, coming = coming.result(), None  # ends within `late`; until then nothing is sent
                 if time.monotonic() - chunk.start >= len(chunk.actions) * self.period:
-                    return "an answer took longer than its commands last"
+                    took = time.monotonic() - chunk.start
+                    lasts = len(chunk.actions) * self.period
+                    return f"an answer took {took:.2g} s and its commands last {lasts:.2g} s; {FASTER}"
                 continue
             self.robot.send_action(dict(zip(self.columns, map(float, chunk.actions[step]), strict=True)))
             time.sleep(max(0.0, chunk.start + (step + 1) * self.period - time.monotonic()))
-        return "done"
+        return DONE
 
     def ask(self) -> Chunk:
         """Look, and ask what to do from now on."""
@@ -162,12 +167,19 @@ def main(
     api_key: Annotated[str | None, typer.Option(envvar="XWAM_FT_API_KEY", help="Better given by the variable.")] = None,
 ) -> None:
     """Run the loop on a stand-in robot."""
-    with PolicyClient(address, api_key) as client:
+    try:
+        client = PolicyClient(address, api_key)
+    except (ConnectionError, Refused) as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from None
+    with client:
         robot = stand_in(client)
         half = max(1, client.contract.timing.action_steps // 2)
         loop = Loop(client, robot, prompt or client.metadata["prompts"][0], execute or half, late)
         why = loop.run(seconds)
-        typer.echo(f"{why}: {len(robot.sent)} commands sent")
+    typer.echo(f"{why}: {len(robot.sent)} commands sent")
+    if why not in (DONE, STOPPED):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

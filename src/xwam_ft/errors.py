@@ -34,9 +34,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def listed(names: Iterable[str], limit: int = 12) -> str:
-    """Join names for an error message, cut after `limit` with a count of the rest."""
-    names = list(names)
+def listed(names: Iterable[object], limit: int = 12) -> str:
+    """Join names for an error message, cut after `limit` with a count of the rest.
+
+    Names may come from a stranger, so they need not be text.
+    """
+    names = [str(name) for name in names]
     tail = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + tail
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from websockets.sync.client import ClientConnection, connect
+
 from xwam_ft.contract import Contract
+from xwam_ft.policy import wire
 from xwam_ft.policy.replay import ReplayPolicy
 from xwam_ft.policy.request import PolicyOutput
 
@@ -55,3 +59,19 @@ def example(contract: Contract, **options: Any) -> dict[str, Any]:
 
     made = example_observation(contract, "pick up the cube")
     return made | {"options": options} if options else made
+
+
+def opened(address: str, **options: Any) -> tuple[ClientConnection, dict[str, Any]]:
+    """A connection and the metadata it began with."""
+    connection = connect(address, compression=None, max_size=None, close_timeout=2, **options)
+    said = connection.recv(timeout=10)
+    assert isinstance(said, bytes)
+    return connection, wire.unpack(said)
+
+
+def until(met: Any) -> None:
+    """Wait for a condition, ten seconds at most."""
+    end = time.monotonic() + 10
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.005)

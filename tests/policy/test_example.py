@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 from served import GatedPolicy
 
+import robot_loop
 from robot_loop import Loop, StandIn, stand_in
 
 PERIOD = 0.02
@@ -85,6 +88,21 @@ def test_it_ends_when_answers_come_after_their_commands(policy: GatedPolicy, cli
 
     policy.replay.infer = slow  # pyright: ignore[reportAttributeAccessIssue]
     why = Loop(client, robot, "any", execute=99, late=5.0).run(5.0)
-    assert why == "an answer took longer than its commands last"
+    assert re.fullmatch(r"an answer took 0\.\d+ s and its commands last 0\.16 s; serve with fewer .*", why), why
     assert len(robot.sent) <= 8
     assert robot.held == 1
+
+
+def test_as_a_command_it_says_in_a_sentence_why_it_ends(policy: GatedPolicy) -> None:
+    def ended(address: str, *options: str) -> tuple[int, str]:
+        command = [sys.executable, robot_loop.__file__, address, "--seconds", "0.1", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    with serving(policy, api_key="0123456789abcdef") as address:
+        code, said = ended(address, "--api-key", "0123456789abcdef")
+        assert (code, said.split(":")[0]) == (0, "done")
+        code, said = ended(address, "--api-key", "wrong")
+        assert code == 2
+        assert "the API key is wrong; send the header Authorization" in said

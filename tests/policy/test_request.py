@@ -44,6 +44,15 @@ def test_units_and_dead_cameras_get_a_warning(contract: Contract, example: dict[
     assert unit == "tool.y is 350; recordings held -0.5 to 0.5 m: is it in that unit?"
 
 
+def test_numbers_without_a_unit_get_a_warning_of_their_own(contract: Contract, example: dict[str, Any]) -> None:
+    gripper = contract.slot("gripper").model_copy(update={"units": ("1",)})
+    example["state"]["gripper"] = np.array([80.0])
+    other = contract.model_copy(update={"slots": (contract.slot("tool"), gripper)})
+    assert request.implausible(other, observation.encode(other, example)) == (
+        "gripper.width is 80; recordings held 0 to 0.08: is it on that scale?",
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [

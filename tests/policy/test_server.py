@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -32,9 +30,10 @@ from xwam_ft.shards import ShardSet
 
 sys.path.append(str(Path(__file__).parent))
 
-from served import GatedPolicy, example, get
+from served import GatedPolicy, example, get, opened, until
 
 KEY = "0123456789abcdef"
+BYTES_KEY = msgpack.packb({"images": {"front": 1, b"wri\x04t": 1}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"})
 RAGGED = msgpack.packb(
     {"images": {"front": [[1], 2], "wrist": [[1], 2]}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"}
 )
@@ -49,13 +48,6 @@ def policy(shard_set: ShardSet) -> GatedPolicy:
 def address(policy: GatedPolicy) -> Iterator[str]:
     with serving(policy, limits=Limits(message_bytes=200_000, waiting=3, connections=8)) as address:
         yield address
-
-
-def opened(address: str, **options: Any) -> tuple[ClientConnection, dict[str, Any]]:
-    connection = connect(address, compression=None, max_size=None, close_timeout=2, **options)
-    said = connection.recv(timeout=10)
-    assert isinstance(said, bytes)
-    return connection, wire.unpack(said)
 
 
 def refused(connection: ClientConnection) -> str:
@@ -90,7 +82,7 @@ def test_the_example_of_the_metadata_is_answered_as_in_process(policy: GatedPoli
 
 def test_openpi_s_own_client(policy: GatedPolicy, address: str) -> None:
     module = pytest.importorskip(
-        "openpi_client.websocket_client_policy", reason="openpi-client is not installed (it asks for numpy < 2)"
+        "openpi_client.websocket_client_policy", reason="pip install --no-deps openpi-client (`make test` does it)"
     )
     host, port = address.rsplit(":", 1)
     client = module.WebsocketClientPolicy(host, int(port))
@@ -115,6 +107,7 @@ def test_openpi_s_own_client(policy: GatedPolicy, address: str) -> None:
         (msgpack.packb({b"__ndarray__": True, b"dtype": "|O", b"data": b"", b"shape": [0]}), "refused"),
         (RAGGED, "observation.images.front: has shape [0] and type object"),
         (msgpack.packb({"imagse": {}}), "did you mean 'images'"),
+        (BYTES_KEY, "camera 'wrist' is missing (given: front, b'wri\\x04t')"),
         (bytes(200_001), "is too large"),
     ],
 )
@@ -156,13 +149,6 @@ def test_health_and_metrics_are_answered_during_inference(policy: GatedPolicy, a
         lines['xwam_ft_infer_seconds{quantile="0.5"}']
     )
     assert int(lines["xwam_ft_waiting"]) == 0
-
-
-def until(met: Any) -> None:
-    end = time.monotonic() + 10
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_clients_are_answered_in_order_and_no_more_wait_than_may(policy: GatedPolicy, address: str) -> None:
@@ -285,78 +271,6 @@ def test_what_cannot_be_served(policy: GatedPolicy, address: str) -> None:
 
     with pytest.raises(UserError, match="is not a bundle"):
         asyncio.run(PolicyServer(load).run("127.0.0.1", 0))
-
-
-def hostile(rng: random.Random, good: bytes) -> bytes:
-    """A frame that is wrong somewhere: bytes changed, cut, doubled or made up; seldom it is right by chance."""
-    frame = bytearray(good)
-    kind = rng.randrange(5)
-    if kind == 0:
-        return rng.randbytes(rng.randrange(200))
-    if kind == 1:
-        return bytes(frame[: rng.randrange(len(frame))])
-    if kind == 2:
-        return bytes(frame + frame[: rng.randrange(1, 50)])
-    for _ in range(rng.randrange(1, 20)):  # most of a frame is pixels; what says what they are stands around them
-        place = rng.randrange(len(frame)) if kind == 3 else rng.choice((rng.randrange(120), -1 - rng.randrange(400)))
-        frame[place] = rng.randrange(256)
-    return bytes(frame)
-
-
-async def fuzz(address: str, good: bytes, frames: int, seed: int) -> dict[str, int]:
-    rng, ends = random.Random(seed), {"refused": 0, "answered": 0}
-    connection = None
-    for _ in range(frames):
-        if connection is None:
-            connection = await connect_async(address, compression=None, max_size=None)
-            await connection.recv()
-        await connection.send(hostile(rng, good))
-        said = await asyncio.wait_for(connection.recv(), 20)
-        ends["refused" if isinstance(said, str) else "answered"] += 1
-        if isinstance(said, str):
-            assert "Fix:" in said, said  # a sentence, never "the server failed"
-            await connection.wait_closed()
-            connection = None
-    if connection is not None:
-        await connection.close()
-    return ends
-
-
-def small_frame(policy: GatedPolicy) -> bytes:
-    small = example(policy.contract)
-    small["images"] = {name: np.full((6, 8, 3), 9, np.uint8) for name in small["images"]}
-    return wire.pack(small)
-
-
-def fuzzed(policy: GatedPolicy, address: str, frames: int, seed: int) -> None:
-    ends = asyncio.run(fuzz(address, small_frame(policy), frames, seed))
-    assert ends["refused"] > frames / 2
-    connection, metadata = opened(address)
-    connection.send(wire.pack(metadata["example_observation"]))
-    assert isinstance(connection.recv(timeout=10), bytes)
-    connection.close()
-
-
-@pytest.mark.slow
-def test_two_thousand_hostile_frames(policy: GatedPolicy, address: str) -> None:
-    fuzzed(policy, address, 2000, seed=0)
-
-
-@pytest.mark.soak
-def test_a_hundred_thousand_hostile_frames(policy: GatedPolicy, address: str) -> None:
-    fuzzed(policy, address, 100_000, seed=1)
-
-
-@pytest.mark.soak
-def test_a_hundred_thousand_hostile_frames_without_the_wire(policy: GatedPolicy) -> None:
-    server, rng, good, refusals = PolicyServer(lambda: policy), random.Random(2), small_frame(policy), 0
-    server.policy = policy
-    for _ in range(100_000):
-        try:
-            server._infer(hostile(rng, good), None)
-        except UserError:  # nothing else may come out
-            refusals += 1
-    assert refusals > 50_000
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from xwam_ft.model.backbone import Part
     from xwam_ft.model.network import Prediction
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.train.checkpoint import Checkpoint
@@ -48,6 +49,12 @@ from xwam_ft.train.data_sets import open_sets
 
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PARTS = {"transformer": "transformer", "vae": "VAE", "text": "text encoder"}
+_NEXT = {
+    "bundle": "xwam-ft serve {out}, or Policy.load({out!r})",
+    "peft": "PeftModel.from_pretrained(transformer, {out!r})",
+    "diffusers": "pipeline.load_lora_weights({out!r}), of a WanPipeline",
+}
 _SPARE = 1.25
 """Memory a network needs to answer, over that of its weights."""
 
@@ -108,7 +115,7 @@ def export_run(
         raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {run}")
     checkpoint, spec = folder.checkpoint, folder.recipe.backbone
     shards = _recordings(folder, checkpoint)
-    _require_base(folder, checkpoint)
+    _require_base(folder, checkpoint, encoders=format in ("bundle", "xwam"))
     console.print("reading the checkpoint")
     weights = open_weights(folder.recipe, checkpoint, ema=ema, depth=depth)
     adapters = proof.require_adapter(weights.trained, checkpoint.folder)
@@ -144,6 +151,8 @@ def export_run(
     table.add_row("backbone", str(origin["fingerprint"])[:16])
     console.print(table)
     console.print(f"{format}: {out}", soft_wrap=True)
+    if format in _NEXT:
+        console.print(f"next: {_NEXT[format].format(out=str(out))}", soft_wrap=True)
     return out
 
 
@@ -155,7 +164,11 @@ def _check_options(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown", "--dtype", f"use one of: {listed(DTYPES)}")
     if format == "xwam" and wan is None:
-        raise UserError("format xwam holds Wan's VAE and text encoder", "--wan", "give the folder of Wan's own files")
+        raise UserError(
+            "format xwam holds Wan's VAE and text encoder",
+            "--wan",
+            "give the folder of Wan's own Wan2.2_VAE.pth and models_t5_umt5-xxl-enc-bf16.pth",
+        )
     idle = {
         "--wan": wan is not None and format != "xwam",
         "--unmerged": not merged and format != "bundle",
@@ -183,16 +196,20 @@ def _recordings(folder: RunFolder, checkpoint: Checkpoint) -> ShardSet:
     return shards
 
 
-def _require_base(folder: RunFolder, checkpoint: Checkpoint) -> None:
-    spec = folder.recipe.backbone
-    now = part_fingerprints(spec.path, ("transformer",), revision=spec.revision)["transformer"]
-    then = checkpoint.state.backbone
-    if now != then:
-        raise UserError(
-            f"is not the backbone this run was trained on: its fingerprint is {now[:12]}, the run's {then[:12]}",
-            spec.path,
-            "restore that backbone; an adapter means nothing on another base",
-        )
+def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool) -> None:
+    """The backbone's files are those of training; `encoders`: VAE and text encoder too, which a bundle is made from."""
+    spec, state = folder.recipe.backbone, checkpoint.state
+    parts: tuple[Part, ...] = ("transformer", "vae", "text") if encoders else ("transformer",)
+    now = part_fingerprints(spec.path, parts, revision=spec.revision)
+    then = dict(zip(("transformer", "vae", "text"), (state.backbone, *state.encoders.split("/")), strict=True))
+    for part in parts:
+        if now[part] != then[part]:
+            raise UserError(
+                f"is not the backbone this run was trained on: the fingerprint of its {_PARTS[part]} is "
+                f"{now[part][:12]}, the run's {then[part][:12]}",
+                spec.path,
+                "restore that backbone; what a run learned means nothing on another",
+            )
 
 
 def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: Console) -> None:
@@ -239,12 +256,13 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     with progress_bar(console, "write", "bytes", size) as advance:
         digests = write_parts(draft, pieces, config, contract, prompts, advance)
     require_written(open_checkpoint(draft / "model.safetensors").tensors, digests, draft.parent)
+    proof.require_beside(draft, contract, config, prompts)
     if weights.rounding:
         block, share = proof.worst_rounding(weights.rounding)
         if lacking is not None:
             proof.require_rounding(block, share, job.dtype, job.checkpoint.folder)
         table.add_row("rounding takes at most", f"{share:.2g} of a block's update ({block})")
-    table.add_row("read back, every tensor is", "equal")
+    table.add_row("read back, every tensor, prompt and setting is", "equal")
     shown = card.NOT_RUN
     if lacking is not None:
         for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
@@ -268,7 +286,8 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
         again = load_policy(draft, job.device)  # what a robot does: hashes, then the recorded request
         difference = selfcheck.load(draft / SELFCHECK, again).difference(again)
         table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
-        table.add_row(*served.prove(again, job.shards, draft))
+        for row in served.prove(again, job.shards, draft):
+            table.add_row(*row)
 
 
 def _recorded(folder: RunFolder, shards: ShardSet) -> EncodedObservation:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xwam_ft.errors import UserError
+from xwam_ft.export.weights import lora_scale
 from xwam_ft.model.adapters import stable_name, write_peft_adapter
 from xwam_ft.model.branch import DEPTH
 
@@ -69,7 +70,7 @@ def _diffusers(weights: RunWeights, names: list[str], folder: Path) -> list[tupl
             weights.source,
             "use --format peft, or export a bundle",
         )
-    scale = lora.alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
+    scale = lora_scale(lora)
     tensors: dict[str, torch.nn.Module | Tensor] = {}
     for name in names:
         tensor = weights.trained[name].read()

@@ -11,17 +11,22 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.files import json_bytes
 from xwam_ft.model.adapters import zero_adapters
 from xwam_ft.model.branch import lora_layers
 from xwam_ft.model.network import Prediction
 from xwam_ft.model.sampler import draw_noise
+from xwam_ft.policy.bundle import read_prompts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xwam_ft.contract import Contract
     from xwam_ft.model.checkpoints.source import Stored
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.observation import EncodedObservation
@@ -111,14 +116,29 @@ def require_merge(proofs: list[MergeProof], dtype: str, where: Path, *, merged: 
             raise UserError(f"{what} changes {proof.stream} by {_beyond(proof.share)}", where, _way_out(dtype, merged))
 
 
+def require_beside(folder: Path, contract: Contract, config: Mapping[str, Any], prompts: Mapping[str, Tensor]) -> None:
+    """Raise a `UserError` unless what a bundle holds beside its model is what was meant, byte for byte."""
+    stored = read_prompts(folder)
+    same = {
+        "contract.json": (folder / "contract.json").read_bytes() == contract.to_bytes(),
+        "config.json": (folder / "config.json").read_bytes() == json_bytes(config),
+        "prompts.safetensors": stored.keys() == prompts.keys()
+        and all(torch.equal(stored[text], embedding) for text, embedding in prompts.items()),
+    }
+    for name, equal in same.items():
+        if not equal:
+            raise UserError(f"{name} reads back changed", folder.parent, "export again; check the disk")
+
+
 def worst_rounding(rounding: Mapping[str, Sequence[float]]) -> tuple[str, float]:
     """The block of which rounding took the largest share of the adapters' update, and that share.
 
+    What was lost is counted against the adapter's own product, not the merge, so that a wrong merge shows as well.
     For inputs whose numbers do not depend on each other it is, layer by layer, |merged - adapter| / |adapter - base| of
     the outputs: what can be proved of a network that this machine has no memory to run.
 
     Args:
-        rounding: per block, squared norms of what was lost and of the update.
+        rounding: per block, squared norms of what was lost of the update, and of the update.
     """
     shares = {name: (lost / whole) ** 0.5 if whole else float("inf") for name, (lost, whole) in rounding.items()}
     name = max(shares, key=lambda name: shares[name])

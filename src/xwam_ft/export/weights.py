@@ -1,8 +1,8 @@
 """What a run's network holds, tensor by tensor: base, adapters and what else trained, read when its turn comes.
 
 Names are those of the network written: with adapters merged (the depth branch then as copies), or beside the base.
-Merging is computed in float32 by peft's own formulas, a layer at a time; how much of each block's update is lost in
-rounding is counted on the way.
+Merging is computed in float32 by peft's own formulas, a layer at a time; how much of each block's update is lost, in
+rounding above all, is counted on the way.
 """
 
 from __future__ import annotations
@@ -161,9 +161,19 @@ class RunWeights:
         match = _BLOCK.match(stem)
         assert match is not None, f"an adapter outside the blocks: {stem}"
         counts = self.rounding.setdefault(match[0], [0.0, 0.0])
-        counts[0] += float((final.float() - exact).square().sum())
-        counts[1] += float((exact - base.float()).square().sum())
+        update = exact - base.float()
+        if not self.recipe.model.lora.dora:  # by the definition, so that a mistake in merging shows as well
+            update = lora_scale(self.recipe.model.lora) * (
+                lora["lora_B.weight"].float() @ lora["lora_A.weight"].float()
+            )
+        counts[0] += float((final.float() - base.float() - update).square().sum())
+        counts[1] += float(update.square().sum())
         return final
+
+
+def lora_scale(spec: LoraSpec) -> float:
+    """What lora_B @ lora_A is multiplied by: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
+    return spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
 
 
 def merged_weight(base: Tensor, lora: Mapping[str, Tensor], spec: LoraSpec) -> Tensor:

@@ -233,19 +233,25 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
         trained=config["backbone_trained"],
         _fingerprint=lambda part: str(config["backbone"]["fingerprint"]),
     )
-    with safe_open(bundle / "prompts.safetensors", "pt") as stored:
-        texts: list[str] = json.loads(stored.metadata()["prompts"])
-        prompts = {text: stored.get_tensor(f"{index:05d}") for index, text in enumerate(texts)}
     return Policy(
         network.to(device),
         codec.to(device),
-        prompts,
+        read_prompts(bundle),
         load_contract(bundle / "contract.json"),
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
         action_prefix=config.get("action_prefix", 0),  # a bundle without it was trained without prefixes
         **options,
     )
+
+
+def read_prompts(bundle: Path) -> dict[str, Tensor]:
+    """Instruction -> text embedding [S, Dt] of a bundle."""
+    from safetensors import safe_open
+
+    with safe_open(bundle / "prompts.safetensors", "pt") as stored:
+        texts: list[str] = json.loads(stored.metadata()["prompts"])
+        return {text: stored.get_tensor(f"{index:05d}") for index, text in enumerate(texts)}
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:

@@ -108,9 +108,11 @@ def implausible(contract: Contract, inputs: EncodedObservation) -> tuple[str, ..
         numbers = range(place.start, place.start + 3 if slot.kind == "pose" else place.stop)
         for index in numbers:
             if abs(inputs.proprio[index]) > FAR:
+                unit = slot.units[index - place.start]
+                asked = "is it on that scale?" if unit == "1" else f"{unit}: is it in that unit?"
                 found.append(
                     f"{slot.name}.{slot.elements[index - place.start]} is {inputs.state[index]:.4g}; recordings held "
-                    f"{low[index]:.4g} to {high[index]:.4g} {slot.units[index - place.start]}: is it in that unit?"
+                    f"{low[index]:.4g} to {high[index]:.4g}{': ' if unit == '1' else ' '}{asked}"
                 )
     return tuple(found)
 

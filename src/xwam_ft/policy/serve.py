@@ -55,9 +55,18 @@ def serve_bundle(
 
     def ready(policy: Servable) -> None:
         timing = policy.contract.timing
+        takes, lasts = server.answer_seconds, timing.action_steps * timing.action_period
         console.print(
-            f"ready: {timing.action_steps} commands an answer, {timing.action_period:.4g} s apart; Ctrl-C stops it"
+            f"ready: {timing.action_steps} commands an answer, {timing.action_period:.4g} s apart; an answer takes "
+            f"{takes:.2g} s; Ctrl-C stops it",
+            soft_wrap=True,
         )
+        if takes > lasts:
+            console.print(
+                f"An answer takes longer than its commands last ({lasts:.2g} s), so a robot has to stop between them: "
+                "ask for fewer --action-steps, or serve from a faster device.",
+                soft_wrap=True,
+            )
 
     async def run() -> None:
         loop = asyncio.get_running_loop()

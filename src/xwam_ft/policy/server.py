@@ -73,6 +73,7 @@ class PolicyServer:
 
     def __init__(self, load: Callable[[], Servable], api_key: str | None = None, limits: Limits | None = None) -> None:
         self.load, self.limits, self.metrics = load, limits or Limits(), Metrics()
+        self.answer_seconds = 0.0  # what an answer takes, once it is warm
         self._expected = None if api_key is None else f"Api-Key {api_key}".encode()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -139,7 +140,7 @@ class PolicyServer:
 
     def _prepare(self) -> tuple[Servable, bytes]:
         policy = self.load()
-        policy.warm_up()
+        self.answer_seconds = min(policy.warm_up() for _ in range(2))  # the first call sets things up
         return policy, wire.pack(messages.metadata(policy))
 
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -153,7 +154,9 @@ class PolicyServer:
             given = request.headers.get_all("Authorization")
             # Compared in constant time, so that how long a refusal takes tells nothing.
             if len(given) != 1 or not hmac.compare_digest(given[0].encode(errors="replace"), self._expected):
-                return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
+                said = "the API key is wrong; " if given else "an API key is needed; "
+                said += "send the header Authorization: Api-Key KEY with the key the server was started with\n"
+                return connection.respond(http.HTTPStatus.UNAUTHORIZED, said)
         if path == "/metrics":
             return connection.respond(http.HTTPStatus.OK, self.metrics.text())
         if self.metrics.connections >= self.limits.connections:
