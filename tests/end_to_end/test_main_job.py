@@ -22,6 +22,8 @@ DATA = os.environ.get("XWAM_FT_TEST_DATA")
 needs_real = pytest.mark.skipif(DATA is None, reason="real recordings: set XWAM_FT_TEST_DATA to their folder")
 SHORT = ["--set", "trainer.max_steps=6", "--set", "trainer.batch_size=2", "--set", "trainer.threads=1"]
 SHORT += ["--set", "checkpoint.every_steps=3", "--set", "validation.every_steps=0", "--set", "validation.clips=2"]
+SHORT += ["--set", "validation.video_steps=4", "--set", "validation.imagine_clips=1"]
+UNSEEN = ["--set", "validation.imagine_clips=0"]  # imagining takes longer than these trainings
 
 
 def xwam_ft(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -49,13 +51,20 @@ def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def demo_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that nothing stopped; read it, do not change it."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    xwam_ft(*train_arguments(demo_shards, run, 16))
+    return run
+
+
 @pytest.mark.xdist_group("bundled")
-def test_bundled_recordings_to_actions(demo_shards: Path, tmp_path: Path) -> None:
+def test_bundled_recordings_to_actions(demo_shards: Path, demo_run: Path, tmp_path: Path) -> None:
     from xwam_ft import Policy, ShardSet
     from xwam_ft.observation import Commands
 
-    run, bundle = tmp_path / "run", tmp_path / "bundle"
-    xwam_ft(*train_arguments(demo_shards, run, 16))
+    run, bundle = demo_run, tmp_path / "bundle"
     assert {"recipe.yaml", "contract.json"} <= files_of(run)
     last = files_of(run / "checkpoints" / "step-000006")
     assert {"trainable.safetensors", "optimizer.safetensors", "state.json"} <= last
@@ -109,10 +118,11 @@ def _closed_loop(bundle: Path, out: Path) -> None:
 
 
 @pytest.mark.xdist_group("bundled")
-def test_a_killed_training_goes_on_and_ends_with_the_same_weights(demo_shards: Path, tmp_path: Path) -> None:
-    through, killed = tmp_path / "through", tmp_path / "killed"
-    xwam_ft(*train_arguments(demo_shards, through, 16))
-    command = [sys.executable, "-m", "xwam_ft.cli", *map(str, train_arguments(demo_shards, killed, 16))]
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
+    demo_shards: Path, demo_run: Path, tmp_path: Path
+) -> None:
+    through, killed = demo_run, tmp_path / "killed"
+    command = [sys.executable, "-m", "xwam_ft.cli", *map(str, train_arguments(demo_shards, killed, 16)), *UNSEEN]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
@@ -140,7 +150,7 @@ def test_real_recordings_to_actions(kind: str, tmp_path: Path) -> None:
     embodiment = bundled(f"recipes/embodiments/unitree_g1_inspire_{kind}.yaml")
     raw, urdfs = Path(DATA) / "lerobot_v30_g1", Path(DATA) / "urdf"
     xwam_ft("prepare", raw, shards, "--embodiment", embodiment, "--depth", "none", "--urdf-dir", urdfs)
-    xwam_ft(*train_arguments(shards, run, 64), "--set", "model.depth.branch=none")
+    xwam_ft(*train_arguments(shards, run, 64), "--set", "model.depth.branch=none", *UNSEEN)
     xwam_ft("export", run, bundle)
 
     policy = Policy.load(bundle)

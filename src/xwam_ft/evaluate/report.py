@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
     from xwam_ft.contract import Contract
@@ -124,8 +125,9 @@ def horizon_plot(metrics: Mapping[str, Any]) -> bytes:
     rows = -(-len(cells) // columns)
     seconds = metrics["horizon_seconds"]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure_ = Figure(figsize=(4.1 * columns, 2.7 * rows), layout="constrained")
+        figure_ = Figure(figsize=(4.1 * columns, 2.7 * rows))
         FigureCanvasAgg(figure_)
+        set_margins(figure_, rows, columns)
         for index, (slot, name, entry) in enumerate(cells):
             axes = figure_.add_subplot(rows, columns, index + 1)
             for method in METHODS:
@@ -140,6 +142,23 @@ def horizon_plot(metrics: Mapping[str, Any]) -> bytes:
         buffer = io.BytesIO()
         figure_.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def set_margins(figure: Figure, rows: int, columns: int) -> None:
+    """Place for titles, ticks and axes' names around equal panels, in inches whatever the figure's size.
+
+    A layout engine would draw every label twice more to measure it, which was three quarters of a report's time.
+    """
+    left, right, bottom, top = 0.62, 0.12, 0.5, 0.32
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=(left + right) / (width / columns - left - right),
+        hspace=(bottom + top) / (height / rows - bottom - top),
+    )
 
 
 def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:

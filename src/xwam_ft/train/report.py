@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
-from xwam_ft.evaluate.report import COLOURS, DASHES, NAMES, blackout_rows, horizon_plot, table_rows, verdict
+from xwam_ft.evaluate.report import (
+    COLOURS,
+    DASHES,
+    NAMES,
+    blackout_rows,
+    horizon_plot,
+    set_margins,
+    table_rows,
+    verdict,
+)
 from xwam_ft.files import read_json, write_text_atomic
 from xwam_ft.train.folder import PLAN_FILE, RECIPE_FILE
 from xwam_ft.train.history import IMAGINED, History, Validated
@@ -149,8 +158,9 @@ class _Panels:
         self.columns = min(columns, count)
         self.rows = -(-count // self.columns)
         across = 4.1 if self.columns < 4 else 3.0  # the page is as wide either way, and writing should stay readable
-        self.figure = Figure(figsize=(across * self.columns, 2.7 * self.rows), layout="constrained")
+        self.figure = Figure(figsize=(across * self.columns, 2.7 * self.rows))
         FigureCanvasAgg(self.figure)
+        set_margins(self.figure, self.rows, self.columns)
         self.used = 0
 
     def next(self, title: str, x: str = "step") -> Any:

@@ -117,7 +117,7 @@ class _Checks:
                 "the network",
                 "leave that part out of the recipe",
             )
-        return f"loss {float(loss):.3g}; {len(parameters)} trained tensors have finite gradients"
+        return f"loss {float(loss.detach()):.3g}; {len(parameters)} trained tensors have finite gradients"
 
     def actions(self) -> str:
         batch, _ = self._given([0])
@@ -144,7 +144,7 @@ class _Checks:
         self.network.eval()  # without dropout: the same question every time
         while len(losses) <= OVERFIT_STEPS and (not losses or losses[-1] > LEARNED * losses[0]):
             loss = self._loss(batch, draws)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(list(trained_parameters(self.network).values()), optim.clip_norm)
