@@ -8,6 +8,7 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,16 +54,34 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_shapes()
 
 
-SHARED = {"trained_run": "run", "bundle": "run", "finished": "training", "cache": "training", "sawyer": "sawyer"}
-"""Costly fixtures: with --dist loadgroup the tests around one go to one worker, so that it is made once."""
+TOGETHER = {
+    "tests/train/": "training",
+    "tests/export/": "run",
+    "tests/policy/test_bundle.py": "run",
+    "tests/policy/test_policy.py": "run",
+    "tests/policy/test_request.py": "run",
+    "tests/evaluate/test_open_loop.py": "run",
+    "tests/evaluate/test_closed_loop.py": "run",
+    "tests/evaluate/test_metaworld.py": "sawyer",
+    "tests/benchmarks/test_scale_benchmarks.py": "scale",
+    "tests/end_to_end/test_main_job.py::test_real": "real",
+    "tests/end_to_end/test_main_job.py": "bundled",
+}
+"""Tests around one costly fixture, by the beginning of their names, the first that fits: one worker makes it, once."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        groups = {SHARED[name] for name in getattr(item, "fixturenames", ()) if name in SHARED}
-        if groups and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(min(groups)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `--dist loadgroup` is for; xdist 3.8's marker for it does nothing under pytest 9.2."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), nodeid)
+
+    return Together(config, log)
 
 
 HEIGHT, WIDTH = 32, 64

@@ -59,7 +59,6 @@ def demo_run(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
-@pytest.mark.xdist_group("bundled")
 def test_bundled_recordings_to_actions(demo_shards: Path, demo_run: Path, tmp_path: Path) -> None:
     from xwam_ft import Policy, ShardSet
     from xwam_ft.observation import Commands
@@ -117,7 +116,6 @@ def _closed_loop(bundle: Path, out: Path) -> None:
     assert {"report.html", "metrics.json", "rollouts/000.mp4", "rollouts/000.png"} == files_of(out)
 
 
-@pytest.mark.xdist_group("bundled")
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
     demo_shards: Path, demo_run: Path, tmp_path: Path
 ) -> None:
@@ -140,7 +138,6 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(
 
 
 @needs_real
-@pytest.mark.xdist_group("real")
 @pytest.mark.parametrize("kind", ["poses", "joints"])
 def test_real_recordings_to_actions(kind: str, tmp_path: Path) -> None:
     from xwam_ft import Policy, ShardSet
