@@ -67,14 +67,16 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
 
 
 def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> None:
-    """Prove in about a minute that a recipe trains (smoke.py), in one process; no run folder is made.
+    """Prove in about a minute that a recipe trains (smoke.py), in one process, from pixels; neither a run folder nor a
+    latent cache is made.
 
     Raises:
         UserError: as `train`, and a proof that fails.
     """
     from xwam_ft.train.smoke import smoke
 
-    recipe = load_recipe(recipe_path, [*overrides, "trainer.devices=1", "trainer.nodes=1", "trainer.strategy=auto"])
+    one = ["trainer.devices=1", "trainer.nodes=1", "trainer.strategy=auto", "data.cache=none"]
+    recipe = load_recipe(recipe_path, [*overrides, *one])
     refuse_released_weights(recipe)
     require_extras(recipe)
     device = pick_device(recipe)

@@ -1,8 +1,8 @@
 """`xwam-ft train RECIPE --smoke`: does a recipe train at all? One batch through everything, in about a minute.
 
 Four proofs, each a sentence when it fails: the untrained adapters leave the video to the base; one batch gives a
-finite loss and finite gradients; one clip at fixed noise can be learned by heart; what is saved is read back. The
-latent cache is made as for training, and kept; nothing else is.
+finite loss and finite gradients; one clip at fixed noise can be learned by heart; what is saved is read back. Clips are
+decoded and encoded as they are needed, so that it takes as long on a large shard set; nothing is kept.
 """
 
 from __future__ import annotations
