@@ -142,6 +142,7 @@ def test_both_run_on_a_gpu() -> None:
     check_train_step("cuda")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_weighs_what_trains() -> None:
     """LoRA of rank 32 on every linear of 30 blocks and of 10 once more: r (i + o) numbers each, of four float32."""
     ours, whole = checkpoint.counted_bytes("LoRA, depth adapter")

@@ -192,6 +192,7 @@ def test_small_pictures_are_enlarged_by_whole_pixels_and_pages_are_even() -> Non
     assert all(side % 2 == 0 for page in made for side in page.shape[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["relative", "no branch"])
 def test_why_there_is_no_cloud_is_said_and_written(
     case: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from xwam_ft.export import formats, reference_file
 from xwam_ft.export.export import export_run
 from xwam_ft.export.weights import RunWeights, merged_weight, open_weights
 from xwam_ft.model.adapters import lora_config
-from xwam_ft.model.backbone import load_backbone, locate_backbone
+from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
 from xwam_ft.model.checkpoints.source import open_checkpoint
 from xwam_ft.model.reference import build_from_reference, reference_name
 from xwam_ft.recipe import LoraSpec
@@ -111,7 +112,7 @@ def test_what_a_form_cannot_say_is_refused(weights: RunWeights, trained_run: Pat
     with pytest.raises(UserError, match="is DoRA, and diffusers' loader drops"):
         formats.write("diffusers", with_lora(weights, dora=True), tmp_path)
     for options, part in (
-        ({"format": "xwam"}, "give the folder of Wan's own files"),
+        ({"format": "xwam"}, "give the folder of Wan's own Wan2.2_VAE.pth"),
         ({"format": "peft", "dtype": "float32"}, "--dtype: changes nothing with --format peft"),
         ({"format": "diffusers", "merged": False}, "--unmerged: changes nothing"),
         ({"wan": tmp_path}, "--wan: changes nothing with --format bundle"),
@@ -157,6 +158,10 @@ def on_wan(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["backbone"]["path"] = str(base)
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for state in run.glob("checkpoints/*/state.json"):  # as if it had been trained with that VAE
+        prints = part_fingerprints(str(base), ("vae", "text"))
+        encoders = "/".join(prints[part] for part in ("vae", "text"))
+        state.write_text(json.dumps({**json.loads(state.read_text()), "encoders": encoders}))
     wan.mkdir()
     vae, text = open_checkpoint(base / "vae").tensors, open_checkpoint(base / "text_encoder").tensors
     torch.save({foreign.wan_vae_name(n): stored.read() for n, stored in vae.items()}, wan / "Wan2.2_VAE.pth")

@@ -111,6 +111,7 @@ class HostTraffic(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_no_step_of_a_rollout_talks_to_the_host(batch) -> None:
     """On the meta device, which tells device tensors from host tensors: from the first step on there is no copy."""
     network = make_network().to("meta")

@@ -87,6 +87,7 @@ def test_a_loaders_worker_decodes_and_the_process_that_trains_encodes(both: Simp
         torch.testing.assert_close(latents, expected.latents, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_from_pixels_is_the_run_from_the_cache(
     shard_set: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

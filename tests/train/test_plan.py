@@ -236,6 +236,7 @@ def test_fitting_by_the_estimate_stays_below_what_is_free(plan: Plan) -> None:
     assert fitting_batch(plan, 1000) == 0
 
 
+@pytest.mark.slow
 def test_probing_measures_and_says_so(recipe_file: Path) -> None:
     shown = io.StringIO()
     threads = torch.get_num_threads()

@@ -91,6 +91,7 @@ def test_training_learns(finished: Path) -> None:
     assert all(float(value.abs().max()) > 0 for name, value in trained.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_bits(finished: Path, tmp_path: Path, console: Console) -> None:
     run = cut_back(finished, tmp_path / "cut", 3)
     training.resume(run, console)
@@ -103,6 +104,7 @@ def test_resuming_gives_the_same_bits(finished: Path, tmp_path: Path, console: C
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     finished: Path, tmp_path: Path, console: Console
 ) -> None:
@@ -219,6 +221,7 @@ def test_resuming_with_other_clips_a_step_is_refused(finished: Path, console: Co
         training.resume(finished, console, ["trainer.batch_size=4"])
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_step_at_hand(
     finished: Path, tmp_path: Path, console: Console, cache: LatentCache, shard_set: ShardSet
 ) -> None:
