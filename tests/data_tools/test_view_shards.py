@@ -41,6 +41,7 @@ def column(parts: list[Any], component: str) -> tuple[np.ndarray, list[Any]]:
     return np.array(frames)[order], [values[i] for i in order]
 
 
+@pytest.mark.slow
 def test_every_frame_is_there_once_with_its_numbers(shard_set: ShardSet, tmp_path: Path) -> None:
     from xwam_ft.evaluate.rerun_log import show_episode
 

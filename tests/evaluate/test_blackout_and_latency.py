@@ -75,6 +75,7 @@ def test_fewer_steps_err_more_and_settings_come_back(shard_set: ShardSet, leanin
     assert leaning.shapes[-4:] == [1] * 4  # timed one request at a time
 
 
+@pytest.mark.slow
 def test_both_tables_are_printed_and_on_the_page(
     shard_set: ShardSet, leaning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

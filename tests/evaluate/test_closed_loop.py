@@ -225,6 +225,7 @@ def make(contract):
 """
 
 
+@pytest.mark.slow
 def test_a_bundle_acts_in_an_environment_of_ones_own(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(ENVIRONMENT.format(here=str(Path(__file__).parent)))
     options: dict[str, Any] = {

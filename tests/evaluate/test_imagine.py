@@ -50,6 +50,7 @@ def yellow(picture: np.ndarray) -> np.ndarray:
     return (red > 180) & (green > 130) & (blue < 130) & (red - blue > 90)
 
 
+@pytest.mark.slow
 def test_a_perfect_imagination_scores_perfectly_and_its_cloud_is_the_recorded_one(
     shard_set: ShardSet, use: Callable[[FakePolicy], Path], tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_perfect_imagination_scores_perfectly_and_its_cloud_is_the_recorded_on
         assert np.abs(first - second).mean() < 4
 
 
+@pytest.mark.slow
 def test_untrained_is_written_on_every_imagined_picture_and_on_no_recorded_one(
     shard_set: ShardSet, use: Callable[[FakePolicy], Path], tmp_path: Path
 ) -> None:

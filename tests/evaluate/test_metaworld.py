@@ -97,6 +97,7 @@ def test_an_unknown_task_is_named(sawyer: Contract) -> None:
         MetaWorld("pusch", sawyer)
 
 
+@pytest.mark.slow
 def test_a_contract_of_another_robot_is_refused_in_one_sentence(contract: Contract, sawyer: Contract) -> None:
     fit = metaworld._require_fit  # pyright: ignore[reportPrivateUsage]
     fit("push", sawyer)

@@ -154,6 +154,7 @@ def test_files_that_are_no_cloud_are_named(tmp_path: Path) -> None:
         read_ply(path)
 
 
+@pytest.mark.slow
 def test_the_preview_carries_its_caption(tmp_path: Path) -> None:
     """With the caption there is yellow on the imagined half, and nowhere without."""
     from PIL import Image as Picture

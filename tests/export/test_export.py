@@ -61,7 +61,8 @@ def refused(run: Path, out: Path, **options: object) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("ema", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.slow
 def test_the_bundle_acts_as_the_run_s_unmerged_network(
     trained_run: Path, shard_set: ShardSet, tmp_path: Path, ema: bool
 ) -> None:

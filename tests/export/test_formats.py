@@ -172,6 +172,7 @@ def on_wan(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return run, wan
 
 
+@pytest.mark.slow
 def test_the_reference_s_form_builds_the_merged_network(
     on_wan: tuple[Path, Path], bundle: Path, tmp_path: Path
 ) -> None:

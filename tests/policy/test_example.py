@@ -93,6 +93,7 @@ def test_it_ends_when_answers_come_after_their_commands(policy: GatedPolicy, cli
     assert robot.held == 1
 
 
+@pytest.mark.slow
 def test_as_a_command_it_says_in_a_sentence_why_it_ends(policy: GatedPolicy) -> None:
     def ended(address: str, *options: str) -> tuple[int, str]:
         command = [sys.executable, robot_loop.__file__, address, "--seconds", "0.1", *options]

@@ -132,6 +132,7 @@ def deltas(lerobot: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_changes_read_as_targets_reject_and_strict_stops(tmp_path: Path, toy: Path, lerobot: Any) -> None:
     raw = lerobot.v21(tmp_path / "raw", deltas(lerobot))
     with pytest.raises(

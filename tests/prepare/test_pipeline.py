@@ -73,6 +73,7 @@ def test_what_comes_out_is_what_was_recorded(v21: Path, toy: Path, tmp_path: Pat
     assert {entry.split for entry in shards.segments() if entry.episode == splits.index("held_out")} == {"held_out"}
 
 
+@pytest.mark.slow
 def test_versions_and_worker_counts_give_the_same_bytes(v21: Path, v30: Path, toy: Path, tmp_path: Path) -> None:
     prepared(v21, tmp_path / "a", toy)
     prepared(v21, tmp_path / "b", toy, workers=2)

@@ -73,6 +73,7 @@ def test_a_latent_frame_counts_from_half_of_its_frames(valid: int, expected: lis
     assert latent_frame_mask((np.arange(5) < valid).astype(float)).tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_stopped_encoding_goes_on_to_the_same_bytes(
     copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

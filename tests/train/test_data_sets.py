@@ -96,6 +96,7 @@ def test_joined_they_read_as_each_alone(pair: tuple[Path, Path]) -> None:
     assert open_sets(spec(pair[0])).joined.folder == pair[0]
 
 
+@pytest.mark.slow
 def test_a_sets_weight_is_its_share_of_what_is_shown(pair: tuple[Path, Path], changed: Change) -> None:
     sources = [{"path": str(pair[0]), "weight": 3}, {"path": str(pair[1]), "weight": 1}]
     rules = [{"source": "recording-1", "weight": 0}]

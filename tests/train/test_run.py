@@ -149,6 +149,7 @@ def test_adapters_of_another_rank_are_named_as_such(
     assert "set model.lora.rank to 4" in error.value.fix
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, console: Console) -> None:
     run = shutil.copytree(finished, tmp_path / "again")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -313,6 +314,7 @@ def test_a_prefix_as_long_as_a_chunk_is_refused(recipe_file: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_move_stop_the_run(
     recipe_file: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
