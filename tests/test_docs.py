@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, LimitsSpec, Section, SlotSpec, load_embodiment
 from xwam_ft.prepare.findings import CHECKS
-from xwam_ft.recipe import AugmentSpec, DataSpec, EpisodeWeight, ShardSource
+from xwam_ft.recipe import AugmentSpec, DataSpec, EpisodeWeight, Recipe, ShardSource
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -41,3 +42,24 @@ def test_the_embodiment_page_names_every_key(section: type[Section]) -> None:
 def test_the_prepare_page_names_every_finding() -> None:
     page = (DOCS / "prepare.md").read_text()
     assert {name for name in CHECKS if f"`{name}`" not in page} == set()
+
+
+def values(section: type[BaseModel], place: str = "") -> dict[str, object]:
+    """Every key of a section and those below it, dotted, with its default."""
+    found: dict[str, object] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= values(field.annotation, f"{place}{name}.")
+        else:
+            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+            found[place + name] = list(default) if isinstance(default, tuple) else default
+    return found
+
+
+def test_the_recipe_page_has_every_key_with_its_default_and_an_example_that_parses() -> None:
+    page = (DOCS / "recipe.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| (.*?) \|", page, re.MULTILINE)
+    assert len(rows) == len({key for key, _ in rows})
+    assert {key: yaml.safe_load(default.strip("`")) for key, default in rows} == values(Recipe)
+    example = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    assert Recipe.model_validate(yaml.safe_load(example)).trainer.accumulate == 32

@@ -201,7 +201,8 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
             "numbers say little about others; hold out at least 3"
         )
     if 0 < plan.held_out_clips < recipe.validation.clips:
-        said.append(f"{plan.held_out_clips} held-out clips, fewer than validation.clips={recipe.validation.clips}")
+        clips = f"{plan.held_out_clips} held-out clip{'' if plan.held_out_clips == 1 else 's'}"
+        said.append(f"{clips}, fewer than validation.clips={recipe.validation.clips}")
     for place, free in zip(("data.clip_stride", "checkpoint.keep"), plan.disk_free, strict=True):
         size = sum(part.bytes for part in plan.disk if (part.name == CHECKPOINTS) == (place == "checkpoint.keep"))
         if size > free.bytes:
