@@ -49,14 +49,17 @@ def _check_shapes() -> None:
         typing.TYPE_CHECKING = False
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    deals_out = bool(config.getoption("numprocesses", None)) and not hasattr(config, "workerinput")
-    if not deals_out:  # xdist's first process runs no test, and its workers wait for its imports
-        _check_shapes()
+if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith(("-n", "--numpro")) for word in sys.argv):
+    _check_shapes()  # now: a conftest.py below, of a folder named on the command line, is imported before pytest_configure
+# else xdist's first process, which runs no test, and whose workers would wait for its imports
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what imports and collection left behind is looked through no more: a tenth of the suite's time
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or extension modules complain of leaks on exit
 
 
 TOGETHER = {

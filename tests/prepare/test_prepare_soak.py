@@ -25,6 +25,7 @@ COMMAND = "from xwam_ft.cli import main; main()"
 INTERRUPTED = """
 import os, signal
 import xwam_ft.prepare.pipeline as pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 run = pipeline.run
 def interrupted(job):
     outcome = run(job)
