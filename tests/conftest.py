@@ -50,7 +50,7 @@ def _check_shapes() -> None:
 
 
 if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith(("-n", "--numpro")) for word in sys.argv):
-    _check_shapes()  # now: a conftest.py below, of a folder named on the command line, is imported before pytest_configure
+    _check_shapes()  # now: the conftest.py of a folder named on the command line is imported before pytest_configure
 # else xdist's first process, which runs no test, and whose workers would wait for its imports
 
 

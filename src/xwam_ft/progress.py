@@ -26,7 +26,8 @@ def progress_bar(console: Console, what: str, unit: str, total: int) -> Generato
         def advance(amount: int) -> None:
             progress.advance(task, amount)
             state = progress.tasks[0]
-            speed = (state.finished_speed or state.speed or 0.0) / scale
+            overall = state.completed / state.elapsed if state.elapsed else 0.0
+            speed = (overall if state.finished else state.speed or overall) / scale
             shown = f"{state.completed / scale:.0f}/{total / scale:.0f} {name}, {speed:.1f} {name}/s"
             progress.update(task, rate=shown)
 

@@ -18,6 +18,7 @@ from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.baselines import hold_still, mean_action
 from xwam_ft.evaluate.open_loop import METHODS, evaluate_bundle, figure, open_loop, spread, summary_lines
+from xwam_ft.evaluate.report import table_rows
 from xwam_ft.policy.policy import Policy
 from xwam_ft.shards import ShardSet
 
@@ -66,6 +67,17 @@ def test_a_policy_that_answers_the_mean_is_no_better_than_the_mean(shard_set: Sh
     result = open_loop(FakePolicy(shard_set, act=lambda _: mean), shard_set, clips=5)  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(result.errors["policy"], result.errors["mean_action"])
     assert all(not row["better"] for table in result.metrics()["slots"].values() for row in table.values())
+
+
+def test_a_command_that_never_changes_is_no_test(shard_set: ShardSet, fake: FakePolicy) -> None:
+    result = open_loop(fake, shard_set, clips=3)  # pyright: ignore[reportArgumentType]
+    opening = [measure.name == "opening" for measure in result.measures]
+    errors = {
+        method: np.where(opening, 0.25 * (method == "policy"), values) for method, values in result.errors.items()
+    }
+    rows = {row["name"]: row for row in table_rows(dataclasses.replace(result, errors=errors).metrics()["slots"])}
+    assert (rows["opening"]["better"], rows["opening"]["verdict"]) == (None, "untested: never changes")
+    assert (rows["position"]["better"], rows["position"]["verdict"]) == (True, "better than both")
 
 
 def test_holding_still_errs_by_how_far_the_command_is_from_the_state(shard_set: ShardSet, fake: FakePolicy) -> None:

@@ -72,7 +72,8 @@ class OpenLoopResult:
         "slots": {slot: {quantity: {"unit", "policy", "mean_action", "hold_still", "better"}}},
         "by_horizon": {slot: {quantity: {"unit", method: [Ta]}}}, "dimensions": as "slots", a number each}.
 
-        `better`: the policy's error is below both baselines'. None where nothing was recorded.
+        `better`: the policy's error is below both baselines'. None where nothing was recorded, or always the same
+        command (its mean has no error).
         """
         means = {method: self.mean(method) for method in METHODS}
         curves = {method: self.by_horizon(method) for method in METHODS}
@@ -261,4 +262,4 @@ def _better(values: Mapping[str, float | None]) -> bool | None:
     ours, mean, still = (values[method] for method in METHODS)
     if ours is None or mean is None or still is None:
         return None
-    return ours < min(mean, still)
+    return None if mean == 0 else ours < min(mean, still)  # always the same command: nothing to be better at

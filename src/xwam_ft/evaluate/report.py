@@ -36,14 +36,18 @@ def table_rows(table: Mapping[str, Any]) -> Rows:
                     "unit": "" if entry["unit"] == "1" else entry["unit"],
                     "figures": {method: figure(entry[method]) for method in METHODS},
                     "better": entry["better"],
+                    "verdict": verdict(entry),
                     "best": min(known, key=lambda method: known[method]) if known else None,
                 }
             )
     return rows
 
 
-def verdict(better: bool | None) -> str:
-    return "not recorded" if better is None else "better than both" if better else "not better"
+def verdict(entry: Mapping[str, Any]) -> str:
+    """What the policy is, in a table's cell: `entry` as in `OpenLoopResult.metrics`."""
+    if entry["better"] is None:
+        return "not recorded" if entry["policy"] is None else "untested: never changes"
+    return "better than both" if entry["better"] else "not better"
 
 
 def print_table(metrics: Mapping[str, Any], console: Console) -> None:
@@ -59,7 +63,7 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
     table.add_column("policy is")
     for row in table_rows(metrics["slots"]):
         style = {True: "green", False: "yellow", None: "dim"}[row["better"]]
-        word = f"[{style}]{verdict(row['better'])}[/]"
+        word = f"[{style}]{row['verdict']}[/]"
         table.add_row(row["slot"], row["name"], row["unit"], *row["figures"].values(), word)
     console.print(table)
     for name, rows in (("latency", latency_rows(metrics)), ("blackout", blackout_rows(metrics))):
@@ -175,7 +179,6 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:
         quantities=table_rows(metrics["slots"]),
         dimensions=table_rows(metrics["dimensions"]),
         lines=summary_lines(metrics),
-        verdict=verdict,
         latency=latency_rows(metrics),
         blackout=blackout_rows(metrics),
         plot="data:image/png;base64," + base64.b64encode(plot).decode(),

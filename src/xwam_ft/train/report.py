@@ -20,7 +20,6 @@ from xwam_ft.evaluate.report import (
     horizon_plot,
     set_margins,
     table_rows,
-    verdict,
 )
 from xwam_ft.files import read_json, write_text_atomic
 from xwam_ft.train.folder import PLAN_FILE, RECIPE_FILE
@@ -110,7 +109,6 @@ def _render(
         dimensions=table_rows(open_loop["dimensions"]) if open_loop else [],
         lines=summary_lines(open_loop) if open_loop else [],
         methods=[(method, NAMES[method]) for method in METHODS],
-        verdict=verdict,
         films=[(one.step, _beside(run, one), one.imagined) for one in reversed(imagined)],
         scores=score_rows(newest.imagined) if newest is not None and newest.imagined is not None else [],
         newest=newest,
