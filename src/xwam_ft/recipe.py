@@ -15,6 +15,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.strict_yaml import Fraction, Natural, Section, parse, read_yaml
 
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class BackboneSpec(Section):
     """The pretrained video model: a diffusers-format folder or hub id, or the built-in `tiny`.
@@ -230,6 +232,12 @@ class LossSpec(Section):
     depth: float = Field(default=1.0, ge=0)
     text_dropout: Fraction = 0.1
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> LossSpec:
+        if not any((self.video, self.action, self.proprio, self.depth)):
+            raise ValueError("every term weighs 0, so nothing would be learned; give one a weight")
+        return self
+
 
 class OptimSpec(Section):
     """AdamW with linear warm-up and cosine to 0. Adapters, new heads and the depth branch have their own rates.
@@ -242,7 +250,7 @@ class OptimSpec(Section):
     lr_heads: PositiveFloat = 1e-4
     lr_depth: PositiveFloat = 1e-4
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     clip_norm: PositiveFloat = 1.0
     warmup_steps: Natural = 200
     ema_decay: Fraction | None = None  # None: no EMA is kept
@@ -263,11 +271,11 @@ class TrainerSpec(Section):
     max_steps: PositiveInt
     batch_size: PositiveInt = 16  # clips a device and micro-batch
     accumulate: PositiveInt = 1
-    devices: int | Literal["auto"] = 1
+    devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     workers: Natural = 0  # DataLoader worker processes; the run does not depend on it
     threads: Natural = 0  # torch CPU threads; 0 leaves torch's own choice
 
@@ -312,7 +320,7 @@ class Recipe(Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     validation: ValidationSpec = ValidationSpec()
     logging: LoggingSpec = LoggingSpec()
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def _quantized_is_frozen(self) -> Recipe:
@@ -329,13 +337,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sharded_is_plain(self) -> Recipe:
-        if self.trainer.strategy == "fsdp2":
-            if self.backbone.quantize is not None or self.optim.adamw_8bit:
-                raise ValueError(
-                    "trainer.strategy: fsdp2 shards plain tensors; remove backbone.quantize and optim.adamw_8bit"
-                )
-            if self.trainer.precision == "bf16-true":
-                raise ValueError("trainer.strategy: fsdp2 goes with trainer.precision 32-true or bf16-mixed")
+        if self.trainer.strategy == "fsdp2" and (self.backbone.quantize is not None or self.optim.adamw_8bit):
+            raise ValueError(
+                "trainer.strategy: fsdp2 shards plain tensors; remove backbone.quantize and optim.adamw_8bit"
+            )
         return self
 
     def to_yaml(self) -> str:

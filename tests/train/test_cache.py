@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from xwam_ft.conventions import decode_actions, denormalise_action
 from xwam_ft.errors import UserError
@@ -163,9 +164,38 @@ def test_a_full_disk_is_foreseen(
     shard_set, folder = copied
     shutil.rmtree(folder)
     monkeypatch.setattr(encoding.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore
-    with pytest.raises(UserError, match="GB are free"):
+    with pytest.raises(UserError, match="MB are free"):
         encode(recipe, shard_set, CPU, console)
     assert not folder.exists()
+
+
+def test_what_is_there_already_needs_no_room(
+    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_set, folder = copied
+    whole = contents(folder)
+    (folder / INDEX_FILE).unlink()
+    lost = sorted((folder / "segments").iterdir())[0]
+    room = 3 * lost.stat().st_size
+    assert room < sum(path.stat().st_size for path in (folder / "segments").iterdir())
+    lost.unlink()
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, room))  # type: ignore
+    encode(recipe, shard_set, CPU, console)
+    assert contents(folder) == whole
+
+
+def test_a_disk_that_fills_while_encoding_is_one_sentence(
+    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_set, folder = copied
+    shutil.rmtree(folder)
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(encoding, "_save", full)
+    with pytest.raises(UserError, match=r"no space left on device.*run the same command again"):
+        encode(recipe, shard_set, CPU, console)
 
 
 def test_the_index_lists_clips_and_prompts(cache: LatentCache, shard_set: ShardSet) -> None:

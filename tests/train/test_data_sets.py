@@ -96,6 +96,29 @@ def test_joined_they_read_as_each_alone(pair: tuple[Path, Path]) -> None:
     assert open_sets(spec(pair[0])).joined.folder == pair[0]
 
 
+@pytest.mark.parametrize("spelling", ["slash", "link"])
+def test_one_set_under_two_names_is_refused(pair: tuple[Path, Path], tmp_path: Path, spelling: str) -> None:
+    again = f"{pair[0].parent}//{pair[0].name}/" if spelling == "slash" else tmp_path / "link"
+    if isinstance(again, Path):
+        again.symlink_to(pair[0])
+    data = DataSpec.model_validate({"shards": [{"path": str(pair[0])}, {"path": str(again)}]})
+    with pytest.raises(UserError, match="is listed twice"):
+        open_sets(data)
+
+
+@pytest.mark.slow
+def test_one_of_several_is_encoded_as_all_of_them_train(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tree = recipe_tree(pair[0])
+    tree["data"] |= {"shards": [{"path": str(folder)} for folder in pair], "cache": "require"}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(tree))
+    caches = [training.encode_shards(folder, tmp_path / "toy.yaml", [], QUIET).folder for folder in pair]
+    sets = open_sets(spec(*pair))
+    recipe = training.load_recipe(tmp_path / "toy.yaml")
+    assert len(clip_source(recipe, sets, CPU, QUIET).clips) > 0  # which makes no cache
+    for folder in caches:
+        shutil.rmtree(folder)
+
+
 @pytest.mark.slow
 def test_a_sets_weight_is_its_share_of_what_is_shown(pair: tuple[Path, Path], changed: Change) -> None:
     sources = [{"path": str(pair[0]), "weight": 3}, {"path": str(pair[1]), "weight": 1}]
@@ -171,6 +194,14 @@ def test_a_damaged_shard_stops_before_anything_is_encoded(damaged: tuple[Path, s
     assert str(folder / name) in str(raised.value)
     assert "data.on_corrupt: skip" in str(raised.value)
     assert not list(folder.glob("latents-*"))
+
+
+def test_nor_are_its_pixels_read(damaged: tuple[Path, str], changed: Change) -> None:
+    folder, name = damaged
+    recipe = changed(data={"shards": str(folder), "cache": "none"})
+    with pytest.raises(UserError, match="SHA-256 differs") as raised:
+        clip_source(recipe, open_sets(recipe.data), CPU, QUIET)
+    assert str(folder / name) in str(raised.value)
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "missing"])

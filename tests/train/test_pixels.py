@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from tests.train.conftest import Change, recipe_tree
 
+from xwam_ft.errors import UserError
 from xwam_ft.model import backbone as backbones
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.clip_source import ClipSource
@@ -85,6 +86,20 @@ def test_a_loaders_worker_decodes_and_the_process_that_trains_encodes(both: Simp
         latents = module.on_after_batch_transfer(batch, 0).latents
         expected = ClipDataset(both.cache, both.cache.of_split("train"), 0).batch([2 * step, 2 * step + 1], "cpu")
         torch.testing.assert_close(latents, expected.latents, atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_worker_cannot_read_is_one_sentence(both: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(*_: object) -> None:
+        raise UserError("cannot be read", "shard-000000.tar", "copy it again")
+
+    monkeypatch.setattr(PixelSource, "read", torn)
+    data = ClipDataModule(both.pixels, 0, StepGeometry(2, 1, 1), 0, 1, 1)
+    [batch] = list(data.train_dataloader())
+    with pytest.raises(UserError, match=r"^shard-000000\.tar: cannot be read\. Fix: copy it again$"):
+        data.on_before_batch_transfer(batch, 0)
+    data = ClipDataModule(both.pixels, 0, StepGeometry(2, 1, 1), 0, 1, 0)
+    with pytest.raises(UserError, match="cannot be read"):
+        list(data.train_dataloader())
 
 
 @pytest.mark.slow

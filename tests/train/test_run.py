@@ -27,6 +27,7 @@ from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
+from xwam_ft.train.plan_report import plan_recipe
 from xwam_ft.train.session import Session
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -205,6 +206,52 @@ def test_a_changed_recipe_is_refused(finished: Path, tmp_path: Path, console: Co
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=r"was trained with recipe\.yaml"):
         training.resume(run, console)
+
+
+def test_resuming_refuses_before_it_encodes(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    tree["data"]["clip_stride"] = 4
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    shards = Path(tree["data"]["shards"])
+    caches = sorted(shards.glob("latents-*"))
+    with pytest.raises(UserError, match=r"was trained with recipe\.yaml"):
+        training.resume(run, console)
+    assert sorted(shards.glob("latents-*")) == caches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["step-000006", "step-000003"])
+def test_a_look_that_a_kill_prevented_is_made_up_for(
+    finished: Path, tmp_path: Path, console: Console, kept: str
+) -> None:
+    run = cut_back(finished, tmp_path / "cut", int(kept[-6:]))
+    shutil.rmtree(run / "validation")
+    (run / "report.html").unlink()
+    training.resume(run, console, ["validation.every_steps=3"])
+    seen = sorted(path.parent.name for path in run.glob("validation/*/metrics.json"))
+    assert seen == sorted({kept, "step-000006"})
+    ours, theirs = (folder / "validation/step-000006/metrics.json" for folder in (run, finished))
+    assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+    assert (run / "report.html").is_file()
+    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+def test_a_run_that_cannot_be_made_is_refused_before_any_work(recipe_file: Path, console: Console) -> None:
+    with pytest.raises(UserError, match=r"cannot be made: .*toy\.yaml is not a folder"):
+        training.train(recipe_file, recipe_file / "run", [], console)
+
+
+def test_weights_of_episodes_are_looked_at_before_any_work(
+    recipe_file: Path, shard_set: ShardSet, tmp_path: Path, console: Console
+) -> None:
+    caches = sorted(shard_set.folder.glob("latents-*"))
+    changes = ["data.clip_stride=7", "data.episode_weights=[{instruction: 'pik *', weight: 2}]"]
+    with pytest.raises(UserError, match="fits no training episode"):
+        training.train(recipe_file, tmp_path / "run", changes, console)
+    with pytest.raises(UserError, match="fits no training episode"):
+        plan_recipe(recipe_file, changes, console, probe=False, fit=False)
+    assert sorted(shard_set.folder.glob("latents-*")) == caches
 
 
 def test_resuming_refuses_by_name_what_changes_the_result(finished: Path, console: Console) -> None:

@@ -149,8 +149,14 @@ def best_steps(run: Path, metrics: Path, weights: Mapping[str, float], count: in
 
 
 @contextmanager
-def disk_trouble(run: Path) -> Generator[None]:
-    """Turn a full, read-only or forbidden disk into a `UserError` that names the last checkpoint."""
+def disk_trouble(place: Path, kept: str | None = None, fix: str | None = None) -> Generator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError`.
+
+    Args:
+        place: where was written; by default a run folder, whose last checkpoint is named.
+        kept: what is not lost.
+        fix: what to do.
+    """
     from safetensors import SafetensorError
 
     kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -161,12 +167,12 @@ def disk_trouble(run: Path) -> Generator[None]:
         number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
         if number not in kinds:
             raise
-        folders = list_checkpoints(run)
+        folders = list_checkpoints(place)
         last = f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
         raise UserError(
-            f"cannot be written ({os.strerror(number).lower()}); {last}",
-            run,
-            f"make room there, then go on with xwam-ft train --resume {run}",
+            f"cannot be written ({os.strerror(number).lower()}); {kept or last}",
+            place,
+            fix or f"make room there, then go on with xwam-ft train --resume {place}",
         ) from error
 
 

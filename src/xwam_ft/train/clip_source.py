@@ -107,7 +107,7 @@ class ClipPool:
         for source in self._sources:
             rows |= dict(zip(source.prompts, source.prompt_embeddings, strict=True))
         self.prompt_embeddings = torch.stack([rows[prompt] for prompt in self.prompts])
-        self.identity = _identity([source.identity for source in self._sources])
+        self.identity = joint_identity([source.identity for source in self._sources])
 
     @property
     def with_depth(self) -> bool:
@@ -151,7 +151,8 @@ class ClipPool:
         return clip_weights(self._sets, episode_weights(self._data, self._sets), episodes, self._data.where)
 
 
-def _identity(parts: Sequence[CacheIdentity]) -> CacheIdentity:
+def joint_identity(parts: Sequence[CacheIdentity]) -> CacheIdentity:
+    """Of several sources as one: `shards` stands for all of them."""
     if len(parts) == 1:
         return parts[0]
     prints = [identity.shards for identity in parts]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from xwam_ft.errors import UserError
 from xwam_ft.train.clip_tensors import ClipPictures
 from xwam_ft.train.clips import ClipOrder, StepGeometry, copy_at, wording_at
 
@@ -81,7 +82,16 @@ class PictureBatch(Motion):
         return Batch(**motion, latents=latents, depth=depth)
 
 
-class ClipDataset(Dataset["Batch | PictureBatch"]):
+@dataclass(frozen=True)
+class Unreadable:
+    """A `UserError` that a loader's worker met: as an exception it would reach the first process as another one."""
+
+    what: str
+    where: str
+    fix: str
+
+
+class ClipDataset(Dataset["Batch | PictureBatch | Unreadable"]):
     """The clips of one split, addressed by batches of positions.
 
     Args:
@@ -118,9 +128,22 @@ class ClipDataset(Dataset["Batch | PictureBatch"]):
 
     def batch(self, positions: Sequence[int], device: torch.device | str) -> Batch:
         """A batch of latents on a device, without a loader."""
-        return self.source.finish(self[positions].to(device))
+        return self.source.finish(self.read(positions).to(device))
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch | PictureBatch:
+    def __getitem__(self, positions: Sequence[int]) -> Batch | PictureBatch | Unreadable:
+        try:
+            return self.read(positions)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return Unreadable(error.what, error.where, error.fix)
+
+    def read(self, positions: Sequence[int]) -> Batch | PictureBatch:
+        """The clips at some positions.
+
+        Raises:
+            UserError: one cannot be read.
+        """
         clips = [self.clip(position) for position in positions]
         tensors = [self.source.read(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
         told = [self.source.prompt_index[self.told(p, clip)] for p, clip in zip(positions, clips, strict=True)]
@@ -164,11 +187,16 @@ class ClipDataModule(pl.LightningDataModule):
         self.geometry, self.workers = geometry, workers
         self.first_step, self.last_step = first_step, last_step
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch | PictureBatch:
+        if isinstance(batch, Unreadable):
+            raise UserError(batch.what, batch.where, batch.fix)
+        return batch
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Pictures go through the VAE here, on the device and not in a loader's worker."""
         return self.dataset.source.finish(batch)
 
-    def train_dataloader(self) -> DataLoader[Batch | PictureBatch]:
+    def train_dataloader(self) -> DataLoader[Batch | PictureBatch | Unreadable]:
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return DataLoader(
             self.dataset,

@@ -65,9 +65,12 @@ def open_sets(data: DataSpec, console: Console | None = None) -> DataSets:
 
     Raises:
         UserError: a set is unfinished or of another version; shards are damaged and the recipe does not say skip; the
-            sets' contracts differ in more than quantiles and prompts (names the field).
+            sets' contracts differ in more than quantiles and prompts (names the field), or one is listed twice.
     """
     folders = [Path(source.path) for source in data.sources]
+    for number, folder in enumerate(folders):
+        if any(folder.resolve() == other.resolve() for other in folders[:number]):
+            raise UserError("is listed twice", folder, "name it once in data.shards, with a weight")
     opened = [ShardSet.open(folder, sizes=False) for folder in folders]
     if data.on_corrupt == "skip":
         opened = [_sound(one, console) for one in opened]
@@ -79,6 +82,20 @@ def open_sets(data: DataSpec, console: Console | None = None) -> DataSets:
     weights = [source.weight for source in data.sources if source.weight is not None]
     shares = tuple(weight / sum(weights) for weight in weights) or None
     return DataSets(tuple(replace(one, contract=contract) for one in opened), tuple(_names(folders)), shares)
+
+
+def require_sound(shard_set: ShardSet, console: Console) -> None:
+    """Check every shard's SHA-256, before its pictures become numbers that no one can see.
+
+    Raises:
+        UserError: names the first that is damaged.
+    """
+    shards = shard_set.index.shards
+    with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
+        for shard in shards:
+            if (found := shard_set.damage(shard)) is not None:
+                raise corrupt(found, shard_set, shard.name)
+            advance(shard.bytes)
 
 
 def corrupt(what: str, shard_set: ShardSet, shard: str) -> UserError:

@@ -30,8 +30,9 @@ from xwam_ft.train.cache import (
     cache_identity,
     stale_caches,
 )
+from xwam_ft.train.checkpoint import disk_trouble
 from xwam_ft.train.clip_tensors import augmentation_of, encode_clips
-from xwam_ft.train.data_sets import corrupt
+from xwam_ft.train.data_sets import require_sound
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,8 +97,11 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
         if stale:
             console.print(f"another latent cache is made: {stale}", soft_wrap=True)
         if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
-            _verify(shard_set, console)
-        _make(recipe, shard_set, identity, plan, device, console)
+            require_sound(shard_set, console)
+        with disk_trouble(
+            folder, f"what is encoded stays in {folder}", "make room there, then run the same command again"
+        ):
+            _make(recipe, shard_set, identity, plan, device, console)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
@@ -114,11 +118,12 @@ def _make(
     image, timing = contract.image, contract.timing
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
     total = sum(len(part.rows) for part in plan)
-    size = total * _latent_bytes(shape, spec.dtype, identity.with_depth)
+    missing = sum(len(part.rows) for part in plan if not (folder / part.file).is_file())
+    clip = _latent_bytes(shape, spec.dtype, identity.with_depth)
     console.print(
-        f"latent cache: {total} clips{_copies(recipe)}, about {size / 1e6:.1f} MB in {folder}", soft_wrap=True
+        f"latent cache: {total} clips{_copies(recipe)}, about {total * clip / 1e6:.1f} MB in {folder}", soft_wrap=True
     )
-    _require_space(folder, size)
+    _require_space(folder, missing * clip)
     folder.mkdir(exist_ok=True)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(text for part in plan for text in part.texts)})
     if not (folder / PROMPTS_FILE).is_file():
@@ -227,21 +232,11 @@ def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
     return int(np.prod(shape)) * (2 if dtype == "bfloat16" else 4) * (2 if with_depth else 1)
 
 
-def _verify(shard_set: ShardSet, console: Console) -> None:
-    """Check every shard's SHA-256 before its pictures become numbers that no one can see."""
-    shards = shard_set.index.shards
-    with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
-        for shard in shards:
-            if (found := shard_set.damage(shard)) is not None:
-                raise corrupt(found, shard_set, shard.name)
-            advance(shard.bytes)
-
-
 def _require_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < size:
         raise UserError(
-            f"needs about {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
+            f"needs about {size / 1e6:,.1f} MB more, and {free / 1e6:,.1f} MB are free",
             folder,
             "free some space, raise data.clip_stride, or lower data.augment.copies where it is set",
         )

@@ -14,6 +14,7 @@ report.html     how it learned and what it was (report.py)
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -80,43 +81,63 @@ def open_run(path: Path, overrides: list[str] | None = None) -> RunFolder:
 
 
 def require_free(path: Path) -> None:
-    """Raise a `UserError` if there is something at `path` already: no run is ever overwritten."""
+    """Raise a `UserError` if `path` cannot be made, or is there already: no run is ever overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(
             "the run folder exists already",
             path,
             f"go on with it by `xwam-ft train --resume {path}`, or name another by --run",
         )
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "is not a folder" if not above.is_dir() else "cannot be written to"
+        raise UserError(f"cannot be made: {above} {why}", path, "name another by --run")
+
+
+def require_same_data(run: RunFolder, shard_set: ShardSet, identity: CacheIdentity) -> None:
+    """Check that a resumed run has the recipe, contract, encoders and shards of its checkpoint; loads no weight.
+
+    Raises:
+        UserError: another one; names what it is in both.
+    """
+    require_same(run.contract, run.path / CONTRACT_FILE, shard_set.contract, shard_set.folder / CONTRACT_FILE)
+    if run.checkpoint is None:
+        return
+    state, (encoders, shards) = run.checkpoint.state, (run.recipe.backbone.path, run.recipe.data.where)
+    new = "restore the backbone, or start a new run"
+    _require_equal(
+        run.checkpoint, "recipe.yaml", run.recipe_sha256, state.recipe, "restore it; a changed recipe is a new run"
+    )
+    _require_equal(
+        run.checkpoint, "contract.json", run.contract.sha256, state.contract, "restore it from the shard set"
+    )
+    _require_equal(run.checkpoint, f"encoders of {encoders}", identity.backbone, state.encoders, new)
+    fix = "restore the shard set, or start a new run"
+    _require_equal(run.checkpoint, f"index of {shards}", identity.shards, state.shards, fix)
 
 
 def require_continuable(
     run: RunFolder, shard_set: ShardSet, identity: CacheIdentity, backbone: str, samples_per_step: int
 ) -> None:
-    """Check that what a resumed run would train on is what its checkpoint was trained on.
+    """Check that what a resumed run would train, and on what, is what its checkpoint was.
 
     Raises:
-        UserError: another contract, shard set, backbone, recipe or step size; names what it is in both.
+        UserError: as `require_same_data`; another backbone or step size.
     """
-    require_same(run.contract, run.path / CONTRACT_FILE, shard_set.contract, shard_set.folder / CONTRACT_FILE)
+    require_same_data(run, shard_set, identity)
     if run.checkpoint is None:
         return
-    state, where = run.checkpoint.state, run.checkpoint.folder
-    encoders, shards = run.recipe.backbone.path, run.recipe.data.where
-    for what, now, then, fix in (
-        ("recipe.yaml", run.recipe_sha256, state.recipe, "restore it; a changed recipe is a new run"),
-        ("contract.json", run.contract.sha256, state.contract, "restore it from the shard set"),
-        (f"backbone {encoders}", backbone, state.backbone, "restore the backbone, or start a new run"),
-        (f"encoders of {encoders}", identity.backbone, state.encoders, "restore the backbone, or start a new run"),
-        (f"index of {shards}", identity.shards, state.shards, "restore the shard set, or start a new run"),
-        (
-            "clips an optimizer step",
-            samples_per_step,
-            state.samples_per_step,
-            "set trainer.batch_size, accumulate and devices so that their product is as before",
-        ),
-    ):
-        if now != then:
-            raise UserError(f"was trained with {what} {_short(then)}, and now it is {_short(now)}", where, fix)
+    state, what = run.checkpoint.state, f"backbone {run.recipe.backbone.path}"
+    new = "restore the backbone, or start a new run"
+    _require_equal(run.checkpoint, what, backbone, state.backbone, new)
+    fix = "set trainer.batch_size, accumulate and devices so that their product is as before"
+    _require_equal(run.checkpoint, "clips an optimizer step", samples_per_step, state.samples_per_step, fix)
+
+
+def _require_equal(checkpoint: Checkpoint, what: str, now: object, then: object, fix: str) -> None:
+    if now != then:
+        said = f"was trained with {what} {_short(then)}, and now it is {_short(now)}"
+        raise UserError(said, checkpoint.folder, fix)
 
 
 def _changed(before: Recipe, after: Recipe, free: tuple[str, ...], path: Path) -> Recipe:

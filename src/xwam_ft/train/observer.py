@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
 from xwam_ft.evaluate.open_loop import summary_lines
 from xwam_ft.files import write_json_atomic
 from xwam_ft.train.callbacks import Every
@@ -34,6 +37,23 @@ if TYPE_CHECKING:
     from xwam_ft.train.session import Session
 
 
+class CatchUp(Callback):
+    """Looks at the step a run goes on from, where that was missed, as soon as the network is in its place."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        observer, step = self.observer, self.observer.session.first_step
+        clock = observer.session.clock
+        for name in observer.missed:
+            clock.lap("network")
+            (observer.validate if name == "validate" else observer.imagine)(step)
+            clock.lap("validation" if name == "validate" else "imagining")
+        if observer.missed:
+            observer.report(step)
+
+
 class Observer:
     """Looks at a session.
 
@@ -47,11 +67,28 @@ class Observer:
         self.spent_before = self.history.seconds()
         if log is not None:
             self.history.forget_after(session.first_step)
+        self.missed = self._missed()  # read here, before any rank writes: all of them must agree
 
-    def callbacks(self) -> list[Every]:
+    def _missed(self) -> list[str]:
+        """What was to be looked at after the step a run goes on from, and was not: it ended between saving and that."""
+        spec, step = self.session.recipe.validation, self.session.first_step
+        if step == 0 or not self._held_out:
+            return []
+        last = step >= self.session.recipe.trainer.max_steps
+        seen = next((one for one in self.history.validated() if one.step == step), None)
+        missed: list[str] = []
+        if (last or (spec.every_steps and step % spec.every_steps == 0)) and (seen is None or seen.tables is None):
+            missed.append("validate")
+        due = last or (spec.imagine_every_steps and step % spec.imagine_every_steps == 0)
+        if due and spec.imagine_clips and (seen is None or seen.imagined is None):
+            missed.append("imagine")
+        return missed
+
+    def callbacks(self) -> list[Callback]:
         """In the order in which they run after a step."""
         spec, clock = self.session.recipe.validation, self.session.clock
         return [
+            CatchUp(self),
             Every(self.validate, spec.every_steps, clock, "validation"),
             Every(self.imagine, spec.imagine_every_steps, clock, "imagining"),
             Every(self.report, math.gcd(spec.every_steps, spec.imagine_every_steps), clock, "report"),

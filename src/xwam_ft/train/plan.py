@@ -311,7 +311,8 @@ def _disk(
     of_clip = math.prod(latents) * size * (2 if depth else 1) + (math.prod(latents[1:]) if depth else 0)
     need = memory_need(list(groups), adamw_8bit=recipe.optim.adamw_8bit, average=recipe.optim.ema_decay is not None)
     trained = 4 * sum(row.trainable for row in groups)
-    written = min(recipe.checkpoint.keep + 1, -(-recipe.trainer.max_steps // recipe.checkpoint.every_steps))
+    kept = recipe.checkpoint.keep + (recipe.checkpoint.keep_best if recipe.validation.every_steps else 0)
+    written = min(kept + 1, -(-recipe.trainer.max_steps // recipe.checkpoint.every_steps))
     cache = (Part("latent cache", clips * of_clip), Part("text embeddings", prompts * math.prod(text) * size))
     return (
         *(cache if recipe.data.cache != "none" else ()),

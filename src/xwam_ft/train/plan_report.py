@@ -28,11 +28,13 @@ def plan_recipe(recipe_path: Path, overrides: list[str], console: Console, *, pr
         UserError: anything wrong with recipe or shards, shapes the backbone cannot hold, or a probe out of memory.
     """
     from xwam_ft.train.plan import available_memory, fitting_batch, make_plan
-    from xwam_ft.train.run import pick_device, refuse_released_weights, require_extras, set_threads
+    from xwam_ft.train.run import pick_device, refuse_released_weights, require_extras, require_learnable, set_threads
 
     recipe = load_recipe(recipe_path, overrides)
     refuse_released_weights(recipe)
-    shard_set = open_sets(recipe.data, console).joined
+    sets = open_sets(recipe.data, console)
+    require_learnable(recipe, sets)
+    shard_set = sets.joined
     plan = make_plan(recipe, shard_set)
     if probe or fit:
         set_threads(recipe)

@@ -17,8 +17,17 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import write_json_atomic
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.data_sets import DataSets, open_sets
-from xwam_ft.train.folder import ADAPTER, DEPTH_ADAPTER, PLAN_FILE, RunFolder, make_run, open_run, require_free
+from xwam_ft.train.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.train.folder import (
+    ADAPTER,
+    DEPTH_ADAPTER,
+    PLAN_FILE,
+    RunFolder,
+    make_run,
+    open_run,
+    require_free,
+    require_same_data,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.shards import ShardSet
+    from xwam_ft.train.cache import CacheIdentity
     from xwam_ft.train.clip_source import ClipPool
 
 RELEASED = "sharinka0715/X-WAM"
@@ -58,7 +68,7 @@ def train(recipe_path: Path, run: Path | None, overrides: list[str], console: Co
     device = pick_device(recipe)
     set_threads(recipe)
     sets = open_sets(recipe.data, console)
-    require_prefix_fits(recipe, sets.contract)
+    require_learnable(recipe, sets)
     plan = _plan(recipe, sets.joined, run, console)
     source = clip_source(recipe, sets, device, console)
     folder = make_run(run, recipe, sets.contract)
@@ -82,8 +92,8 @@ def smoke_test(recipe_path: Path, overrides: list[str], console: Console) -> Non
     device = pick_device(recipe)
     set_threads(recipe)
     sets = open_sets(recipe.data, console)
-    require_prefix_fits(recipe, sets.contract)
-    smoke(recipe, sets.joined, clip_source(recipe, sets, device, console), console)
+    require_learnable(recipe, sets)
+    smoke(recipe, sets.joined, clip_source(recipe, sets, device, console, check=False), console)
 
 
 def resume(run: Path, console: Console, overrides: list[str] | None = None) -> Path:
@@ -107,21 +117,27 @@ def resume(run: Path, console: Console, overrides: list[str] | None = None) -> P
 
 
 def encode_shards(shards: Path, recipe_path: Path, overrides: list[str], console: Console) -> LatentCache:
-    """Make the latent cache of a shard set by a recipe, whose `data.shards` is not used.
+    """Make the latent cache of a shard set by a recipe.
+
+    Where `shards` is one of several sets that the recipe names, the cache is that of training on all of them, under
+    the contract they share; otherwise that of training on this one alone.
 
     Raises:
         UserError: as `train`, for what concerns shards and backbone.
     """
     recipe = load_recipe(recipe_path, overrides)
-    data = recipe.data.model_copy(update={"shards": str(shards), "cache": "auto"})
+    several = len(recipe.data.sources) > 1
+    among = several and shards.resolve() in [Path(source.path).resolve() for source in recipe.data.sources]
+    data = recipe.data.model_copy(update={"cache": "auto", **({} if among else {"shards": str(shards)})})
     recipe = recipe.model_copy(update={"data": data})
     refuse_released_weights(recipe)
     device = pick_device(recipe)
     set_threads(recipe)
-    [shard_set] = open_sets(data, console).sets
+    [shard_set] = [one for one in open_sets(data, console).sets if one.folder.resolve() == shards.resolve()]
     cache = _cache(recipe, shard_set, device, console)
     console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True)
-    console.print(f"next: xwam-ft train {recipe_path} --set data.shards={shards}", soft_wrap=True)
+    place = "" if among else f" --set data.shards={shards}"
+    console.print(f"next: xwam-ft train {recipe_path}{place}", soft_wrap=True)
     return cache
 
 
@@ -155,6 +171,12 @@ def require_extras(recipe: Recipe) -> None:
         require_wandb("logging.to")
 
 
+def require_learnable(recipe: Recipe, sets: DataSets) -> None:
+    """Raise a `UserError` where the recipe asks of these recordings what they do not have, before any work."""
+    require_prefix_fits(recipe, sets.contract)
+    episode_weights(recipe.data, sets)
+
+
 def require_prefix_fits(recipe: Recipe, contract: Contract) -> None:
     """Raise a `UserError` where a clean action prefix could be a whole chunk, which leaves nothing to learn."""
     longest, steps = recipe.noise.action_prefix.max, contract.timing.action_steps
@@ -185,6 +207,8 @@ def _train(folder: RunFolder, given: tuple[DataSets, ClipPool] | None, console: 
         console = Console(quiet=True)
     recipe = folder.recipe
     sets = open_sets(recipe.data, console) if given is None else given[0]
+    if given is None and folder.checkpoint is not None:
+        require_same_data(folder, sets.joined, identity_of(recipe, sets))  # before anything is encoded
     source = clip_source(recipe, sets, pick_device(recipe), console) if given is None else given[1]
     _print_data(recipe, sets, source, console)
     session = Session(folder, sets.joined, source, console)
@@ -215,8 +239,13 @@ def _plan(recipe: Recipe, shard_set: ShardSet, run: Path, console: Console) -> d
     return plan.to_json()
 
 
-def clip_source(recipe: Recipe, sets: DataSets, device: torch.device, console: Console) -> ClipPool:
+def clip_source(
+    recipe: Recipe, sets: DataSets, device: torch.device, console: Console, *, check: bool = True
+) -> ClipPool:
     """What training reads: the latent cache of each shard set, made where it is missing, or their pixels.
+
+    Args:
+        check: that shards are sound, before pixels are read from them; a cache was made of sound ones.
 
     Raises:
         UserError: as `encode`; weights that leave nothing to show.
@@ -226,8 +255,19 @@ def clip_source(recipe: Recipe, sets: DataSets, device: torch.device, console: C
     if recipe.data.cache == "none":
         from xwam_ft.train.pixels import open_pixels
 
+        if check and recipe.data.on_corrupt == "stop":  # otherwise each was looked at when the set was opened
+            for one in sets.sets:
+                require_sound(one, console)
         return ClipPool(open_pixels(recipe, sets.sets, device, console), sets, recipe.data)
     return ClipPool([_cache(recipe, one, device, console) for one in sets.sets], sets, recipe.data)
+
+
+def identity_of(recipe: Recipe, sets: DataSets) -> CacheIdentity:
+    """What the numbers that are trained on depend on."""
+    from xwam_ft.train.clip_source import joint_identity
+    from xwam_ft.train.encode import identify
+
+    return joint_identity([identify(recipe, one) for one in sets.sets])
 
 
 def _cache(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console) -> LatentCache:

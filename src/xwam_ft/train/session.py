@@ -115,17 +115,17 @@ class Session:
         )
 
     def fit(self) -> None:
-        """Train to the last step; returns at once where that is done already.
+        """Train to the last step; returns at once where that is done already, and was looked at.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal ended the run; its checkpoint is written.
             UserError: a loss that is not finite or explodes, adapters that do not move, a full disk.
         """
         recipe = self.recipe
-        if self.first_step >= recipe.trainer.max_steps:
-            return
         first = self.trainer.is_global_zero
         path = self.folder.path
+        if self.first_step >= recipe.trainer.max_steps and not Observer(self, None).missed:
+            return
         log = MetricLog(path, self.first_step, lambda: open_sinks(path, self.first_step, recipe)) if first else None
         observer = Observer(self, log)
         metrics = Metrics(log, recipe.logging.every_steps)
