@@ -369,3 +369,4 @@ def test_adapters_that_do_not_move_stop_the_run(
     with pytest.raises(UserError, match=r"\d+ of \d+ adapters have not moved in 2 steps: depth_branch") as error:
         training.train(recipe_file, tmp_path / "run", ["loss.depth=0", "trainer.accumulate=1"], console)
     assert "loss.*" in error.value.fix
+    assert (tmp_path / "run/report.html").is_file()  # how it came to that

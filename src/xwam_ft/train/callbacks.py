@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.files import write_text_atomic
 from xwam_ft.model.adapters import trainable_state, zero_adapters
 from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.optimizer import trained_parameters
@@ -94,11 +95,15 @@ class Averaging(StepCallback):
 
 
 class AdaptersMove(StepCallback):
-    """Stops a run whose adapters learn nothing, once, after `MOVED_BY` steps."""
+    """Stops a run whose adapters learn nothing: looks once, after `MOVED_BY` steps or where a later one goes on."""
+
+    def __init__(self) -> None:
+        self._looked = False
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        if step != MOVED_BY:
+        if self._looked or step < MOVED_BY:
             return
+        self._looked = True
         still, adapters = zero_adapters(gathered(trainable_state(module.network)))
         if still:
             raise UserError(
@@ -119,7 +124,7 @@ class MetricLog:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            write_text_atomic(self.path, "".join(kept))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for sink in self._opened():

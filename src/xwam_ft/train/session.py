@@ -9,7 +9,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,10 @@ class Session:
         path = self.folder.path
         if self.first_step >= recipe.trainer.max_steps and not Observer(self, None).missed:
             return
-        log = MetricLog(path, self.first_step, lambda: open_sinks(path, self.first_step, recipe)) if first else None
+        log = None
+        if first:
+            with disk_trouble(path):
+                log = MetricLog(path, self.first_step, lambda: open_sinks(path, self.first_step, recipe))
         observer = Observer(self, log)
         metrics = Metrics(log, recipe.logging.every_steps)
         signals = Signals(self.save)
@@ -147,11 +150,17 @@ class Session:
             callbacks.append(ProgressBar(self.console, recipe.trainer.max_steps, metrics))
         self.trainer.callbacks.extend(callbacks)  # pyright: ignore[reportAttributeAccessIssue]
         self.network.train()
-        with _quiet(), _deterministic(self.trainer), signals_restored(), disk_trouble(self.folder.path):
-            self.trainer.fit(self.module, datamodule=self.data)
+        try:
+            with _quiet(), _deterministic(self.trainer), signals_restored(), disk_trouble(path):
+                self.trainer.fit(self.module, datamodule=self.data)
+        except UserError:
+            with suppress(OSError):
+                observer.report(0)  # how it came to that
+            raise
+        finally:
+            if log is not None:
+                log.close()
         observer.report(0)
-        if log is not None:
-            log.close()
         if signals.stopped_at is not None:
             self.console.print(f"stopped after step {signals.stopped_at}, which is saved")
             self.console.print(f"go on with: xwam-ft train --resume {self.folder.path}", soft_wrap=True)
