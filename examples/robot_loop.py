@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -28,6 +29,10 @@ from xwam_ft.contract import Contract
 from xwam_ft.policy.client import PolicyClient, Refused
 
 DONE, STOPPED = "done", "stopped by hand"
+GRACE = 1.0
+"""Seconds beyond `late` after which an answer is given up whatever the client does."""
+MISSED = 0.005
+"""Metres by which inverse kinematics may miss a pose without a word."""
 FASTER = "serve with fewer --action-steps, or from a faster device"
 
 
@@ -91,6 +96,8 @@ class Loop:
         pool = ThreadPoolExecutor(1)
         try:
             return self._run(time.monotonic() + seconds, pool)
+        except FutureTimeout:
+            return f"no answer within {self.late:g} s"
         except (TimeoutError, ConnectionError, Refused) as error:
             return str(error)
         except KeyboardInterrupt:
@@ -100,19 +107,19 @@ class Loop:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, end: float, pool: ThreadPoolExecutor) -> str:
-        chunk = self.ask()  # the robot stands still: a chunk may start when it arrives
-        chunk.start = time.monotonic()
+        chunk = self.ask(pool).result(timeout=self.late + GRACE)
+        chunk.start = time.monotonic()  # the robot stood still: a chunk may start when it arrives
         coming: Future[Chunk] | None = None
         while (now := time.monotonic()) < end:
             step = int((now - chunk.start) / self.period)
             if coming is None and step >= self.execute:
-                coming = pool.submit(self.ask)
-            if coming is not None and coming.done():
-                chunk, coming = coming.result(), None  # raises what the asking raised
+                coming = self.ask(pool)
+            if coming is not None and coming.done() and coming.exception() is None:
+                chunk, coming = coming.result(), None
                 continue
-            if step >= len(chunk.actions):
+            if step >= len(chunk.actions):  # what is left is executed, even where the next chunk will not come
                 assert coming is not None
-                chunk, coming = coming.result(), None  # ends within `late`; until then nothing is sent
+                chunk, coming = coming.result(timeout=self.late + GRACE), None  # until then nothing is sent
                 if time.monotonic() - chunk.start >= len(chunk.actions) * self.period:
                     took = time.monotonic() - chunk.start
                     lasts = len(chunk.actions) * self.period
@@ -122,11 +129,16 @@ class Loop:
             time.sleep(max(0.0, chunk.start + (step + 1) * self.period - time.monotonic()))
         return DONE
 
-    def ask(self) -> Chunk:
-        """Look, and ask what to do from now on."""
-        seen = self.robot.get_observation()
+    def ask(self, pool: ThreadPoolExecutor) -> Future[Chunk]:
+        """Look, and ask what to do from now on. Only the asking runs beside the loop: a robot's bus serves one caller."""
         start = time.monotonic()
-        answer = self.client.infer(self.observation(seen), timeout=self.late)
+        return pool.submit(self._answer, self.observation(self.robot.get_observation()), start)
+
+    def _answer(self, observation: dict[str, Any], start: float) -> Chunk:
+        answer = self.client.infer(observation, timeout=self.late)
+        for slot, missed in answer.get("residual", {}).items():
+            if (far := float(np.max(np.asarray(missed)[:, 0], initial=0.0))) > MISSED:
+                typer.echo(f"inverse kinematics of {slot} misses by up to {1000 * far:.0f} mm", err=True)
         for warning in answer.get("warnings", []):
             typer.echo(f"warning: {warning}", err=True)
         if answer.get("clamped"):

@@ -103,3 +103,11 @@ def test_sha256_streams_the_same_hash(tmp_path: Path) -> None:
     data = bytes(range(256)) * 40_000  # larger than one block
     (tmp_path / "x").write_bytes(data)
     assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file/out", tmp_path / ("n" * 250)):
+        with pytest.raises(UserError, match="cannot be written"), atomic_folder(place):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

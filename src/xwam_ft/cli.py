@@ -198,10 +198,10 @@ def evaluate(
     latency: Latency = True,
     camera_blackout: Blackout = False,
     episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Closed loop: fixes starts and goals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Closed loop: fixes starts and goals.")] = 0,
     execute: Execute = None,
     max_steps: MaxSteps = None,
-    action_steps: Annotated[int | None, typer.Option(min=1, help="Closed loop: denoising steps.")] = None,
+    action_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Closed loop: denoising steps.")] = None,
     films: Films = 2,
 ) -> None:
     """Open loop: action error on recorded episodes, in physical units. Closed loop: how often the task is done."""
@@ -241,9 +241,11 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="Clients must send the key this file holds.")] = None,
     replay: Annotated[int | None, typer.Option(metavar="EPISODE", help="Answer from a recorded episode.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network's step first.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first request's noise.")] = None,
-    action_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default the bundle's.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Of text; default the bundle's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the first request's noise.")] = None,
+    action_steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Denoising steps; default the bundle's.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Of text; default the bundle's.")] = None,
 ) -> None:
     """Answer robots over the network, by openpi's protocol."""
     from xwam_ft.policy.serve import serve_bundle

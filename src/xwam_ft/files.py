@@ -45,12 +45,14 @@ def atomic_folder(target: Path) -> Generator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("exists already and is not an empty folder", target, "choose another folder or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    with disk_errors(target, UNWRITABLE):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
-        move_folder(temporary, target)
+        with disk_errors(target, UNWRITABLE):
+            temporary.chmod(0o755)
+            move_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -119,13 +121,18 @@ def require_room(folder: Path, size: int) -> None:
         )
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+UNWRITABLE = (*FULL, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+"""What making a new file or folder meets: these too say that its place is wrong (below a file, too long a name)."""
+
+
 @contextlib.contextmanager
-def disk_errors(target: Path) -> Generator[None]:
-    """Turn a full, read-only or forbidden disk into a `UserError`."""
+def disk_errors(target: Path, kinds: tuple[int, ...] = FULL) -> Generator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError`; with `UNWRITABLE`, a wrong place as well."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in kinds:
             raise
         reason = os.strerror(error.errno).lower()
         raise UserError(f"cannot be written ({reason})", target, "choose a folder with room to write") from error

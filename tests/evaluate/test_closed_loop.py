@@ -207,6 +207,8 @@ def test_an_environment_that_does_not_fit_is_named(contract: Contract, changes: 
         setattr(environment, name, value)
     with pytest.raises(UserError, match=f"slider: .*{said}.* Fix: "):
         require_fit(contract, environment, "slider")
+    if "instruction" in changes:  # one that was embedded beside the contract's
+        require_fit(contract, environment, "slider", {"", "dance"})
 
 
 @pytest.mark.parametrize("spec", ["metaworld", "metaworld:", "gym:Reacher", "nowhere.py", "/nowhere.py:make"])

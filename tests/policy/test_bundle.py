@@ -77,3 +77,9 @@ def test_a_self_check_that_gives_nan_fails(bundle: Path) -> None:
 def test_a_bundle_says_how_long_an_action_prefix_it_was_trained_with(bundle: Path) -> None:
     assert verify_bundle(bundle)["action_prefix"] == 2
     assert Policy.load(bundle, "cpu", selfcheck=False).action_prefix == 2
+
+
+@pytest.mark.parametrize("device", ["foo", "meta:what"])
+def test_a_device_that_is_not_there_is_one_sentence(bundle: Path, device: str) -> None:
+    with pytest.raises(UserError, match=f"device: is '{device}', and there is no such device here"):
+        Policy.load(bundle, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -58,6 +59,40 @@ def test_an_answer_is_the_policy_s(policy: GatedPolicy, client: PolicyClient) ->
     np.testing.assert_array_equal(client.infer(request)["actions"], table)
     np.testing.assert_array_equal(client.infer(request, chunk=2)["actions"], table[:2])
     assert len(client.columns) == table.shape[1]
+
+
+def test_options_in_the_observation_stay(policy: GatedPolicy, client: PolicyClient) -> None:
+    request = {**example(policy.contract), "options": {"chunk": 2}}
+    assert len(client.infer(request, seed=3)["actions"]) == 2
+
+
+def test_a_server_that_freezes_while_it_is_sent_to_is_a_timeout(
+    policy: GatedPolicy, client: PolicyClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frame is larger than what the system buffers, and nobody reads it: sending itself waits."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connection = client._connection  # pyright: ignore[reportPrivateUsage]
+    assert connection is not None
+    monkeypatch.setattr(connection, "socket", ours)
+    request = example(policy.contract)
+    request["images"] = {name: np.zeros((720, 1280, 3), np.uint8) for name in request["images"]}
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.3 s"):
+        client.infer(request, timeout=0.3)
+    assert time.monotonic() - started < 5
+    monkeypatch.undo()
+    theirs.close()
+    connection.close()
+    assert len(client.infer(example(policy.contract))["actions"]) > 0  # by a new connection
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:abc", "127.0.0.1:99999"])
+def test_what_is_no_address_is_said_at_once(address: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"address.*Fix: give ws://host:port"):
+        PolicyClient(address, patience=30)
+    assert time.monotonic() - started < 10
 
 
 def test_a_late_answer_is_thrown_away(policy: GatedPolicy, client: PolicyClient) -> None:

@@ -120,6 +120,12 @@ def test_a_chunk_goes_on_from_the_commands_still_to_be_executed(bundle: Path) ->
     np.testing.assert_array_equal(same.action, plain.action)
     with pytest.raises(UserError, match="has 4 commands, and this bundle was trained with up to 3"):
         policy.infer({**example, "options": {"prefix": ahead[[0, 0, 1, 2]]}})
+    with pytest.raises(UserError, match="is 2, and the prefix has 3 commands already"):
+        policy.infer({**example, "options": {"prefix": ahead, "chunk": 2}})
+    far = ahead.copy()
+    far[:, 0] += 50.0  # metres
+    with pytest.raises(UserError, match="times the largest recorded change from the state observed now"):
+        policy.infer({**example, "options": {"prefix": far}})
 
 
 def test_rows_are_what_the_table_was_made_of(contract: Contract) -> None:

@@ -81,7 +81,7 @@ def evaluate_in_environment(
             stack.callback(environments[-1].close)
         seeds = episode_seeds(seed, episodes)
         environments[0].reset(seeds[0])
-        require_fit(policy.contract, environments[0], env)
+        require_fit(policy.contract, environments[0], env, policy.prompts)
         limit = environments[0].max_steps
         if max_steps is not None and max_steps > limit:
             raise UserError(f"is {max_steps}, and {env} ends after {limit}", "--max-steps", f"give at most {limit}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -116,19 +116,26 @@ def environment_maker(spec: str) -> Callable[[Contract], Environment]:
     raise UserError(f"is {spec!r}", "--env", f"give {CHOICES}")
 
 
-def require_fit(contract: Contract, environment: Environment, name: str) -> None:
-    """Raise a `UserError` unless the bundle's contract and instruction suit the environment, which stands reset."""
+def require_fit(
+    contract: Contract, environment: Environment, name: str, prompts: Collection[str] | None = None
+) -> None:
+    """Raise a `UserError` unless the bundle's contract and instruction suit the environment, which stands reset.
+
+    Args:
+        prompts: those the bundle can follow; default the contract's.
+    """
+    prompts = contract.prompts if prompts is None else sorted(filter(None, prompts))
     fix = "evaluate a bundle whose recordings came from this environment"
     period = contract.timing.action_period
     if abs(environment.period - period) > 1e-6 * period:
         raise UserError(
             f"it steps every {environment.period:.4g} s, and the bundle commands every {period:.4g} s", name, fix
         )
-    if environment.instruction not in contract.prompts:
+    if environment.instruction not in prompts:
         raise UserError(
             f"its instruction {environment.instruction!r} is not among the bundle's",
             name,
-            f"the bundle knows: {listed(map(repr, contract.prompts))}",
+            f"the bundle knows: {listed(map(repr, prompts))}",
         )
 
 

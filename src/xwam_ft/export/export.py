@@ -21,7 +21,15 @@ from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import card, formats, proof, reference_file, served
 from xwam_ft.export.weights import RunWeights, open_weights
-from xwam_ft.files import disk_errors, move_folder, read_json, require_room, write_bytes_atomic, write_text_atomic
+from xwam_ft.files import (
+    UNWRITABLE,
+    disk_errors,
+    move_folder,
+    read_json,
+    require_room,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
 from xwam_ft.model.checkpoints.source import open_checkpoint
@@ -131,8 +139,9 @@ def export_run(
     draft = place.with_name(f".{place.name}.unproved")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        with disk_errors(out):
+        with disk_errors(out, UNWRITABLE):
             draft.mkdir(parents=True)
+        with disk_errors(out):
             table = Table("proof", "result", title=title)
             if adapters:
                 table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
@@ -268,18 +277,9 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
         for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
             table.add_row(what, f"not run: {lacking}")
     else:
-        reloaded = read_parts(draft, config, job.device)
-        streams = proof.adapted_streams(weights.trained)
-        after = proof.outputs(reloaded.network, reloaded, inputs)
-        proofs = proof.merge_proofs(before[0], before[1], after, streams)
-        proof.require_merge(proofs, job.dtype, job.checkpoint.folder, merged=job.merged)
-        for item in proofs:
-            effect = f"{item.share:.2g} of the adapter's effect ({item.merge:.2g} of {item.adapter:.2g})"
-            table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
-        check = selfcheck.record(reloaded, inputs, seed=0)
-        selfcheck.save(check, draft / SELFCHECK)
-        shown = card.measure(reloaded, job.shards, job.folder.recipe.validation.clips)
-        write_bytes_atomic(draft / PICTURE, shown.picture)
+        shown = _measured(job, draft, config, before, inputs, table)
+        gc.collect()  # one network at a time: the next is what a robot loads
+        torch.cuda.empty_cache()
     write_text_atomic(draft / "README.md", card.readme(contract, config, job.folder.recipe, texts, job.shards, shown))
     seal(draft, contract, job.origin)
     if lacking is None:
@@ -288,6 +288,30 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
         table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
         for row in served.prove(again, job.shards, draft):
             table.add_row(*row)
+
+
+def _measured(
+    job: _Job,
+    draft: Path,
+    config: dict[str, Any],
+    before: list[list[Prediction]],
+    inputs: EncodedObservation,
+    table: Table,
+) -> card.Shown:
+    """Read the bundle back, hold its outputs against the run's, record a request, and measure it for its card."""
+    reloaded = read_parts(draft, config, job.device)
+    streams = proof.adapted_streams(job.weights.trained)
+    after = proof.outputs(reloaded.network, reloaded, inputs)
+    proofs = proof.merge_proofs(before[0], before[1], after, streams)
+    proof.require_merge(proofs, job.dtype, job.checkpoint.folder, merged=job.merged)
+    for item in proofs:
+        effect = f"{item.share:.2g} of the adapter's effect ({item.merge:.2g} of {item.adapter:.2g})"
+        table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
+    check = selfcheck.record(reloaded, inputs, seed=0)
+    selfcheck.save(check, draft / SELFCHECK)
+    shown = card.measure(reloaded, job.shards, job.folder.recipe.validation.clips)
+    write_bytes_atomic(draft / PICTURE, shown.picture)
+    return shown
 
 
 def _recorded(folder: RunFolder, shards: ShardSet) -> EncodedObservation:

@@ -190,9 +190,16 @@ def load_policy(
     attention: Attention | None = None,
 ) -> Policy:
     """See `Policy.load`."""
-    config = verify_bundle(bundle)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"is {device!r}, and there is no such device here ({why})", "device", "give cpu, or auto"
+        ) from None
+    config = verify_bundle(bundle)
     if selfcheck and not (bundle / SELFCHECK).is_file():
         raise UserError(
             "holds no recorded request, since the machine that exported it was too small to run it",

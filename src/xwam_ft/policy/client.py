@@ -8,6 +8,8 @@ answer["actions"]                                 # [H, D] absolute commands, co
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -55,7 +57,9 @@ class PolicyClient:
     def __init__(
         self, address: str, api_key: str | None = None, *, timeout: float = 10.0, patience: float = 60.0
     ) -> None:
-        self.address = address if address.startswith(("ws://", "wss://")) else f"ws://{address}"
+        self.address = address if "://" in address else f"ws://{address}"
+        if not self.address.startswith(("ws://", "wss://")):
+            raise ConnectionError(f"{address}: is no address of a policy server. Fix: give ws://host:port")
         self.timeout, self.patience = timeout, patience
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self._connection: ClientConnection | None = None
@@ -86,7 +90,7 @@ class PolicyClient:
                     self.address, additional_headers=self._headers, compression=None, max_size=None,
                     open_timeout=left, close_timeout=GOODBYE,
                 )  # fmt: skip
-            except InvalidURI as error:
+            except (InvalidURI, ValueError) as error:  # ValueError: a port that is no number
                 raise ConnectionError(f"{self.address}: is no address ({error}). Fix: give ws://host:port") from None
             except InvalidHandshake as error:
                 response = getattr(error, "response", None)
@@ -125,19 +129,27 @@ class PolicyClient:
         until = time.monotonic() + seconds
         self.connect(seconds)
         assert self._connection is not None
-        request = {**observation, "options": options} if options else observation
+        given = observation.get("options") or {}
+        request = {**observation, "options": {**given, **options}} if options else observation
+        dropped = threading.Event()
+        late = threading.Timer(max(0.0, until - time.monotonic()), _drop, (self._connection, dropped))
+        late.daemon = True
+        late.start()  # sending to a server that stands still would wait without end
         try:
             self._connection.send(wire.pack(request))
-            answer = self._connection.recv(timeout=max(0.0, until - time.monotonic()))
-        except TimeoutError:
+            answer = self._connection.recv()
+        except (ConnectionClosed, OSError) as error:
             self.close()
-            raise TimeoutError(f"{self.address}: no answer within {seconds:g} s") from None
-        except ConnectionClosed as error:
-            self.close()
+            if dropped.is_set():
+                raise TimeoutError(f"{self.address}: no answer within {seconds:g} s") from None
             raise ConnectionError(f"{self.address}: the connection closed ({error})") from None
         except BaseException:
             self.close()
             raise
+        finally:
+            late.cancel()
+        if dropped.is_set():  # just after the answer
+            self.close()
         if isinstance(answer, str):
             self.close()
             raise Refused(answer)
@@ -156,6 +168,13 @@ class PolicyClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _drop(connection: ClientConnection, dropped: threading.Event) -> None:
+    """End a connection at once, without a word to the server."""
+    dropped.set()
+    with suppress(OSError):
+        connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 def _close(connection: ClientConnection) -> None:

@@ -28,7 +28,7 @@ from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
 from xwam_ft.model.solver import SHIFT
 from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
-from xwam_ft.policy.request import PolicyOutput, command_rows, example_observation, implausible, read_options
+from xwam_ft.policy.request import FAR, PolicyOutput, command_rows, example_observation, implausible, read_options
 from xwam_ft.policy.text import TextCache
 
 if TYPE_CHECKING:
@@ -162,9 +162,15 @@ class Policy:
                     "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
                 )
         prefix = None if options.prefix is None else self._prefix(options.prefix, inputs)
+        if prefix is not None and options.chunk is not None and options.chunk < prefix.shape[1]:
+            raise UserError(
+                f"is {options.chunk}, and the prefix has {prefix.shape[1]} commands already",
+                "observation.options.chunk",
+                "ask for more commands than are given, or leave it out",
+            )
         warnings = implausible(self.contract, inputs)
         encoded = time.perf_counter()
-        chosen = next((n for n in (seed, options.seed) if n is not None), self.settings.seed + self.calls)
+        chosen = next((n for n in (seed, options.seed) if n is not None), (self.settings.seed + self.calls) % 2**63)
         action = self.infer_batch([inputs], [chosen], self._settings(options), prefix)[0][: options.chunk]
         self.calls += 1
         sampled = time.perf_counter()
@@ -203,7 +209,15 @@ class Policy:
             )
         table = command_rows(self.contract, rows)
         actions = conventions.encode_actions(self.contract, table, inputs.state)
-        return conventions.normalise_action(self.contract, actions)[None]
+        normalised = conventions.normalise_action(self.contract, actions)
+        reach = float(np.abs(normalised).max(initial=0.0))
+        if reach > FAR:
+            raise UserError(
+                f"asks for {reach:.3g} times the largest recorded change from the state observed now",
+                where,
+                "give the commands of the chunk under way, in its units and layout",
+            )
+        return normalised[None]
 
     def infer_batch(
         self,

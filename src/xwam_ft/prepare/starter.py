@@ -82,6 +82,8 @@ def _slot(group: Group, shared: Counter[str]) -> list[str]:
         f"    columns: [{', '.join(_quoted(_short(member, shared)) for member in group.columns)}]",
         f"    units: {units}  # {maybe}{unit.sure}: {unit.why}",
     ]
+    if group.kind == "pose":
+        lines.insert(-1, _rotation(group))
     if not group.commands:
         return [*lines, "    command: next_state  # no command of these names is recorded"]
     if group.action is None:
@@ -90,6 +92,15 @@ def _slot(group: Group, shared: Counter[str]) -> list[str]:
     said = words.format(lead=group.action.lead)
     lines.append(f"    command: {command}  # {group.action.sure}: {said}; {group.action.why}")
     return lines if command != "delta" else [*lines, "    delta: {to: state}"]
+
+
+def _rotation(group: Group) -> str:
+    """The order of a quaternion's numbers, where their names say it."""
+    names = [element(name).lower() for name in group.columns[-4:]]
+    order = "".join(name[-1] for name in names)
+    if order in ("wxyz", "xyzw") and all(name.startswith("q") or "quat" in name for name in names):
+        return f"    rotation: {order}  # by the columns' names"
+    return "    rotation: TODO  # wxyz or xyzw: in which order the quaternion's numbers stand"
 
 
 def _short(name: str, shared: Counter[str]) -> str:
