@@ -1,5 +1,6 @@
-"""Strict YAML files, of recipes and embodiments alike: an unknown key is a mistake, a key that stands twice too, and all
-mistakes are told at once, each with its place and, for a misspelt key, the nearest known one.
+"""Strict YAML files, of recipes and embodiments alike: an unknown key is a mistake, a key that stands twice too.
+
+All mistakes are told at once, each with its place and, for a misspelt key, the nearest known one.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.repeated: list[str] = []
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Before merges (`<<`) are resolved: overriding a merged key is no repetition.
-        node = super().compose_mapping_node(anchor)  # pyright: ignore[reportArgumentType]  # None: no anchor
+        node = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

@@ -161,8 +161,8 @@ def test_every_todo_is_told_once_by_its_key_with_what_may_stand_there(tmp_path: 
         "'cameras.front.kind': `kind` is still TODO; write static or wrist",
         "'cameras.front.depth.unit': `unit` is still TODO; write mm, m, lerobot_log12 or the metres of one count",
         "'slots.hand.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1",
-        "'slots.hand.rotation': `rotation` is still TODO; write the order in which the columns are recorded: wxyz, xyzw, "
-        "rotvec, rpy and 30 more",
+        "'slots.hand.rotation': `rotation` is still TODO; write the order in which the columns are recorded: wxyz, "
+        "xyzw, rotvec, rpy and 30 more",
         "'slots.hand.command': `command` is still TODO; write recorded (targets), delta (changes), next_state or none",
         "'slots.arm.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1",
         "'slots.arm.from': `from` is still TODO; write recorded or joints",

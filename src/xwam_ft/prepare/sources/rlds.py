@@ -261,7 +261,7 @@ def _tfrecords(path: Path) -> list[Path]:
 
 
 def _missing(files: list[Path]) -> str:
-    """The shards that names like `x-train.tfrecord-00003-of-00010` speak of and that are not there; "" where all are."""
+    """The shards that names like `x-train.tfrecord-00003-of-00010` speak of and that are not there; "" for none."""
     there: dict[tuple[str, int], set[int]] = {}
     for file in files:
         if match := re.fullmatch(r"(.+\.tfrecord)-(\d+)-of-(\d+)", file.name):
