@@ -353,7 +353,8 @@ def _say(report: PrepareReport, console: Console) -> None:
         console.print(Text(group.severity, STYLES[group.severity]), end=" ")
         console.print(f"{group.check}: {group.summary} [{where}]", markup=False, soft_wrap=True)
         after = report.findings[at + 1] if at + 1 < len(report.findings) else None
-        if after is None or (after.check, after.severity) != (group.check, group.severity):
+        last = after is None or (after.check, after.severity) != (group.check, group.severity)
+        if last and group.fix not in group.summary:
             console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
     console.print(
         f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
