@@ -8,6 +8,7 @@ import pytest
 
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
+from xwam_ft.strict_yaml import read_yaml
 
 GOOD = """
 backbone: {path: tiny, dtype: float32}
@@ -112,8 +113,26 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     assert "is not valid YAML at line 3" in refused(bad)
     bad.write_text("- 1\n")
     assert "holds a list, not a mapping of keys" in refused(bad)
+    bad.write_text("a: 2024-13-01\n")
+    assert "is not valid YAML" in refused(bad)
     bad.write_bytes(b"\xff\xfe\x00")
     assert "is not valid YAML" in refused(bad)
+
+
+def test_a_key_that_stands_twice_is_told_with_its_lines(recipe: Path) -> None:
+    text = recipe.read_text()
+    lines = len(text.splitlines())
+    recipe.write_text(text.rstrip("\n") + "\nseed: 1\nlogging: {to: [csv], to: [wandb]}\nseed: 2\n")
+    assert (
+        f"key 'to' stands twice, at line {lines + 2}; key 'seed' stands twice, at lines {lines + 1} and {lines + 3}. "
+        "Fix: leave one of each, or give each its own name"
+    ) in refused(recipe)
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, y: 4}\n")
+    assert read_yaml(path)["c"] == {"x": 1, "y": 4}
 
 
 def test_a_relative_path_stays_as_typed(recipe: Path) -> None:

@@ -1,5 +1,6 @@
-"""Strict YAML files, of recipes and embodiments alike: an unknown key is a mistake, and all mistakes are told at once,
-each with its place and, for a misspelt key, the nearest known one.
+"""Strict YAML files, of recipes and embodiments alike: an unknown key is a mistake, a key that stands twice too.
+
+All mistakes are told at once, each with its place and, for a misspelt key, the nearest known one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,28 @@ Natural = Annotated[int, Field(ge=0)]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset; it would let the last of two equal keys win, so these are noted here and refused."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before merges (`<<`) are resolved: overriding a merged key is no repetition.
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            before = first.setdefault((key.tag, key.value), key)
+            if before is not key:
+                lines = sorted({before.start_mark.line + 1, key.start_mark.line + 1})
+                place = f"lines {lines[0]} and {lines[1]}" if len(lines) > 1 else f"line {lines[0]}"
+                self.repeated.append(f"key {key.value!r} stands twice, at {place}")
+        return node
+
+
 class Section(BaseModel):
     """A mapping of a file: only known keys, only finite numbers, never changed."""
 
@@ -25,18 +48,23 @@ class Section(BaseModel):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; everything that is not one is a `UserError`."""
+    repeated: list[str] = []
     try:
-        tree: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        tree: object = loader.get_single_data()
+        repeated = loader.repeated
     except FileNotFoundError:
         raise UserError(
             "the file does not exist", path, "check the path; the recipes that ship are in recipes/"
         ) from None
     except IsADirectoryError:
         raise UserError("is a folder, not a YAML file", path, "give the file inside it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date like 2024-13-01
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""
         raise UserError(f"is not valid YAML{line}", path, "mend the syntax there") from None
+    if repeated:
+        raise UserError("; ".join(repeated), path, "leave one of each, or give each its own name")
     if not isinstance(tree, dict):
         raise UserError(f"holds a {type(tree).__name__}, not a mapping of keys", path, "write `key: value` lines")
     return {str(key): value for key, value in tree.items()}  # pyright: ignore[reportUnknownVariableType]
@@ -61,8 +89,10 @@ def _describe(schema: type[BaseModel], error: ValidationError) -> str:
         elif item["type"] == "missing":
             parts.append(f"{location!r} is missing")
         else:
-            given = f", not {item['input']!r}" if not isinstance(item["input"], dict | list) else ""
             message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            value = item["input"]
+            told = isinstance(value, dict | list) or (isinstance(value, str) and value != "" and value in message)
+            given = "" if told else f", not {value!r}"
             place = f"{location!r}: " if location else ""  # none: keys of several sections disagree
             parts.append(f"{place}{message[:1].lower() + message[1:]}{given}")
     count = f"{len(parts)} mistakes: " if len(parts) > 1 else ""

@@ -107,6 +107,14 @@ def test_other_sizes() -> None:
     assert found[4][0].text == "camera 'a' is 480x640, and 96x128 in the first episode"
 
 
+def test_clips_that_mostly_reach_past_the_end() -> None:
+    assert across.check_padding({0: (5, 10), 1: (5, 10)}) == {}
+    found = across.check_padding({0: (9, 10), 1: (5, 10), 2: (0, 0)})
+    assert list(found) == [0]
+    assert (found[0][0].check, found[0][0].severity) == ("mostly-padded", "warning")
+    assert found[0][0].text.startswith("14 of 20 clip starts reach past the end of their episode")
+
+
 def wander(seed: int, frames: int = 40) -> Motion:
     state = np.cumsum(np.random.default_rng(seed).normal(0, 0.05, (frames, 3)), axis=0)
     return Motion(state, state + 0.01, np.ones_like(state))

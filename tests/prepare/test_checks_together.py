@@ -162,6 +162,10 @@ def test_findings_are_kept_grouped_and_printed(tmp_path: Path, toy: Path, lerobo
     log_text = (tmp_path / "log").read_text()
     assert "error black-camera: camera 'front' is black [episode 1]" in log_text
     assert "warning still-gripper: gripper 'hand' never moves [episodes 0, 2]" in log_text
+    assert (
+        "  what to do: look at the camera's cable and exposure; leave the camera out where it stays black\n" in log_text
+    )
+    assert log_text.count("what to do: leave the gripper out where the task needs none") == 1
     (rejected,) = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert (rejected["episode"], rejected["reason"]) == (1, "camera 'front' is black")
     lines = [json.loads(line) for line in (tmp_path / "out" / "findings.jsonl").read_text().splitlines()]

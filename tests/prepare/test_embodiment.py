@@ -61,6 +61,52 @@ def test_shipped_files_load_and_are_named_as_they_are_called(path: Path) -> None
     assert load_embodiment(path).name == path.stem
 
 
+def quaternion(tmp_path: Path, columns: tuple[str, ...], **more: Any) -> Any:
+    slot = {"kind": "pose", "columns": [f"observation.state/{name}" for name in columns], "units": "m", **more}
+    slot.setdefault("command", "next_state")
+    spec, path = load(tmp_path, {"hand": slot})
+    return plan_slots(spec, info(columns), path, [])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("qx", "qy", "qz", "qw"),
+        ("left_quat_x", "left_quat_y", "left_quat_z", "left_quat_w"),
+        ("pose.orientation.x", "pose.orientation.y", "pose.orientation.z", "pose.orientation.w"),
+        ("rx", "ry", "rz", "rw"),
+        ("ee_quat/x", "ee_quat/y", "ee_quat/z", "ee_quat/w"),
+    ],
+)
+def test_columns_named_in_another_order_than_the_rotation_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    place = ("px", "py", "pz")
+    with pytest.raises(
+        UserError,
+        match=r"slots.hand.columns: has the quaternion as .*would be read as wxyz. Fix: write `rotation: xyzw`",
+    ):
+        quaternion(tmp_path, (*place, *names))
+    assert quaternion(tmp_path, (*place, *names), rotation="xyzw")[0].state.rotation == "xyzw"
+    turned = (*place, names[3], *names[:3])
+    assert quaternion(tmp_path, turned)[0].state.rotation == "wxyz"
+    with pytest.raises(UserError, match="Fix: write `rotation: wxyz`"):
+        quaternion(tmp_path, turned, rotation="xyzw")
+
+
+def test_the_order_of_a_quaternion_matters_only_where_names_say_it(tmp_path: Path) -> None:
+    assert quaternion(tmp_path, tuple(POSE["columns"]), rotation="xyzw")  # x y z a b c d
+    assert quaternion(tmp_path, ("x", "y", "z", "0", "1", "2", "3"))
+    with pytest.raises(UserError, match="Fix: name the columns x y z first, then the quaternion as w x y z"):
+        quaternion(tmp_path, ("qx", "qy", "qz", "qw", "x", "y", "z"))
+    columns = ("x", "y", "z", "qw", "qx", "qy", "qz", "t_qx", "t_qy", "t_qz", "t_qw")
+    commands = [f"action/{name}" for name in ("x", "y", "z", "t_qx", "t_qy", "t_qz", "t_qw")]
+    slot = {"kind": "pose", "columns": ["x", "y", "z", "qw", "qx", "qy", "qz"], "units": "m"}
+    spec, path = load(tmp_path, {"hand": {**slot, "command_columns": commands}})
+    with pytest.raises(UserError, match=r"hand.command_columns: .*Fix: write `command_rotation: xyzw`"):
+        plan_slots(spec, info(columns), path, [])
+    spec, path = load(tmp_path, {"hand": {**slot, "command_columns": commands, "command_rotation": "xyzw"}})
+    assert plan_slots(spec, info(columns), path, [])[0].command is not None
+
+
 @pytest.mark.parametrize(
     ("slot", "sentence"),
     [
@@ -102,6 +148,38 @@ def test_wrong_timing_cameras_and_files_are_told(tmp_path: Path) -> None:
         load(tmp_path, {"s": ARM}, image={"height": 33, "width": 32})
     with pytest.raises(UserError, match=r"far 0\.1 is not beyond near 0\.5"):
         load(tmp_path, {"s": ARM}, depth={"near": 0.5, "far": 0.1})
+
+
+def test_every_todo_is_told_once_by_its_key_with_what_may_stand_there(tmp_path: Path) -> None:
+    camera = {"source": "front", "kind": "TODO", "depth": {"source": "d", "unit": "TODO"}}
+    hand = {**POSE, "rotation": "TODO", "command": "TODO", "units": "TODO"}
+    arm = {**ARM, "units": ["rad", "TODO"], "limits": {"low": "TODO"}, "from": "TODO"}
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, {"hand": hand, "arm": arm, "s": {"kind": "TODO"}}, cameras={"front": camera}, fps="TODO")
+    wanted = [
+        "'fps': `fps` is still TODO; these recordings do not store it, so write their frames per second",
+        "'cameras.front.kind': `kind` is still TODO; write static or wrist",
+        "'cameras.front.depth.unit': `unit` is still TODO; write mm, m, lerobot_log12 or the metres of one count",
+        "'slots.hand.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1",
+        "'slots.hand.rotation': `rotation` is still TODO; write the order in which the columns are recorded: wxyz, "
+        "xyzw, rotvec, rpy and 30 more",
+        "'slots.hand.command': `command` is still TODO; write recorded (targets), delta (changes), next_state or none",
+        "'slots.arm.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1",
+        "'slots.arm.from': `from` is still TODO; write recorded or joints",
+        "'slots.arm.limits.low': `low` is still TODO; write a number",
+        "'slots.s.kind': `kind` is still TODO; write pose, joints, gripper or vector",
+    ]
+    told = str(caught.value).partition(": 10 mistakes: ")[2].removesuffix(". Fix: correct each of them")
+    assert told.split("; '") == [line if i == 0 else line[1:] for i, line in enumerate(wanted)]
+
+
+def test_an_unknown_unit_of_depth_is_told_once(tmp_path: Path) -> None:
+    camera = {"source": "front", "depth": {"source": "d", "unit": "cm"}}
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, {"s": ARM}, cameras={"front": camera})
+    assert ": 'cameras.front.depth.unit': 'cm' is not mm, m, lerobot_log12 or the metres of one count. Fix" in str(
+        caught.value
+    )
 
 
 def test_what_the_recordings_lack_is_told(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_strict_stops_and_nothing_left_is_an_error(v21: Path, toy: Path, tmp_pat
         prepared(v21, tmp_path / "out", toy, strict=True)
     for number in (0, 2):
         (v21 / "data" / "chunk-000" / f"episode_{number:06d}.parquet").unlink()
-    with pytest.raises(UserError, match="all 3 episodes are rejected"):
+    with pytest.raises(UserError, match=r"all 3 episodes are rejected .*Fix: restore the file, or record the episode"):
         prepared(v21, tmp_path / "out", toy)
     assert not (tmp_path / "out").exists()
 
@@ -256,6 +256,43 @@ def test_padded_starts_are_those_that_reach_past_the_end(toy: Path) -> None:
 )
 def test_the_held_out_share(count: int, share: float, expected: int) -> None:
     assert len(held_out(range(count), share)) == expected
+
+
+def test_what_is_printed_keeps_brackets_and_warns_before_the_work(v21: Path, toy: Path, tmp_path: Path) -> None:
+    toy.write_text(toy.read_text().replace("height: 32, width: 32", "height: 32, width: 48"))
+    with (tmp_path / "log").open("w") as log:
+        prepared(v21, tmp_path / "out [lab]", toy, depth="none", console=Console(width=60, file=log))
+        prepared(v21, tmp_path / "out [lab]", toy, depth="none", console=Console(width=60, file=log))
+    text = (tmp_path / "log").read_text()
+    assert "warning image: 32x48 is refused by the built-in backbone and by Wan2.2-TI2V" in text
+    assert "write `image: {height: 32, width: 64}` in the embodiment file" in text
+    assert text.count("32x48") == 1
+    assert f"{tmp_path}/out [lab]: 3 episodes" in text
+    assert f"see {tmp_path}/out [lab]/report.html" in text
+    assert f"{tmp_path}/out [lab]: already prepared" in text
+
+
+def test_the_report_says_what_recorded_changes_were_added_to(v21: Path, toy: Path, tmp_path: Path) -> None:
+    told = {"state": "changes added to the state", "command": "changes added to the command before"}
+    for to, sentence in told.items():
+        text = toy.read_text().replace("units: rad}", f"units: rad, command: delta, delta: {{to: {to}}}}}")
+        (tmp_path / f"{to}.yaml").write_text(text)
+        prepared(v21, tmp_path / to, tmp_path / f"{to}.yaml", depth="none")
+        page = (tmp_path / to / "report.html").read_text()
+        assert f"commanded relative to chunk start,\n  {sentence}" in page
+        assert page.count("as recorded") == 1  # the gripper's
+
+
+def test_clips_longer_than_the_episodes_are_warned_of(v21: Path, toy: Path, tmp_path: Path) -> None:
+    toy.write_text(
+        toy.read_text().replace(
+            "frame_skip: 2, action_skip: 1, clip_frames: 5", "frame_skip: 2, action_skip: 1, clip_frames: 9"
+        )
+    )
+    found = prepared(v21, tmp_path / "out", toy, depth="none").findings
+    (group,) = [group for group in found if group.check == "mostly-padded"]
+    assert (group.severity, group.episodes) == ("warning", [0, 1, 2])
+    assert "choose a smaller clip_frames or frame_skip" in group.fix
 
 
 def test_held_out_episodes_leave_the_statistics_alone(v21: Path, toy: Path, tmp_path: Path, made: Any) -> None:

@@ -35,10 +35,14 @@ def test_the_report_needs_no_network_and_shows_warnings(
         urdf_dirs=[],
         console=Console(quiet=True),
     )
-    assert [group.check for group in outcome.findings if group.severity == "warning"] == ["black-camera"]
+    warned = [group.check for group in outcome.findings if group.severity == "warning"]
+    assert warned == ["mostly-padded", "black-camera"]  # clips of 9 frames of episodes of 11 to 14
     page = (tmp_path / "out" / "report.html").read_text()
     assert "camera &#39;front&#39; is black in 3 of 14 pictures, first in frame 3" in page
     assert "episode 0, front, frame 3" in page
+    assert "of relative actions\nfrom −M to M" in page
+    assert "of quaternions −1 to 1" in page
+    assert "commanded absolute,\n  as recorded" in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert page.count("data:image/jpeg") == 3 + 1  # contact sheets, and the black frame
     assert page.count("data:image/png") == 2  # distributions and timing; there is no pose to draw paths of

@@ -150,6 +150,7 @@ def test_damaged_and_incomplete_datasets_are_told(tmp_path: Path) -> None:
     folder = dataset(tmp_path, episode(0), episode(1))
     file = folder / "toy-train.tfrecord-00000-of-00001"
     whole = file.read_bytes()
+    assert [episode.notes for episode in open_source(folder).episodes()] == [(), ()]
     file.write_bytes(whole[:-20])
     file.rename(folder / "toy-train.tfrecord-00000-of-00003")
     first, cut = open_source(folder).episodes()
@@ -183,7 +184,7 @@ def test_a_rate_must_be_stated(tmp_path: Path) -> None:
     starter = tmp_path / "toy.yaml"
     inspect(folder, starter, Console(quiet=True))
     assert "fps: TODO  # these recordings do not store" in starter.read_text()
-    with pytest.raises(UserError, match="fps': is still TODO"):
+    with pytest.raises(UserError, match="`fps` is still TODO; these recordings do not store it"):
         load_embodiment(starter)
     starter.write_text(starter.read_text().replace("units: TODO", 'units: "1"').replace("fps: TODO", "fps: 5"))
     assert frame_rate(load_embodiment(starter), open_source(folder).info, starter) == 5

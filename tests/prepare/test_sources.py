@@ -107,6 +107,22 @@ def test_no_known_kind_lists_what_is_read_and_points_inside(tmp_path: Path, v21:
         open_source(tmp_path / "outer")
 
 
+def test_the_inner_folder_of_a_lerobot_set_is_no_plain_folder(v30: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=f"is the 'data' folder of a LeRobot set. Fix: give {v30}"):
+        open_source(v30 / "data")
+    monkeypatch.chdir(v30 / "data")
+    with pytest.raises(UserError, match=f"Fix: give {v30}"):
+        open_source(Path())
+
+
+def test_counters_of_a_plain_folder_are_no_observations(tmp_path: Path) -> None:
+    (tmp_path / "set" / "0").mkdir(parents=True)
+    (tmp_path / "set" / "0" / "table.csv").write_text(
+        "index,frame_index,episode_index,task_index,j1\n" + "0,0,0,0,1\n" * 3
+    )
+    assert open_source(tmp_path / "set").info.columns == ("j1",)
+
+
 def test_a_rate_is_needed_once(tmp_path: Path, made: Any, lerobot: Any) -> None:
     embodiment = tmp_path / "toy.yaml"
     text = "name: t\ncameras: {front: {source: front}}\ntiming: {frame_skip: 2, action_skip: 1, clip_frames: 5}\n"

@@ -7,10 +7,19 @@ a servo's with its calibration file (joint_units.py). What the model sees is in 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
 from xwam_ft.errors import UserError, did_you_mean, listed
@@ -33,14 +42,62 @@ def _form(value: str) -> str:
 Form = Annotated[str, AfterValidator(_form)]
 
 
-class DepthVideo(Section):
+# What may stand where an embodiment file still says TODO, where the type alone does not say it.
+STATED = {
+    "units": "recordings do not say it, so write rad, deg, m, mm or 1",
+    "command_units": "recordings do not say it, so write rad, deg, m, mm or 1",
+    "unit": "write mm, m, lerobot_log12 or the metres of one count",
+    "fps": "these recordings do not store it, so write their frames per second",
+    "rotation": f"write the order in which the columns are recorded: {listed(FORMS, 4)}",
+    "command_rotation": f"write the order in which the command columns are recorded: {listed(FORMS, 4)}",
+    "command": "write recorded (targets), delta (changes), next_state or none",
+}
+
+
+class Filled(Section):
+    """A section in which nothing is a TODO any more; what is one is told by its key, with what may stand there."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _filled(cls, value: Any, about: ValidationInfo) -> Any:
+        if any(isinstance(part, str) and re.match(r"TODO\b", part) for part in _flat(value)):
+            key = (about.field_name or "").rstrip("_")
+            choices = _choices(cls.model_fields[about.field_name or ""].annotation)
+            words = " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
+            fix = STATED.get(key) or f"write {words or 'what is meant'}"
+            raise ValueError(f"`{key}` is still TODO; {fix}")
+        return value
+
+
+def _flat(value: Any) -> list[Any]:
+    return [inner for part in value for inner in _flat(part)] if isinstance(value, list) else [value]
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words of a `Literal`, looked through optional types and lists; "a number" where one is wanted."""
+    if annotation in (int, float):
+        return ["a number"]
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return list(dict.fromkeys(choice for inner in get_args(annotation) for choice in _choices(inner)))
+
+
+class DepthVideo(Filled):
     """A recorded depth video. `unit`: of one count; a number is metres; `lerobot_log12` is LeRobot's 12-bit code."""
 
     source: str
     unit: Literal["mm", "m", "lerobot_log12"] | PositiveFloat
 
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if not number and value not in ("mm", "m", "lerobot_log12", "TODO"):
+            raise ValueError(f"{value!r} is not mm, m, lerobot_log12 or the metres of one count")
+        return value
 
-class StereoPair(Section):
+
+class StereoPair(Filled):
     """The other picture of a rectified pair. `baseline` in metres, negative where that camera stands to the left."""
 
     source: str
@@ -54,7 +111,7 @@ class StereoPair(Section):
         return value
 
 
-class DepthRange(Section):
+class DepthRange(Filled):
     """Metric depth is coded between these, in metres; what is outside is held at the border."""
 
     near: PositiveFloat = 0.1
@@ -67,7 +124,7 @@ class DepthRange(Section):
         return self
 
 
-class CameraSpec(Section):
+class CameraSpec(Filled):
     """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there.
 
     `channels: bgr`: the recordings have red and blue the wrong way round (RGB given to cv2.imencode); they are swapped.
@@ -84,7 +141,7 @@ class CameraSpec(Section):
     stereo: StereoPair | None = None
 
 
-class ImageSpec(Section):
+class ImageSpec(Filled):
     height: PositiveInt = 256
     width: PositiveInt = 320
     crop: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -96,7 +153,7 @@ class ImageSpec(Section):
         return self
 
 
-class TimingSpec(Section):
+class TimingSpec(Filled):
     frame_skip: PositiveInt
     action_skip: PositiveInt
     clip_frames: PositiveInt = 9
@@ -110,7 +167,7 @@ class TimingSpec(Section):
         return Timing(fps=fps, frame_skip=self.frame_skip, action_skip=self.action_skip, clip_frames=self.clip_frames)
 
 
-class LimitsSpec(Section):
+class LimitsSpec(Filled):
     """A single number holds for all of a slot; `speed` of a pose is always two, [m/s, rad/s]."""
 
     low: float | list[float] | None = None
@@ -118,7 +175,7 @@ class LimitsSpec(Section):
     speed: PositiveFloat | list[PositiveFloat] | None = None
 
 
-class DeltaSpec(Section):
+class DeltaSpec(Filled):
     """What a recorded change is a change of. `to`: the state at its own step, or the command before it (the first: the
     state). `frame`, of a pose: `base`, dp + p and dR R; `tool`, p + R dp and R dR."""
 
@@ -126,7 +183,7 @@ class DeltaSpec(Section):
     frame: Literal["base", "tool"] = "base"
 
 
-class SlotSpec(Section):
+class SlotSpec(Filled):
     """One quantity of the robot; what the fields mean is shown in recipes/embodiments/unitree_g1_inspire_poses.yaml.
 
     Beyond what stands there: `rotation` is a form of pose_forms.py. `calibration` is LeRobot's file (joint_units.py),
@@ -237,8 +294,6 @@ class SlotSpec(Section):
 
     def _known(self, name: str, units: str | list[str] | None) -> None:
         for unit in [units] if isinstance(units, str) else units or []:
-            if unit == "TODO":
-                raise ValueError(f"`{name}` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1")
             if unit not in (*UNITS, *SERVO):
                 raise ValueError(f"`{name}` is {unit!r}, not one of {listed((*UNITS, *SERVO), 20)}")
 
@@ -260,7 +315,7 @@ class SlotSpec(Section):
         return self.convention or ("relative_to_chunk_start" if self.kind in ("pose", "joints") else "absolute")
 
 
-class Embodiment(Section):
+class Embodiment(Filled):
     """One robot with its cameras, and the timing of what is learned from it."""
 
     name: str
@@ -272,13 +327,6 @@ class Embodiment(Section):
     depth: DepthRange = DepthRange()
     held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
     instruction: str | None = None  # for episodes recorded without one
-
-    @field_validator("fps", mode="before")
-    @classmethod
-    def _stated(cls, value: Any) -> Any:
-        if value == "TODO":
-            raise ValueError("is still TODO; these recordings do not store it, so write their frames per second")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Embodiment:

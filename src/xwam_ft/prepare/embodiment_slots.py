@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
     from xwam_ft.prepare.episode import Table
     from xwam_ft.prepare.sources import SourceInfo
+
+
+# A column's last word that names an element of a quaternion: `qx`, `quat_x`, `pose.orientation.x`; and, where a
+# quaternion is expected, also the letter alone.
+QUATERNION = re.compile(r"(?:^|[^a-z])(?:q|(?:quat|quaternion|orientation)[^a-z]?)([wxyz])$", re.IGNORECASE)
+LETTER = re.compile(r"(?:^|[^a-z])[qr]?([wxyz])$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,8 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
         return SlotPlan(_build(name, spec, (), (), None, place), None, None)
     state_names = find_columns(spec.columns, info.state_columns, f"{place}.columns")
     names = tuple(plain(column) for column in state_names)
+    if spec.kind == "pose" and spec.from_ == "recorded":
+        _check_order(spec.rotation, state_names, f"{place}.columns", "rotation")
     state = state_reading(spec, state_names, place, where)
     command = _command(spec, state_names, info, place, where)
     chain, speed = None, ()
@@ -189,7 +198,37 @@ def _command(spec: SlotSpec, state_names: tuple[str, ...], info: SourceInfo, pla
         raise UserError(
             f"has {len(state_names)} columns and {len(names)} command columns", place, "name as many of both"
         )
+    if own_form:
+        form = spec.command_rotation or spec.rotation
+        _check_order(form, names, f"{place}.command_columns", "command_rotation")
     return command_reading(spec, names, place, where)
+
+
+def _check_order(form: str, names: Sequence[str], place: str, key: str) -> None:
+    """Columns of a recorded pose whose names say another order of the quaternion than `form`: read so, every
+    orientation would be wrong, and none of them looks it.
+
+    Args:
+        key: of the embodiment file, that states the form.
+
+    Raises:
+        UserError: where all four elements are named, in another order or at another place.
+    """
+    if form not in ("wxyz", "xyzw") or len(names) != 7:
+        return
+    told = [QUATERNION.search(name) for name in names]
+    if sum(match is not None for match in told) < 4:  # x y z of a position may come before a quaternion's x y z w
+        told = [None] * 3 + [LETTER.search(name) for name in names[3:]]
+    named = [(at, match[1].lower()) for at, match in enumerate(told) if match]
+    order = "".join(letter for _, letter in named)
+    if sorted(order) != sorted("wxyz") or (order == form and named[0][0] == 3):
+        return
+    columns = listed([plain(names[at]) for at, _ in named])
+    if order in ("wxyz", "xyzw") and named[0][0] == 3:
+        fix = f"write `{key}: {order}`"
+    else:
+        fix = f"name the columns x y z first, then the quaternion as {' '.join(form)}"
+    raise UserError(f"has the quaternion as {columns}, and would be read as {form}", place, fix)
 
 
 def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str], chain: Any, place: str) -> Slot:

@@ -22,6 +22,7 @@ CHECKS = {
     "missing-camera": "record it, or leave the camera out of the embodiment file",
     "length-mismatch": "video and table must hold as many frames; cut or record the episode again",
     "too-short": "record longer episodes, or choose a smaller frame_skip",
+    "mostly-padded": "choose a smaller clip_frames or frame_skip, or record longer episodes",
     "missing-column": "record it, or leave it out of the slot",
     "not-a-number": "mend or remove the episode; a learner cannot skip single numbers",
     "reader-note": "nothing needs to be done where this is what you expect",

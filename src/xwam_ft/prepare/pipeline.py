@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
 
 
+# Pixels a side that one token covers (VAE by patch) with the built-in backbone and with Wan2.2-TI2V.
+TOKEN_PIXELS = 32
 STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
@@ -105,7 +107,11 @@ def prepare(
     if plan.note:
         console.print(f"depth: {plan.spec} ({plan.note})", markup=False)
     if plan.cache is not None:
-        console.print(f"estimates are kept in {plan.cache}; remove it when no other preparation needs them")
+        text = f"estimates are kept in {plan.cache}; remove it when no other preparation needs them"
+        console.print(text, markup=False)
+    if (size := _odd_size(spec.image.height, spec.image.width)) is not None:
+        console.print(Text("warning", STYLES["warning"]), end=" ")
+        console.print(size, markup=False, soft_wrap=True)
     try:
         _take_up(_staging(out), fingerprint, console)
         results = run_all(jobs, workers, ray, strict, console)
@@ -125,6 +131,18 @@ def prepare(
 
 def _staging(out: Path) -> Path:
     return out.absolute().parent / f".{out.name}.preparing"
+
+
+def _odd_size(height: int, width: int) -> str | None:
+    """What to say of pictures that the usual backbones refuse; others may take them, so it is no error."""
+    if height % TOKEN_PIXELS == 0 and width % TOKEN_PIXELS == 0:
+        return None
+    near = [max(1, round(side / TOKEN_PIXELS)) * TOKEN_PIXELS for side in (height, width)]
+    return (
+        f"image: {height}x{width} is refused by the built-in backbone and by Wan2.2-TI2V, which want multiples of "
+        f"{TOKEN_PIXELS}; write `image: {{height: {near[0]}, width: {near[1]}}}` in the embodiment file unless yours "
+        "takes it"
+    )
 
 
 def depth_cache(staging: Path) -> Path:
@@ -283,10 +301,12 @@ def _finish(
     rejected = [result for result in results if result.reason is not None]
     if not accepted:
         reasons = list(dict.fromkeys(result.reason or "" for result in rejected))
+        groups = grouped((result.number, finding) for result in rejected for finding in result.of("error"))
+        remedies = list(dict.fromkeys(group.fix for group in groups))[:3]
         raise UserError(
             f"all {len(rejected)} episodes are rejected ({listed(reasons, 3)})",
             listed([str(source.info.path) for source in sources]),
-            "mend the recordings or the embodiment file",
+            "; ".join(remedies) or "mend the recordings or the embodiment file",
         )
     with console.status("statistics, shards, report"):
         clock = time.perf_counter()
@@ -320,7 +340,7 @@ def _finish(
 
 
 def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
-    console.print(f"{out}: already prepared from these inputs; nothing to do")
+    console.print(f"{out}: already prepared from these inputs; nothing to do", markup=False, soft_wrap=True)
     frames = sum(episode.frames for episode in shards.index.episodes)
     return PrepareReport(out, len(shards.index.episodes), frames, already_prepared=True)
 
@@ -328,13 +348,18 @@ def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
 def _say(report: PrepareReport, console: Console) -> None:
     took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
-    for group in report.findings:
+    for at, group in enumerate(report.findings):
         where = f"episode{'s' if len(group.episodes) > 1 else ''} {numbers_text(group.episodes)}"
         console.print(Text(group.severity, STYLES[group.severity]), end=" ")
         console.print(f"{group.check}: {group.summary} [{where}]", markup=False, soft_wrap=True)
+        after = report.findings[at + 1] if at + 1 < len(report.findings) else None
+        last = after is None or (after.check, after.severity) != (group.check, group.severity)
+        if last and group.fix not in group.summary:
+            console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
     console.print(
         f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
         f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
+        markup=False,
         soft_wrap=True,
     )
     console.print(took)

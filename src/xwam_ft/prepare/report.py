@@ -68,6 +68,11 @@ def render(
         groups=[_group(group, results, contract.camera_names) for group in groups],
         warnings=sum(group.severity == "warning" for group in groups),
         slots=_slots(contract, train),
+        changes={
+            plan.slot.name: "the command before" if plan.delta.to == "command" else "the state"
+            for plan in accepted[0].slots
+            if plan.delta is not None
+        },
         sheets=sheets,
         hidden=len(kept) - len(sheets),
         plots=plots(contract, MotionsByNumber(accepted), train, kept, held_out),

@@ -1,4 +1,4 @@
-"""Episodes against each other: swapped cameras, cameras that show the same, other sizes, duplicates."""
+"""Episodes together: swapped cameras, cameras that show the same, other sizes, duplicates, clips cut short."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 APART = 6.0  # mean difference of two cameras' usual pictures (0..255) below which they cannot be told apart
 SWAPPED = 0.5  # of the distance to the own camera's usual picture
+PADDED = 0.5  # of all clip starts, above which most clips are cut short
 SAME = 1.0  # mean difference below which pictures are the same
 
 Signatures = Mapping[int, Mapping[str, Sequence[float]]]  # episode -> camera -> its usual picture
@@ -67,6 +68,20 @@ def check_sizes(sizes: Mapping[int, Mapping[str, Sequence[int]]]) -> dict[int, l
                 text = f"camera {camera!r} is {size[0]}x{size[1]}, and {usual[0]}x{usual[1]} in the first episode"
                 found.setdefault(number, []).append(Finding("other-size", "warning", text, camera, camera, 0))
     return found
+
+
+def check_padding(starts: Mapping[int, tuple[int, int]]) -> dict[int, list[Finding]]:
+    """Clips that mostly reach past the end of their episode, over all episodes; told of those that are too short.
+
+    Args:
+        starts: padded clip starts, and all of them, by episode.
+    """
+    padded, total = (sum(pair[i] for pair in starts.values()) for i in (0, 1))
+    if padded <= PADDED * total:
+        return {}
+    text = f"{padded} of {total} clip starts reach past the end of their episode, where nothing is learned"
+    finding = Finding("mostly-padded", "warning", text)
+    return {number: [finding] for number, (of_it, count) in starts.items() if of_it > PADDED * count}
 
 
 def content_hash(motion: Motion) -> str:

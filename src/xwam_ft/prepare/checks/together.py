@@ -10,6 +10,7 @@ import numpy as np
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.checks.across import (
     check_duplicates,
+    check_padding,
     check_same,
     check_sizes,
     check_swapped,
@@ -63,6 +64,8 @@ def check_against_contract(
         for number, findings in found.items():
             results[number].findings += findings
 
+    skip = contract.timing.frame_skip
+    add(check_padding({n: (result.padded_starts, max(0, result.frames - skip)) for n, result in kept.items()}))
     add(check_sizes({number: result.sizes for number, result in kept.items()}))
     add(check_swapped(signatures))
     add(check_same(signatures))

@@ -12,7 +12,8 @@
 
 Columns of a .csv or .parquet are named by their headers, arrays [F, k] of an .npz (and lists in a .parquet) NAME/0 ..
 NAME/k-1. What is called `action`, `action/NAME` or `action.NAME` is a command, everything else an observation;
-`timestamp` is the time in seconds, `instruction` a column of text, and other columns of text are left out.
+`timestamp` is the time in seconds, `instruction` a column of text. Other columns of text are left out, and those that
+count frames and episodes: `index`, `frame_index`, `episode_index`, `task_index`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.prepare.episode import Episode, EpisodeError, Table, VideoView, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
-from xwam_ft.prepare.sources.lerobot_meta import read_calibration
+from xwam_ft.prepare.sources.lerobot_meta import BOOKKEEPING, read_calibration
 from xwam_ft.prepare.sources.views import ARRAYS, VIDEOS, find_view, natural, picture_files
 
 reads = "a plain folder with one folder an episode (a table .csv, .parquet or .npz, and a video or pictures a camera)"
@@ -46,8 +47,12 @@ def read(path: Path) -> Source:
     """Open a plain folder of recordings.
 
     Raises:
-        UserError: recording.json makes no sense, or no table can be read.
+        UserError: recording.json makes no sense, or no table can be read; it is a part of a LeRobot set.
     """
+    above = path.resolve().parent
+    if (above / "meta" / "info.json").is_file() and not (path / SETTINGS).is_file():
+        # Its tables hold many episodes each, and would be read as one.
+        raise UserError(f"is the {path.resolve().name!r} folder of a LeRobot set", path, f"give {above}")
     return PlainFolder(path)
 
 
@@ -164,6 +169,8 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     texts = list(dict.fromkeys(str(text) for text in columns.pop(TEXT, ())))
     found: dict[str, np.ndarray] = {}
     for name, values in columns.items():
+        if name in BOOKKEEPING and name != TIME:
+            continue
         if values.dtype.kind in "US" and not _is_number(values[0] if len(values) else ""):
             continue
         array = _floats(values, name, path)

@@ -261,13 +261,13 @@ def _tfrecords(path: Path) -> list[Path]:
 
 
 def _missing(files: list[Path]) -> str:
-    """The shards that names like `x-train.tfrecord-00003-of-00010` speak of and that are not there."""
+    """The shards that names like `x-train.tfrecord-00003-of-00010` speak of and that are not there; "" for none."""
     there: dict[tuple[str, int], set[int]] = {}
     for file in files:
         if match := re.fullmatch(r"(.+\.tfrecord)-(\d+)-of-(\d+)", file.name):
             there.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
     parts = [f"{stem} has {len(found)} of {count}" for (stem, count), found in there.items() if len(found) < count]
-    return listed(parts)
+    return listed(parts) if parts else ""
 
 
 def _declared(path: Path) -> tuple[Field, ...]:
