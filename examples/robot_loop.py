@@ -130,7 +130,7 @@ class Loop:
         return DONE
 
     def ask(self, pool: ThreadPoolExecutor) -> Future[Chunk]:
-        """Look, and ask what to do from now on. Only the asking runs beside the loop: a robot's bus serves one caller."""
+        """Look, and ask what to do from now on. Only the asking runs beside the loop: a robot's bus takes one."""
         start = time.monotonic()
         return pool.submit(self._answer, self.observation(self.robot.get_observation()), start)
 

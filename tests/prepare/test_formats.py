@@ -87,6 +87,7 @@ def fill(starter: Path, metres: bool) -> None:
     for kind, unit in (("pose", "m"), ("joints", "rad"), ("gripper", '"1"'), ("vector", '"1"')):
         text = re.sub(rf"(kind: {kind}\n.*\n    units:) TODO", rf"\1 {unit}", text)
     text = text.replace("unit: TODO", "unit: m" if metres else "unit: mm").replace("fps: TODO", "fps: 10")
+    text = text.replace("command: TODO", "command: next_state")
     text = re.sub(r"image: .*", "image: {height: 32, width: 48}", text)
     text = re.sub(r"timing: .*", "timing: {frame_skip: 2, action_skip: 1, clip_frames: 5}", text)
     assert not re.search(r"^[^#]*TODO", text, flags=re.M)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.camera_kind import edge_change, guess_kind, guess_mount
 from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.evidence import gather
+from xwam_ft.prepare.evidence import Evidence, Group, gather, slot_columns
 from xwam_ft.prepare.inspect import inspect, propose_timing
 from xwam_ft.prepare.sources import open_source
-from xwam_ft.prepare.unit_guess import guess_units
+from xwam_ft.prepare.starter import _cameras, _slot  # pyright: ignore[reportPrivateUsage]
+from xwam_ft.prepare.unit_guess import UnitGuess, guess_units
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,8 @@ ARM = np.sin(np.arange(400)[:, None] / 40 + np.arange(6)) * np.array([1.9, 1.2, 
     [
         ("joints", ARM, "rad", "sure"),
         ("joints", np.degrees(ARM), "deg", "sure"),
+        ("joints", np.degrees(ARM) / 2, "deg", "unsure"),  # or percentages
+        ("joints", 2 * ARM, None, "unsure"),  # degrees of a small motion look the same
         ("joints", np.clip(ARM * 60, -100, 100), None, "likely"),  # LeRobot's percentages stop at 100
         ("joints", np.round(2048 + 600 * ARM), None, "sure"),  # servo ticks
         ("joints", ARM / 5, "rad", "unsure"),  # or normalised numbers
@@ -140,3 +145,37 @@ def test_the_g1_recordings_are_seen_through(real_data: Path) -> None:
     assert set(arms) == {"left_arm", "right_arm"}
     assert (arms["right_arm"].units.unit, arms["right_arm"].action.kind) == ("rad", "target")
     assert arms["right_arm"].action.lead > 0
+
+
+@pytest.mark.parametrize(("names", "order"), [("qx qy qz qw", "xyzw"), ("qw qx qy qz", "wxyz"), ("x y z w", "xyzw")])
+def test_the_starter_says_the_order_of_a_quaternion(names: str, order: str) -> None:
+    columns = tuple(f"observation.pose/{name}" for name in ["x", "y", "z", *names.split()])
+    group = Group("arm", "pose", columns, (), UnitGuess("m", "sure", ""), None)
+    lines = _slot(group, Counter(), [])
+    assert f"    rotation: {order}  # by the columns' names" in lines
+    assert "    command: next_state  # no command is recorded" in lines
+    numbered = Group("arm", "pose", tuple(f"pose/{n}" for n in range(7)), (), UnitGuess("m", "sure", ""), None)
+    lines = _slot(numbered, Counter(), ["action/0"])
+    assert any(line.startswith("    rotation: TODO") for line in lines)
+    assert any(line.startswith("    command: TODO") for line in lines)
+
+
+def test_every_camera_of_the_starter_has_its_own_name_and_depth(v21: Path) -> None:
+    info = open_source(v21).info
+    [feature, *_] = [name for name, camera in info.cameras.items() if not camera.depth]
+    rgb, depth = info.cameras[feature], replace(info.cameras[feature], depth=True)
+    names = ["observation.images.left.rgb", "observation.images.right.rgb", "observation.images.0"]
+    info = replace(info, cameras={**dict.fromkeys(names, rgb), "observation.images.right.rgb_depth": depth})
+    guesses = dict.fromkeys(names, guess_kind([0.01]))
+    left, right, number = _cameras(info, Evidence((), guesses, {}))[1:]
+    assert left.startswith("  left_rgb: {source: observation.images.left.rgb, kind: ")
+    assert right.startswith("  right_rgb: {source: observation.images.right.rgb, kind: ")
+    assert number.startswith('  "0": {source: observation.images.0, kind: ')
+    assert ["depth" in line for line in (left, right, number)] == [False, True, False]
+
+
+def test_speeds_and_efforts_are_in_no_slot(v21: Path) -> None:
+    info = open_source(v21).info
+    moving = ["observation.qvel/0", "observation.state/elbow.velocity", "observation.effort/1", "observation.j.torque"]
+    columns = slot_columns(replace(info, columns=("observation.state/elbow.pos", *moving, "observation.velvet/0")))
+    assert columns == ["observation.state/elbow.pos", "observation.velvet/0"]

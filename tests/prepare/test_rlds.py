@@ -186,7 +186,8 @@ def test_a_rate_must_be_stated(tmp_path: Path) -> None:
     assert "fps: TODO  # these recordings do not store" in starter.read_text()
     with pytest.raises(UserError, match="`fps` is still TODO; these recordings do not store it"):
         load_embodiment(starter)
-    starter.write_text(starter.read_text().replace("units: TODO", 'units: "1"').replace("fps: TODO", "fps: 5"))
+    text = starter.read_text().replace("command: TODO", "command: next_state")
+    starter.write_text(text.replace("units: TODO", 'units: "1"').replace("fps: TODO", "fps: 5"))
     assert frame_rate(load_embodiment(starter), open_source(folder).info, starter) == 5
     starter.write_text(starter.read_text().replace("fps: 5", ""))
     with pytest.raises(UserError, match=r"does not store its frames per second \(RLDS\).*write `fps: NUMBER`"):

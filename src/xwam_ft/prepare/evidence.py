@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HAND = re.compile(r"grip|hand|finger|jaw", re.IGNORECASE)
 POSE = re.compile(r"(?:.*[._])?(?:[xyz]|q?[wxyz])")
+MOVING = re.compile(r"(?:^|[._/])(?:q?vel|velocity|velocities|effort|torque|current)(?:$|[._/])", re.IGNORECASE)
 FILMS = 4  # episodes whose pictures are looked at
 PAIRS = 4  # of an episode
 SPAN = 0.5  # s between the pictures of a pair
@@ -108,8 +109,12 @@ def _named(info: SourceInfo) -> list[tuple[tuple[str, str], list[str]]]:
 
 
 def slot_columns(info: SourceInfo) -> list[str]:
-    """Columns that say how the robot is."""
-    return [column for column in info.columns if not is_command(column) and not column.startswith("next.")]
+    """Columns that say where the robot is; how fast it moves and how hard it pushes is in no slot."""
+    return [
+        column
+        for column in info.columns
+        if not is_command(column) and not column.startswith("next.") and not MOVING.search(column)
+    ]
 
 
 def element(name: str) -> str:

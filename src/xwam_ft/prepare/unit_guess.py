@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
-TURN = 2 * np.pi
+TURN, HALF_TURN = 2 * np.pi, 3.3  # a little more than half of one
 REACH = 5.0  # m
 
 
@@ -67,8 +67,12 @@ def _joints(values: np.ndarray) -> UnitGuess:
         return UnitGuess(None, "unsure", seen)
     if 99.0 <= size <= 100.0:
         return UnitGuess(None, "likely", f"percentages -100..100? {seen}; calibrate them")
+    if size > 100.0:
+        return UnitGuess("deg", "sure" if len(spans) > 1 else "likely", seen)
     if size > TURN:
-        return UnitGuess("deg", "sure" if size > 4 * TURN and len(spans) > 1 else "likely", seen)
+        return UnitGuess("deg", "unsure", f"degrees, or LeRobot's -100..100? {seen}")
+    if size > HALF_TURN:
+        return UnitGuess(None, "unsure", f"radians beyond half a turn, or degrees of a small motion? {seen}")
     if size > 1.2 and np.median(spans) > 0.2:
         return UnitGuess("rad", "sure" if size > 1.6 and len(spans) >= 4 else "likely", seen)
     return UnitGuess("rad", "unsure", f"{seen}: radians of a small motion, or normalised numbers")
