@@ -45,6 +45,7 @@ def test_help_lists_the_verbs() -> None:
         (["inspect", "absent"], ["absent"]),
         (["export", "absent", "out"], ["absent"]),
         (["evaluate", "absent", "absent"], ["absent"]),
+        (["serve", "absent", "--replay", "0", "--seed", "1"], ["--seed", "changes nothing here", "a replay answers"]),
         (["imagine", "absent", "--shards", "absent", "--episode", "0", "--out", "out"], ["absent"]),
     ],
 )

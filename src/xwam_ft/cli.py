@@ -234,6 +234,7 @@ def _evaluate_open_loop(
 
 @app.command()
 def serve(
+    ctx: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; with --replay a shard set.")],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -250,6 +251,9 @@ def serve(
     """Answer robots over the network, by openpi's protocol."""
     from xwam_ft.policy.serve import serve_bundle
 
+    if replay is not None:
+        idle = ("device", "compile", "seed", "action_steps", "guidance")
+        _require_unused(ctx, idle, "leave it out: a replay answers what was recorded")
     serve_bundle(
         bundle,
         host=host,
@@ -271,16 +275,19 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/
     demo(out, _console())
 
 
-def _require_unused(ctx: typer.Context, names: tuple[str, ...]) -> None:
+EVALUATES = (
+    "leave it out: --clips, --split, --latency, --camera-blackout belong to SHARDS, --films to --env with --out, the "
+    "others to --env"
+)
+
+
+def _require_unused(ctx: typer.Context, names: tuple[str, ...], fix: str = EVALUATES) -> None:
     """Raise a `UserError` where an option was given that would change nothing."""
     for name in names:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
-            raise UserError(
-                "changes nothing here", option, "leave it out: --clips, --split, --latency, --camera-blackout belong "
-                "to SHARDS, --films to --env with --out, the others to --env",
-            )  # fmt: skip
+            raise UserError("changes nothing here", option, fix)
 
 
 def _console() -> Console:

@@ -66,6 +66,10 @@ def slot_state(slot: Slot, columns: Float[ndarray, "f n"]) -> Float[ndarray, "f 
     return columns
 
 
+IMPOSSIBLE = 1e6
+"""Of the normalised range -1..1: a state beyond it is refused. What is merely unlike the recordings is a warning."""
+
+
 def encode(contract: Contract, observation: Mapping[str, Any]) -> EncodedObservation:
     """Check an observation against the contract and bring it into the model's form.
 
@@ -88,9 +92,23 @@ def encode(contract: Contract, observation: Mapping[str, Any]) -> EncodedObserva
     resized = [resize_pictures(p[None], contract.image.height, contract.image.width)[0] for p in pictures]
     parts = [_state(slot, state[slot.name]) if slot.present else np.zeros(slot.state_width) for slot in contract.slots]
     vector = np.concatenate(parts)
-    return EncodedObservation(
-        np.stack(resized), vector, conventions.normalise_proprio(contract, vector), prompt.strip()
-    )
+    normalised = conventions.normalise_proprio(contract, vector)
+    _require_possible(contract, vector, normalised)
+    return EncodedObservation(np.stack(resized), vector, normalised, prompt.strip())
+
+
+def _require_possible(contract: Contract, state: np.ndarray, normalised: np.ndarray) -> None:
+    """Refuse numbers that no robot reports, before a network makes something that is not a number of them."""
+    for name, place in conventions.state_slices(contract).items():
+        slot = contract.slot(name)
+        far = np.flatnonzero(np.abs(normalised[place]) > IMPOSSIBLE)
+        if slot.present and len(far):
+            number = int(far[0])
+            raise UserError(
+                f"{slot.elements[number]} is {state[place][number]:.4g}, {IMPOSSIBLE:g} times beyond what was recorded",
+                f"{WHERE}.state.{name}",
+                "send what the robot reports, in the contract's units",
+            )
 
 
 def decode(

@@ -134,3 +134,12 @@ def test_rows_are_what_the_table_was_made_of(contract: Contract) -> None:
     pose = np.array([[0.1, 0.2, 0.3, 1.0, 0.0, 0.0, 0.0]])
     table = request.command_table(other, {"tool": pose, "gripper": np.array([[0.04, 0.04]])})
     np.testing.assert_allclose(request.command_rows(other, table), np.concatenate([pose, [[0.04]]], axis=1))
+
+
+def test_a_state_that_no_robot_reports_is_the_observation_s_fault(bundle: Path) -> None:
+    policy = Policy.load(bundle, "cpu", selfcheck=False)
+    example = request.example_observation(policy.contract, "pick up the cube")
+    name = next(iter(example["state"]))
+    example["state"][name] = np.array([1e30, *example["state"][name][1:]])
+    with pytest.raises(UserError, match=rf"observation.state.{name}: .* is 1e\+30, 1e\+06 times beyond"):
+        policy.infer(example)

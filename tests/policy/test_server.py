@@ -273,6 +273,29 @@ def test_what_cannot_be_served(policy: GatedPolicy, address: str) -> None:
         asyncio.run(PolicyServer(load).run("127.0.0.1", 0))
 
 
+SLOW = """
+import time
+import xwam_ft.policy.serve as serve
+serve._loader = lambda *_: lambda: time.sleep(60)
+from xwam_ft.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_while_it_loads_a_signal_ends_it_at_once(tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "serve", str(tmp_path), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert server.stdout is not None
+    assert "loads" in server.stdout.readline()
+    server.send_signal(signal.SIGTERM)
+    out, err = server.communicate(timeout=20)
+    assert (server.returncode, err) == (0, "")
+    assert "still loading" in out
+
+
 @pytest.mark.slow
 def test_the_verb_ends_cleanly_on_sigterm(shard_set: ShardSet, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY)

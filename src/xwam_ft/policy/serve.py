@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,9 +72,15 @@ def serve_bundle(
     async def run() -> None:
         loop = asyncio.get_running_loop()
 
+        def at_once(which: signal.Signals) -> None:
+            _leave(console, "stopped at once", 128 + which)  # a network at work cannot be interrupted
+
         def stop(which: signal.Signals) -> None:
+            if not server.warm:
+                _leave(console, "stopping: it was still loading", 0)  # nothing was asked
             console.print("stopping: what was asked is answered first")
-            loop.remove_signal_handler(which)
+            for again in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(again, at_once, again)
             server.stop()
 
         for which in (signal.SIGTERM, signal.SIGINT):
@@ -81,6 +88,13 @@ def serve_bundle(
         await server.run(host, port, listening=listening, ready=ready)
 
     asyncio.run(run())
+
+
+def _leave(console: Console, said: str, code: int) -> None:
+    """End the process without waiting for the thread that works, as an ordinary exit would."""
+    console.print(said)
+    console.file.flush()
+    os._exit(code)
 
 
 def read_api_key(path: Path) -> str:

@@ -120,6 +120,11 @@ class PolicyServer:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
 
+    @property
+    def warm(self) -> bool:
+        """Whether it answers: the policy is loaded, and a first request was made of it."""
+        return self._warm.is_set()
+
     async def _bind(self, host: str, port: int) -> Any:
         try:
             return await serve(
@@ -134,7 +139,7 @@ class PolicyServer:
                 max_queue=1,
                 logger=_QUIET,
             )
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot be served at ({reason})", f"{host}:{port}", "choose --host and --port") from None
 
