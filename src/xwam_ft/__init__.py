@@ -12,6 +12,7 @@ The hall
     files.py          atomic writing, JSON, hashes
     strict_yaml.py    YAML files that know their keys, and tell every mistake at once
     recipe.py         the schema of a training recipe
+    recipe_model.py   its `model` section: what trains, by which adapters
     contract.py       what prepare, train, export and policy must agree on
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands

@@ -344,7 +344,7 @@ def check_part(folder: Path, part: Part) -> None:
 def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     """Fetch the asked-for parts of a hub id (from the local cache where they are)."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
-        raise UserError("no such folder", path, _FIX)
+        raise UserError(f"no such folder; looked at {Path(path).absolute()}", path, _FIX)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -38,7 +38,7 @@ from xwam_ft.model.checkpoints.stream import write_stream
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.policy import selfcheck as checks
 from xwam_ft.policy.policy import Policy, Settings
-from xwam_ft.recipe import DepthSpec, LoraSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

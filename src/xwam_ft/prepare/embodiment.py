@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from xwam_ft.bundled import named_file
 from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.joint_units import SERVO, UNITS
@@ -346,11 +347,12 @@ class Embodiment(Filled):
 
 
 def load_embodiment(path: Path) -> Embodiment:
-    """Read and check an embodiment file.
+    """Read and check an embodiment file, or one that ships, by its name.
 
     Raises:
         UserError: every mistake of the file in one message.
     """
+    path = named_file(path, "recipes/embodiments")
     tree = read_yaml(path)
     if "slots" not in tree and "trainer" in tree:
         raise UserError("is a training recipe", path, "give an embodiment file (recipes/embodiments/)")

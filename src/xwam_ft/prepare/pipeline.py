@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from xwam_ft.bundled import named_file
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
@@ -91,6 +92,7 @@ def prepare(
             `out` holds something else.
     """
     started = time.perf_counter()
+    embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
     spec = load_embodiment(embodiment)
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]

@@ -169,7 +169,8 @@ def shape_network(skeleton: Skeleton, recipe: Recipe, shard_set: ShardSet) -> Jo
     """
     from xwam_ft.train.session import trainable_network
 
-    if skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "auto":
+    with_depth = shard_set.contract.depth.kind != "none"
+    if with_depth and skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "auto":
         kept = recipe.model.depth.model_copy(update={"branch": "copy"})
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"depth": kept})})
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -185,6 +186,11 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
         said.append(
             f"{plan.batch} clips an optimizer step: below {SMALL_BATCH} losses flatten early, since noise levels "
             f"differ from step to step; set trainer.accumulate={more}"
+        )
+    if recipe.model.depth.branch == "auto" and shard_set.contract.depth.kind == "none":
+        said.append(
+            "the shards hold no depth, so no depth branch is trained: actions and video alone; prepare with --depth "
+            "for one"
         )
     lengths = [entry.frames for entry in shard_set.index.episodes]
     short = sum(length < timing.span for length in lengths)

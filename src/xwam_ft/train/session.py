@@ -274,7 +274,7 @@ def trainable_network(
         UserError: that adapter cannot hold it, or the base is quantised: such blocks can be neither copied nor fitted.
     """
     model, brought = recipe.model, brings_depth(backbone, recipe.model.depth.blocks)
-    form = "copy" if brought and model.depth.branch == "auto" else model.branch
+    form = model.branch_on(depth=contract.depth.kind != "none", brought=brought)
     if brought and form != "none" and recipe.backbone.quantize is not None:
         raise UserError(
             f"is {recipe.backbone.quantize!r}, and {backbone.name} brings a depth branch, which cannot be laid on that",
