@@ -10,6 +10,7 @@ Front doors
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
     files.py          atomic writing, JSON, hashes
+    locks.py          one writer a place
     strict_yaml.py    YAML files that know their keys, and tell every mistake at once
     recipe.py         the schema of a training recipe
     recipe_model.py   its `model` section: what trains, by which adapters

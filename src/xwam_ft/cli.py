@@ -160,6 +160,7 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default as trained.")] = None,
     unmerged: Annotated[bool, typer.Option("--unmerged", help="Keep adapters beside the base.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of the checkpoint; default the newest.")] = None,
     wan: Annotated[Path | None, typer.Option(help="xwam: folder of Wan's own VAE and text encoder files.")] = None,
 ) -> None:
     """Write a bundle that has proved itself, or another format."""
@@ -175,6 +176,7 @@ def export(
         merged=not unmerged,
         prompts=prompt or [],
         wan=wan,
+        step=step,
         console=_console(),
     )
 

@@ -52,7 +52,7 @@ from xwam_ft.train.checkpoint import (
 from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, require_continuable
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, record, require_continuable
 from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.observer import Observer
@@ -186,7 +186,7 @@ class Session:
             seed=recipe.seed,
             samples_per_step=self.geometry.samples,
             learning_rates={group["name"]: group["lr"] for group in optimizer.param_groups},
-            recipe=self.folder.recipe_sha256,
+            recipe=record(self.recipe),
             contract=self.folder.contract.sha256,
             backbone=self.backbone.fingerprint,
             encoders=self.source.identity.backbone,
