@@ -21,7 +21,7 @@ from rich.table import Table
 
 from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.export import card, formats, proof, reference_file, served
+from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
 from xwam_ft.export.weights import RunWeights, open_weights
 from xwam_ft.files import (
     UNWRITABLE,
@@ -281,7 +281,12 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     table.add_row("read back, every tensor, prompt and setting is", "equal")
     shown = card.NOT_RUN
     if lacking is not None:
-        for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
+        for what in (
+            "outputs, merged against adapter",
+            *pictures_proof.WHAT,
+            "a recorded request, read back",
+            "served, as in process",
+        ):
             table.add_row(what, f"not run: {lacking}")
     else:
         shown = _measured(job, draft, config, before, inputs, table)
@@ -318,6 +323,8 @@ def _measured(
     selfcheck.save(check, draft / SELFCHECK)
     assert job.shards is not None
     shown = card.measure(reloaded, job.shards, job.folder.recipe.validation.clips)
+    for row in shown.proof:
+        table.add_row(*row)
     write_bytes_atomic(draft / PICTURE, shown.picture)
     return shown
 

@@ -21,6 +21,7 @@ from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.encode import wants_depth
+from xwam_ft.train.enough import too_few_clips
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
 from xwam_ft.train.sharding import Gathered, gathered_bytes, share
 
@@ -229,6 +230,8 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
             f"every training clip is seen {plan.epochs:.0f} times: watch the held-out losses, and record more or lower "
             "trainer.max_steps once they rise"
         )
+    if (sentence := too_few_clips(plan.steps * plan.batch, shard_set)) is not None:
+        said.append(sentence)
     if recipe.optim.warmup_steps >= spec.max_steps:
         said.append(f"optim.warmup_steps={recipe.optim.warmup_steps} lasts the whole run of {spec.max_steps} steps")
     if recipe.checkpoint.every_steps > spec.max_steps:

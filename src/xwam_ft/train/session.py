@@ -26,6 +26,7 @@ from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.joint import Layout
 from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.precision import chosen_precision
 from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.callbacks import (
     AdaptersMove,
@@ -222,7 +223,7 @@ class Session:
                 devices=spec.devices,
                 num_nodes=spec.nodes,
                 strategy=ModelParallelStrategy() if spec.strategy == "fsdp2" else spec.strategy,
-                precision=spec.precision,
+                precision=chosen_precision(spec)[0],
                 max_steps=max(spec.max_steps - self.first_step, 0),
                 max_epochs=1,  # the loader runs over every step that is left
                 accumulate_grad_batches=spec.accumulate,
