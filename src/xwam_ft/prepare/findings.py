@@ -45,6 +45,7 @@ CHECKS = {
     "same-pictures": "two cameras of the embodiment file show the same pictures; mend `source`",
     "other-size": "record every episode at one size; what differs is stretched to the same size",
     "depth-holes": "look at the depth sensor's range, or estimate depth instead",
+    "depth-range": "mend `unit` of the recorded depth, or `depth_range` of the camera: what is outside is a wall there",
     "depth-drift": "the unit or calibration of depth changed between episodes; record or convert them alike",
     "camera-calibration": "measure intrinsics and camera pose again; OpenCV axes, camera in the base frame",
     "delta-commands": "the recorded actions are changes, not targets; say so, or write `command: next_state`",
