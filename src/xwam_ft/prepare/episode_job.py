@@ -29,6 +29,7 @@ from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.checks.numbers import check_numbers
 from xwam_ft.prepare.checks.table import check_table, instructions_of
 from xwam_ft.prepare.checks.timing import check_time, seconds_apart
+from xwam_ft.prepare.checks.units import check_units
 from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
@@ -213,6 +214,7 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.findings += [Finding("reader-note", "note", note) for note in episode.notes]
     table = episode.table.read()
     result.findings += reject_errors(check_table(table, job.slots))
+    result.findings += reject_errors(check_units(table, job.slots, job.fps))
     state, state_mask, command, command_mask = motion(job.slots, table, job.timing.action_skip)
     result.frames = len(state)
     result.findings += check_time(table.timestamps, job.fps)

@@ -25,6 +25,8 @@ CHECKS = {
     "mostly-padded": "choose a smaller clip_frames or frame_skip, or record longer episodes",
     "missing-column": "record it, or leave it out of the slot",
     "not-a-number": "mend or remove the episode; a learner cannot skip single numbers",
+    "wrong-unit": "mend `units` of the slot, or convert the episodes that were recorded in another unit",
+    "other-range": "look at these episodes: another unit, calibration or gripper; convert them, or leave them out",
     "reader-note": "nothing needs to be done where this is what you expect",
     "time-missing": "nothing needs to be done where the rate was steady",
     "time-backwards": "sort the frames by time, or record the episode again",

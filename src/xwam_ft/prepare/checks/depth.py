@@ -79,7 +79,8 @@ def check_range(
     text = f"camera {camera!r} has {share:.0%} of its depth at {end} (median {metres:.3g} m)"
     if recorded and (absurd or share > HELD):
         fits = [unit for unit, factor in UNITS.items() if near < metres * factor < far]
-        text += f"; {UNIT_WORDS[fits[0]]}" if fits else "; mend `unit` (metres of one count, say) or `depth_range` of this camera"
+        either = "mend `unit` (metres of one count, say) or `depth_range` of this camera"
+        text += f"; {UNIT_WORDS[fits[0]] if fits else either}"
         return [Finding("depth-range", "error", text, camera, camera, 0)]
     severity: Severity = "warning" if absurd or share > HELD else "note"
     return [Finding("depth-range", severity, text, camera, camera, 0)]

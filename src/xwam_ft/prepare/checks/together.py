@@ -20,7 +20,8 @@ from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.ranges import check_ranges
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
+from xwam_ft.prepare.checks.units import check_episode_ranges
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
@@ -31,7 +32,7 @@ JUDGED = 200  # episodes, spread over all, from which is told what recorded comm
 
 
 def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, strict: bool) -> None:
-    """Checks that may reject: whether recorded commands are what the embodiment says.
+    """Checks that may reject: ranges of episodes against each other, and what recorded commands are.
 
     Raises:
         UserError: with `strict`, the first error.
@@ -40,16 +41,26 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
     if not sound:
         return
     some = np.unique(np.linspace(0, len(sound) - 1, min(len(sound), JUDGED)).round().astype(int))
-    motions = Motions([sound[i] for i in some])
-    for finding in check_commands([plan.slot for plan in sound[0].slots], list(motions)):
+    motions = {sound[i].number: load_motion(sound[i]) for i in some}
+    slots = [plan.slot for plan in sound[0].slots]
+
+    def add(number: int, finding: Finding) -> None:
+        result = results[number]
+        result.findings.append(finding)
+        if finding.severity == "error":
+            result.reason = f"{result.reason}; {finding.text}" if result.reason else finding.text
+            if strict:
+                name = f"{result.dataset} episode {result.index}"
+                raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
+
+    apart = check_episode_ranges(slots, motions)
+    for number, findings in apart.items():
+        for finding in findings:
+            add(number, finding)
+    alike = [motion for number, motion in motions.items() if results[number].reason is None]
+    for finding in check_commands(slots, alike or list(motions.values())):
         for job in sound:
-            result = results[job.number]
-            result.findings.append(finding)
-            if finding.severity == "error":
-                result.reason = f"{result.reason}; {finding.text}" if result.reason else finding.text
-                if strict:
-                    name = f"{result.dataset} episode {result.index}"
-                    raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
+            add(job.number, finding)
 
 
 def check_against_contract(
