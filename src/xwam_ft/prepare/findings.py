@@ -38,6 +38,10 @@ CHECKS = {
     "angle-wrap": "unwrap the angle, so that it does not turn back by a full turn within one frame",
     "still": "leave the slot out where it is not part of the task",
     "still-gripper": "leave the gripper out where the task needs none; else look at its column",
+    "gripper-range": "give `gripper_open` and `gripper_closed` in the state's numbers; where commands are another "
+    'quantity (an effort, say), state it with `command_units: "1"`, else bring both into one unit',
+    "gripper-sense": "swap `gripper_open` and `gripper_closed`, or turn the commands round in the recordings; where "
+    'commands are another quantity (an effort, say), state it with `command_units: "1"`',
     "missing-instruction": "add `instruction:` to the embodiment file",
     "several-instructions": "cut the episode where the task changes",
     "many-wordings": "nothing needs to be done: each one kept costs memory and disk for its embedding",

@@ -19,6 +19,7 @@ from xwam_ft.prepare.checks.across import (
 from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.depth import check_drift
+from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
 from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
@@ -32,7 +33,7 @@ JUDGED = 200  # episodes, spread over all, from which is told what recorded comm
 
 
 def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, strict: bool) -> None:
-    """Checks that may reject: ranges of episodes against each other, and what recorded commands are.
+    """Checks that may reject: ranges of episodes against each other, grippers, and what recorded commands are.
 
     Raises:
         UserError: with `strict`, the first error.
@@ -53,12 +54,14 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
                 name = f"{result.dataset} episode {result.index}"
                 raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
 
-    apart = check_episode_ranges(slots, motions)
-    for number, findings in apart.items():
+    for number, findings in check_episode_ranges(slots, motions).items():
         for finding in findings:
             add(number, finding)
-    alike = [motion for number, motion in motions.items() if results[number].reason is None]
-    for finding in check_commands(slots, alike or list(motions.values())):
+    motions = {n: motion for n, motion in motions.items() if results[n].reason is None} or motions
+    for number, findings in check_grippers(slots, motions).items():
+        for finding in findings:
+            add(number, finding)
+    for finding in check_commands(slots, list(motions.values())):
         for job in sound:
             add(job.number, finding)
 
