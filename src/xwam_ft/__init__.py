@@ -14,6 +14,7 @@ The hall
     recipe.py         the schema of a training recipe
     contract.py       what prepare, train, export and policy must agree on
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
+    limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     kinematics.py     URDF chains: joints -> poses, and back
     media.py          probe, decode, encode video
