@@ -16,6 +16,7 @@ The hall
     recipe_model.py   its `model` section: what trains, by which adapters
     contract.py       what prepare, train, export and policy must agree on
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
+    limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     kinematics.py     URDF chains: joints -> poses, and back
     media.py          probe, decode, encode video

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome
 
 RECORD = "depth.json"
-MOST = 65535  # millimetres a 16-bit count can say
+MOST = 65534  # millimetres a 16-bit count can say; the largest count means that nothing was seen
 
 
 class EstimatedDepth(NamedTuple):
