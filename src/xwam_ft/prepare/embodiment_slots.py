@@ -298,6 +298,13 @@ def _feature(name: str, info: SourceInfo, where: str) -> str:
     short = [full for full in info.cameras if full.rsplit(".", 1)[-1] == name]
     if len(short) == 1:
         return short[0]
+    if not info.cameras:
+        told = "".join(f" ({note})" for note in info.notes)
+        raise UserError(
+            f"there is no camera {name!r}: the recordings hold no pictures{told}",
+            where,
+            "give recordings with pictures; `xwam-ft inspect` lists what is there",
+        )
     hint = did_you_mean(name, info.cameras)
     raise UserError(
         f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"

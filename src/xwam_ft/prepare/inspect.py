@@ -14,9 +14,11 @@ from xwam_ft import media
 from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
-from xwam_ft.prepare.episode import EpisodeError, VideoView
+from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
 from xwam_ft.prepare.evidence import HAND, Evidence, gather
+from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings
 from xwam_ft.prepare.sources import open_source
+from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.starter import starter
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
 PRETRAINED_CLIP = 9
 ACTIONS_PER_FRAME = 4
 TABLES_READ = 20  # episodes whose numbers are looked at
+MOST_PROBLEMS = 8  # kinds of them that are shown
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,7 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     _print_cameras(info, episodes, console)
     _print_columns(columns, len(tables), console)
     _print_evidence(evidence, console)
-    for problem in problems[:8]:
-        console.print(f"[yellow]problem[/] {_plain(problem)}", soft_wrap=True)
-    if len(problems) > 8:
-        console.print(f"[yellow]and {len(problems) - 8} further problems[/]")
+    _print_problems(info, episodes, problems, console)
     console.print(
         f"proposed timing: frame_skip {proposal.frame_skip}, action_skip {proposal.action_skip}, "
         f"clip_frames {proposal.clip_frames} ({proposal.reason})",
@@ -144,17 +144,50 @@ def guess_of(name: str, low: float, high: float) -> str:
     return "deg, or -100..100?" if size <= 360 else "servo ticks?"
 
 
-def _read_tables(episodes: list[Episode]) -> tuple[dict[int, Table], list[str]]:
+def _read_tables(episodes: list[Episode]) -> tuple[dict[int, Table], dict[int, list[str]]]:
+    """Tables and what is wrong, both by place in `episodes`."""
     wanted = np.unique(np.linspace(0, len(episodes) - 1, min(len(episodes), TABLES_READ)).round().astype(int))
     tables: dict[int, Table] = {}
-    problems = [f"episode {episode.index}: {text}" for episode in episodes for text in episode.problems]
-    for i in wanted:
+    problems: dict[int, list[str]] = {i: list(episode.problems) for i, episode in enumerate(episodes)}
+    for i in wanted.tolist():
+        if episodes[i].problems and not episodes[i].views:
+            continue  # nothing was located, which is told
         try:
-            tables[int(i)] = episodes[i].table.read()
+            tables[i] = episodes[i].table.read()
         except EpisodeError as error:
-            text = f"episode {episodes[i].index}: {error}"
-            problems += [] if text in problems else [text]
+            known = any(str(error).startswith(problem) or str(problem) == str(error) for problem in problems[i])
+            missing = not _table_there(episodes[i])
+            problems[i] += [] if known or (missing and problems[i]) else [Problem.of(error)]
     return tables, problems
+
+
+def _table_there(episode: Episode) -> bool:
+    path = getattr(episode.table, "path", None)
+    return path is None or path.exists()
+
+
+def _print_problems(
+    info: SourceInfo, episodes: list[Episode], problems: dict[int, list[str]], console: Console
+) -> None:
+    """Each different fault once, with its episodes and what to do; then what belongs to no episode."""
+    names = {i: (info.path.name, episode.index) for i, episode in enumerate(episodes)}
+    groups = grouped((i, finding) for i, texts in problems.items() for finding in problem_findings(texts))
+    told: set[str] = set()
+    for group in groups[:MOST_PROBLEMS]:
+        texts = [text for text in group.texts if text not in told]  # of two cameras in one folder, once
+        told |= set(texts)
+        if not texts:
+            continue
+        for text in texts if not group.found[0][1].fix else texts[:1]:
+            more = f" (and {len(texts) - 1} like it)" if len(texts) > 1 and group.found[0][1].fix else ""
+            numbers = group.episodes if more else group.texts[text]
+            where = episodes_text(numbers, names)
+            console.print(f"[yellow]problem[/] {_plain(f'{where}: {text}{more}')}", soft_wrap=True)
+        console.print(f"  what to do: {_plain(group.fix)}", style="dim", soft_wrap=True)
+    if len(groups) > MOST_PROBLEMS:
+        console.print(f"[yellow]and {len(groups) - MOST_PROBLEMS} further problems[/]")
+    for note in (*info.notes, *unnamed(info, episodes)):
+        console.print(f"[yellow]note[/] {_plain(note)}", soft_wrap=True)
 
 
 def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
@@ -199,10 +232,16 @@ def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) 
 
 
 def _print_columns(columns: list[ColumnSummary], read: int, console: Console) -> None:
+    if not read:
+        console.print(
+            f"no table could be read, so nothing is known of the numbers ({len(columns)} columns are declared)"
+        )
+        return
     table = RichTable("column", "min", "max", "looks like", title=f"columns, in {read} episodes")
     for column in columns:
         note = f"{column.guess}" + (f", {column.missing} missing" if column.missing else "")
-        table.add_row(_plain(column.name), f"{column.low:.4g}", f"{column.high:.4g}", note)
+        ends = [f"{end:.4g}" if np.isfinite(end) else "-" for end in (column.low, column.high)]
+        table.add_row(_plain(column.name), *ends, note)
     console.print(table)
 
 

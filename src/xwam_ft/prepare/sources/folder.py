@@ -27,8 +27,9 @@ import numpy as np
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
-from xwam_ft.prepare.episode import Episode, EpisodeError, Table, VideoView, View
+from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, Table, VideoView, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
+from xwam_ft.prepare.sources.beside import unreadable
 from xwam_ft.prepare.sources.lerobot_meta import BOOKKEEPING, read_calibration
 from xwam_ft.prepare.sources.views import ARRAYS, VIDEOS, find_view, natural, picture_files
 
@@ -36,6 +37,7 @@ reads = "a plain folder with one folder an episode (a table .csv, .parquet or .n
 
 TABLES = (".csv", ".parquet", ".npz")
 SETTINGS = "recording.json"
+EMPTY = "the recorder was stopped before it wrote one: copy the table again, or leave the episode's folder out"
 TIME, TEXT = "timestamp", "instruction"
 
 
@@ -63,6 +65,8 @@ class FolderTable:
     def read(self) -> Table:
         columns = read_table(self.path)[0]
         times = columns.pop(TIME, None)
+        if not len(next(iter(columns.values()), ())):
+            raise EpisodeError(f"{self.path} holds no row", EMPTY)
         return Table(columns, times, None)
 
 
@@ -77,8 +81,9 @@ class PlainFolder(Source):
         self.columns: dict[str, None] = {}
         self._episodes = [self._episode(index, folder) for index, folder in enumerate(_folders(path))]
         if not self.columns:
+            first = self._episodes[0].problems[0]
             raise UserError(
-                f"holds no table that can be read ({self._episodes[0].problems[0]})", path, "mend the tables"
+                f"holds no table that can be read ({first})", path, getattr(first, "fix", "") or "mend the tables"
             )
 
     @property
@@ -92,6 +97,7 @@ class PlainFolder(Source):
             cameras={name: CameraInfo(name, name.endswith("_depth")) for name in names},
             columns=tuple(self.columns),
             calibration=read_calibration(self.path),
+            suffixes=(*TABLES, *VIDEOS),
         )
 
     def episodes(self) -> list[Episode]:
@@ -113,8 +119,10 @@ class PlainFolder(Source):
                 if isinstance(found, str):
                     problems.append(found)
                 views[camera] = VideoView(path, 0, length) if isinstance(found, str) else found
+            if not length:
+                raise EpisodeError(f"{tables[0]} holds no row", EMPTY)
         except EpisodeError as error:
-            problems.append(str(error))
+            problems.append(Problem.of(error))
         spoken = folder / "instruction.txt"
         if spoken.is_file():
             texts = [spoken.read_text(encoding="utf-8", errors="replace").strip()]
@@ -190,7 +198,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as archive:
             return {name: np.atleast_1d(archive[name]) for name in archive}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise EpisodeError(f"{path} is not a readable .npz of numbers ({str(error).splitlines()[0]})") from None
+        told = unreadable(path, str(error).splitlines()[0], ".npz of numbers")
+        raise EpisodeError(told, told.fix) from None
 
 
 def _arrow(path: Path) -> dict[str, np.ndarray]:
@@ -201,7 +210,8 @@ def _arrow(path: Path) -> dict[str, np.ndarray]:
     try:
         table: Any = csv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise EpisodeError(f"{path} is not a readable table ({str(error).splitlines()[0]})") from None
+        told = unreadable(path, str(error).splitlines()[0], "table")
+        raise EpisodeError(told, told.fix) from None
     found: dict[str, np.ndarray] = {}
     for name in table.column_names:
         column = table.column(name)
@@ -222,7 +232,8 @@ def _floats(values: np.ndarray, name: str, path: Path) -> np.ndarray:
             raise EpisodeError(f"{path} column {name!r} holds {str(values[bad])!r} in row {bad}, not a number")
     try:
         rows = [np.nan if value is None else value for value in values] if values.dtype == object else values
-        return np.asarray(rows, dtype=np.float64).reshape(len(values), -1)
+        array = np.asarray(rows, dtype=np.float64)
+        return array.reshape(len(values), -1) if len(values) else np.zeros((0, 1))
     except (TypeError, ValueError):
         raise EpisodeError(f"{path} column {name!r} holds something that is not a number in every row") from None
 
