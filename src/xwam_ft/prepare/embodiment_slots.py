@@ -60,8 +60,12 @@ def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
     """
     if info.fps is None:
         if embodiment.fps is None:
+            measured = "NUMBER" if info.measured_fps is None else f"{info.measured_fps:g}"
+            told = "" if info.measured_fps is None else f"; its timestamps say {measured}"
             raise UserError(
-                f"does not store its frames per second ({info.format})", info.path, f"write `fps: NUMBER` in {where}"
+                f"does not store its frames per second ({info.format}{told})",
+                info.path,
+                f"write `fps: {measured}` in {where}",
             )
         return embodiment.fps
     if embodiment.fps is not None and embodiment.fps != info.fps:

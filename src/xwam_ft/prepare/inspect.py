@@ -15,8 +15,10 @@ from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
 from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
-from xwam_ft.prepare.evidence import HAND, Evidence, gather
+from xwam_ft.prepare.evidence import Evidence, gather
 from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings
+from xwam_ft.prepare.grouping import HAND
+from xwam_ft.prepare.known_robots import known_embodiments, said_of
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.starter import starter
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
 PRETRAINED_CLIP = 9
 ACTIONS_PER_FRAME = 4
+CLIPS = 2  # an episode should be so many times as long as a clip
 TABLES_READ = 20  # episodes whose numbers are looked at
 MOST_PROBLEMS = 8  # kinds of them that are shown
 
@@ -62,7 +65,7 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     source = open_source(raw)
     info, episodes = source.info, source.episodes()
     lengths = np.array([max(episode.length, 0) for episode in episodes])
-    proposal = propose_timing(info.fps, lengths)
+    proposal = propose_timing(info.fps or info.measured_fps, lengths)
     tables, problems = _read_tables(episodes)
     columns = summarise(info, list(tables.values()))
     evidence = gather(info, episodes, tables)
@@ -72,6 +75,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     _print_cameras(info, episodes, console)
     _print_columns(columns, len(tables), console)
     _print_evidence(evidence, console)
+    for sentence in said_of(known_embodiments(info)):
+        console.print(_plain(sentence), soft_wrap=True)
     _print_problems(info, episodes, problems, console)
     console.print(
         f"proposed timing: frame_skip {proposal.frame_skip}, action_skip {proposal.action_skip}, "
@@ -86,7 +91,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
 
 
 def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
-    """Pictures near 3.75 a second, 4 actions a picture where that divides, a clip no longer than the median episode."""
+    """Pictures near 3.75 a second, 4 actions a picture where that divides, and clips of which most episodes give many:
+    three of four are at least twice as long as one."""
     if fps is None:
         reason = (
             f"frame_skip is fps / {PRETRAINED_RATE}, rounded to a multiple of {ACTIONS_PER_FRAME}; this is for 15 fps"
@@ -97,16 +103,17 @@ def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
         frame_skip = max(ACTIONS_PER_FRAME, ACTIONS_PER_FRAME * round(fps / PRETRAINED_RATE / ACTIONS_PER_FRAME))
     action_skip = frame_skip // ACTIONS_PER_FRAME if frame_skip % ACTIONS_PER_FRAME == 0 else 1
     reason = f"{fps / frame_skip:.3g} pictures a second, X-WAM was pretrained at {PRETRAINED_RATE}"
-    clip, median = PRETRAINED_CLIP, float(np.median(lengths)) if len(lengths) else 0.0
+    known = lengths[lengths > 0]
+    clip, usual = PRETRAINED_CLIP, float(np.quantile(known, 0.25)) if len(known) else np.inf
     span = Timing(fps=fps, frame_skip=frame_skip, action_skip=action_skip, clip_frames=clip).span
-    if span > median:
+    if CLIPS * span > usual:
         clip = 5
-        while frame_skip > 1 and (clip - 1) * frame_skip + 1 > median:
+        while frame_skip > 1 and CLIPS * ((clip - 1) * frame_skip + 1) > usual:
             frame_skip -= ACTIONS_PER_FRAME if frame_skip > ACTIONS_PER_FRAME else 1
         action_skip = max(1, frame_skip // ACTIONS_PER_FRAME)
         reason = (
             f"{fps / frame_skip:.3g} pictures a second; a clip of {PRETRAINED_CLIP} at X-WAM's {PRETRAINED_RATE} spans "
-            f"{span} frames, the median episode has {median:.0f}"
+            f"{span} frames, and a quarter of the episodes has no more than {usual:.0f}"
         )
     return TimingProposal(frame_skip, action_skip, clip, reason)
 
@@ -194,6 +201,7 @@ def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarr
     seconds = lengths / (info.fps or 1.0)
     low, middle, high = np.quantile(seconds, [0.05, 0.5, 0.95])
     unit, rate = ("frames", "rate not recorded") if info.fps is None else ("s", f"{info.fps:g} fps")
+    rate += f", {info.measured_fps:g} fps by its timestamps" if info.measured_fps is not None else ""
     whole = "" if info.fps is None else f", {seconds.sum() / 60:.1f} min"
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
     table = RichTable(title=_plain(str(info.path)), show_header=False)

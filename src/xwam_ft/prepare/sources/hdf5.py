@@ -20,6 +20,7 @@ from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
 from xwam_ft.prepare.sources.hdf5_layouts import CAMERA, LAYOUTS, Layout
 from xwam_ft.prepare.sources.hdf5_views import HDF5Pictures, HDF5Table, opened
+from xwam_ft.prepare.sources.resampling import nominal_rate, rate
 from xwam_ft.prepare.sources.views import natural
 
 reads = "HDF5 files of ACT/ALOHA, robomimic, LIBERO, RoboTwin or RoboMIND"
@@ -27,6 +28,7 @@ reads = "HDF5 files of ACT/ALOHA, robomimic, LIBERO, RoboTwin or RoboMIND"
 SUFFIXES = (".hdf5", ".h5")
 INSTRUCTION = ("instruction", "language_instruction", "language_raw", "task")
 TIMES = ("timestamp", "timestamps")
+FASTEST = 1000.0  # frames a second: times that say more are not in seconds
 WIDEST = 2048  # numbers a row: more is a picture, a map or a cloud of points
 
 
@@ -74,6 +76,7 @@ class HDF5Set(Source):
         self.fps: float | None = None
         self.robot = "unknown"
         self.entries: list[Entry] = []
+        self.rates: list[float] = []  # by the times of each episode
         files = hdf5_files(path)
         for file in files:
             self._scan(file)
@@ -156,6 +159,7 @@ class HDF5Set(Source):
                 entry.cameras[CAMERA + _camera_name(name)] = full
             elif name.split("/")[-1] in TIMES:
                 entry.times = full
+                self._measure(dataset)
             elif dataset.dtype.kind in "iufb" and int(np.prod(dataset.shape[1:])) > WIDEST:
                 entry.left_out[full] = f"{dataset.dtype} {list(dataset.shape)}"
             elif dataset.dtype.kind in "iufb":
@@ -167,6 +171,12 @@ class HDF5Set(Source):
         if not entry.columns:
             entry.problem = f"{path} {group} holds no numbers".replace("  ", " ")
         return entry
+
+    def _measure(self, times: Any) -> None:
+        """The rate by an episode's times, where they are seconds."""
+        values = np.asarray(times[: min(len(times), 1000)], dtype=np.float64).reshape(-1)
+        if len(values) > 1 and np.isfinite(values).all() and 0 < (found := rate(values)) < FASTEST:
+            self.rates.append(found)
 
     def _describe(self) -> SourceInfo:
         names: dict[str, None] = {}
@@ -183,6 +193,7 @@ class HDF5Set(Source):
             columns=tuple(sorted(names, key=lambda name: name.startswith("action"))),
             calibration=self._calibration(),
             notes=self._notes(cameras),
+            measured_fps=nominal_rate(float(np.median(self.rates))) if self.rates and self.fps is None else None,
         )
 
     def _notes(self, cameras: dict[str, CameraInfo]) -> tuple[str, ...]:
