@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -161,9 +162,50 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("the file is missing", path, "check the folder you gave") from None
+        what, fix = stand_in(path) or ("the file is missing", "check the folder you gave")
+        raise UserError(what, path, fix) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if (found := stand_in(path)) is not None:
+            raise UserError(found[0], path, found[1]) from None
         raise UserError(f"is not valid JSON ({error})", path, "restore the file or make it again") from None
+
+
+POINTERS = {
+    b"version https://git-lfs": (
+        "is a Git LFS pointer, not the file itself",
+        "run `git lfs pull` in the dataset's folder",
+    ),
+    b"/annex/objects/": (
+        "is a git-annex pointer, not the file itself",
+        "run `git annex get .` in the dataset's folder",
+    ),
+}
+PAGE = re.compile(rb"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
+HEAD = 64  # bytes that tell what a file is
+
+
+def stand_in(path: Path) -> tuple[str, str] | None:
+    """What lies in the place of a file that cannot be read, and what to do; None where nothing of it can be seen.
+
+    A pointer of Git LFS or git-annex, a link that leads nowhere, a web page, an empty file.
+    """
+    if path.is_symlink() and not path.exists():
+        link = path.readlink()
+        if "annex/objects" in str(link):
+            return POINTERS[b"/annex/objects/"]
+        return (
+            f"is a link to {link}, which is not there",
+            "copy the data with its links followed (`cp -rL`, `rsync -rL`)",
+        )
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    if not head:
+        return "is an empty file", "copy or download it again"
+    if PAGE.match(head):
+        return "is a web page, not the file itself", "download the file itself: a login may be needed"
+    return next((told for mark, told in POINTERS.items() if head.startswith(mark)), None)
 
 
 def sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_path, write_bytes_atomic
+from xwam_ft.files import atomic_path, stand_in, write_bytes_atomic
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
@@ -188,7 +188,8 @@ def _open(source: Source) -> Any:
     import av
 
     if isinstance(source, Path) and not source.is_file():
-        raise UserError("the video file does not exist", source, "restore it, or leave its episode out")
+        what, fix = stand_in(source) or ("the video file does not exist", "restore it, or leave its episode out")
+        raise UserError(what, source, fix)
     try:
         container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (av.FFmpegError, OSError) as error:
@@ -342,6 +343,8 @@ def _name(source: Source) -> str:
 
 
 def _unreadable(source: Source, reason: str) -> UserError:
+    if isinstance(source, Path) and (found := stand_in(source)) is not None:
+        return UserError(found[0], source, found[1])
     return UserError(f"cannot be read as video ({reason})", _name(source), "restore the file, or leave its episode out")
 
 

@@ -160,11 +160,13 @@ def test_every_todo_is_told_once_by_its_key_with_what_may_stand_there(tmp_path: 
         "'fps': `fps` is still TODO; these recordings do not store it, so write their frames per second",
         "'cameras.front.kind': `kind` is still TODO; write static or wrist",
         "'cameras.front.depth.unit': `unit` is still TODO; write mm, m, lerobot_log12 or the metres of one count",
-        "'slots.hand.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1",
+        "'slots.hand.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm, one of these a "
+        "second (rad/s), 1 (as recorded), or a servo's ticks, range_m100_100, range_0_100 with its `calibration`",
         "'slots.hand.rotation': `rotation` is still TODO; write the order in which the columns are recorded: wxyz, "
         "xyzw, rotvec, rpy and 30 more",
         "'slots.hand.command': `command` is still TODO; write recorded (targets), delta (changes), next_state or none",
-        "'slots.arm.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm or 1",
+        "'slots.arm.units': `units` is still TODO; recordings do not say it, so write rad, deg, m, mm, one of these a "
+        "second (rad/s), 1 (as recorded), or a servo's ticks, range_m100_100, range_0_100 with its `calibration`",
         "'slots.arm.from': `from` is still TODO; write recorded or joints",
         "'slots.arm.limits.low': `low` is still TODO; write a number",
         "'slots.s.kind': `kind` is still TODO; write pose, joints, gripper or vector",

@@ -175,7 +175,7 @@ def test_strict_stops_and_nothing_left_is_an_error(v21: Path, toy: Path, tmp_pat
         prepared(v21, tmp_path / "out", toy, strict=True)
     for number in (0, 2):
         (v21 / "data" / "chunk-000" / f"episode_{number:06d}.parquet").unlink()
-    with pytest.raises(UserError, match=r"all 3 episodes are rejected .*Fix: restore the file, or record the episode"):
+    with pytest.raises(UserError, match=r"all 3 episodes are rejected .*Fix: bring the file back from where"):
         prepared(v21, tmp_path / "out", toy)
     assert not (tmp_path / "out").exists()
 

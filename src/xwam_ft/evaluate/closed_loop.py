@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import observation
-from xwam_ft.evaluate.environment import Outcome
+from xwam_ft.evaluate.environment import Outcome, encoded
 from xwam_ft.pictures import centre_crop
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def closed_loop(
             limit = min(environment.max_steps, max_steps or environment.max_steps)
             running.append(_Run(index, seed, environment, limit, Rollout(seed) if index < filmed else None))
         requests = [run.environment.observe() for run in running]
-        inputs = [observation.encode(policy.contract, request) for request in requests]
+        inputs = [encoded(policy.contract, run.environment, seen) for run, seen in zip(running, requests, strict=True)]
         noise = [_noise_seed(policy, run) for run in running]
         if seconds is None:
             seconds = _time_alone(policy, requests[0], noise[0])
@@ -138,6 +138,8 @@ def closed_loop(
         for run in [run for run in running if run.over]:
             running.remove(run)
             free.append(run.environment)
+            if run.outcome is not Outcome.SUCCESS and hasattr(run.environment, "require_told"):
+                run.environment.require_told()  # pyright: ignore[reportAttributeAccessIssue]
             results[run.index] = result = EpisodeResult(run.seed, run.outcome is Outcome.SUCCESS, run.steps)
             if run.rollout is not None and on_rollout is not None:
                 on_rollout(run.rollout, result)
@@ -180,7 +182,7 @@ class _Run:
             self.outcome = self.environment.step({name: table[step] for name, table in commands.slots.items()})
             self.steps += 1
             if self.rollout is not None and (step + 1) % every == 0:
-                pictures = observation.encode(policy.contract, self.environment.observe()).pictures
+                pictures = encoded(policy.contract, self.environment, self.environment.observe()).pictures
                 self.rollout.seen.append(_cropped(policy, pictures))
                 self.rollout.imagined.append(self._ahead[:, (step + 1) // every])
             if self.outcome is not Outcome.GOES_ON:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from xwam_ft import observation
 from xwam_ft.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.contract import Contract
+    from xwam_ft.observation import EncodedObservation
 
 Command = Mapping[str, "Float[ndarray, ' n']"]
 """Slot -> what the robot is told at one step, absolute, SI (see observation.Commands)."""
 CHOICES = "metaworld:TASK, or FILE.py:FUNCTION, where FUNCTION(contract) returns an environment"
+
+
+SUCCESS = ("success", "is_success")  # keys of a step's info
+GYMNASIUM = "give an environment of Gymnasium's form (`gymnasium.make`, not old `gym`)"
 
 
 class Outcome(Enum):
@@ -70,7 +75,8 @@ class GymnasiumEnvironment:
         observed: its last observation -> {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}}; called only
             when the policy looks.
         acted: one command of every slot -> its action.
-        success: its step's (terminated, info) -> done well; the default reads info["success"] or info["is_success"].
+        success: its step's (terminated, info) -> done well; the default reads info["success"] or info["is_success"],
+            one of which an episode has to say at least once.
     """
 
     env: Any
@@ -79,25 +85,75 @@ class GymnasiumEnvironment:
     instruction: str
     period: float
     max_steps: int
-    success: Callable[[bool, Mapping[str, Any]], bool] = field(
-        default=lambda _, info: bool(info.get("success", info.get("is_success", False)))
-    )
+    success: Callable[[bool, Mapping[str, Any]], bool] | None = None
     _seen: Any = None
+    _told: bool = False  # whether the episode has said if the task is done
+    _keys: tuple[str, ...] = ()  # of the last info
 
     def reset(self, seed: int) -> None:
-        self._seen, _ = self.env.reset(seed=seed)
+        answer = self.env.reset(seed=seed)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UserError(
+                f"reset returned {_kinds(answer)}, not (observation, info)", "env", f"{GYMNASIUM}: (observation, info)"
+            )
+        self._seen, self._told, self._keys = answer[0], self.success is not None, ()
 
     def observe(self) -> dict[str, Any]:
         return {**self.observed(self._seen), "prompt": self.instruction}
 
     def step(self, command: Command) -> Outcome:
-        self._seen, _, terminated, truncated, info = self.env.step(self.acted(command))
-        if self.success(bool(terminated), info):
+        answer = self.env.step(self.acted(command))
+        if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], Mapping):
+            raise UserError(
+                f"step returned {_kinds(answer)}",
+                "env",
+                f"{GYMNASIUM}: (observation, reward, terminated, truncated, info)",
+            )
+        self._seen, _, terminated, truncated, info = answer
+        if self._done(bool(terminated), info):
             return Outcome.SUCCESS
-        return Outcome.OVER if terminated or truncated else Outcome.GOES_ON
+        if terminated or truncated:
+            self.require_told()
+            return Outcome.OVER
+        return Outcome.GOES_ON
+
+    def _done(self, terminated: bool, info: Mapping[str, Any]) -> bool:
+        if self.success is not None:
+            return bool(self.success(terminated, info))
+        self._keys = tuple(map(str, info))
+        said = [info[key] for key in SUCCESS if key in info]
+        self._told = self._told or bool(said)
+        return bool(said and said[0])
+
+    def require_told(self) -> None:
+        """Raise a `UserError` where the episode ended and nothing ever said whether the task was done."""
+        if not self._told:
+            wanted = " or ".join(map(repr, SUCCESS))
+            raise UserError(
+                f"info never held {wanted}, so nobody knows whether the task was done (its keys: {listed(self._keys)})",
+                "env",
+                "give GymnasiumEnvironment `success=lambda terminated, info: ...`",
+            )
 
     def close(self) -> None:
         self.env.close()
+
+
+def _kinds(answer: Any) -> str:
+    if isinstance(answer, tuple | list):
+        return f"{len(answer)} values ({listed(type(part).__name__ for part in answer)})"
+    return f"a {type(answer).__name__}"
+
+
+def encoded(contract: Contract, environment: Environment, request: Mapping[str, Any]) -> EncodedObservation:
+    """An environment's observation in the model's form; of a user's, what does not fit is told with its place."""
+    try:
+        return observation.encode(contract, request)
+    except UserError as error:
+        place = getattr(environment, "place", None)
+        if place is None:
+            raise
+        raise UserError(error.what, f"{place('observe')}: {error.where}", error.fix) from error
 
 
 def environment_maker(spec: str) -> Callable[[Contract], Environment]:
@@ -112,7 +168,9 @@ def environment_maker(spec: str) -> Callable[[Contract], Environment]:
 
         return lambda contract: MetaWorld(rest, contract)
     if kind.endswith(".py") and rest:
-        return _function(Path(kind), rest)
+        from xwam_ft.evaluate.user_environment import user_environment
+
+        return user_environment(Path(kind), rest)
     raise UserError(f"is {spec!r}", "--env", f"give {CHOICES}")
 
 
@@ -137,22 +195,3 @@ def require_fit(
             name,
             f"the bundle knows: {listed(map(repr, prompts))}",
         )
-
-
-def _function(path: Path, name: str) -> Callable[[Contract], Environment]:
-    if not path.is_file():
-        raise UserError("no such file", path, f"give {CHOICES}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's own file may raise
-        raise UserError(
-            f"cannot be loaded ({type(error).__name__}: {error})", path, f"run it: python {path}"
-        ) from error
-    if not callable(getattr(module, name, None)):
-        raise UserError(f"has no function {name!r}", path, "name a function that takes the contract")
-    made: Callable[[Contract], Environment] = getattr(module, name)
-    return made

@@ -7,8 +7,9 @@ moves far; the median over pairs. Which arm carries a wrist camera: the one whos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,6 +27,25 @@ CHANGED = 10.0  # of 255
 WRIST, STATIC = 0.5, 0.3  # of the edges, around which it is unsure
 CLEAR = 0.15
 LEAST_PAIRS = 6
+WRISTS = ("wrist", "hand", "eih", "eef", "ee", "tool", "tcp", "palm", "finger", "flange")
+STATICS = (
+    *("front", "top", "high", "low", "side", "back", "rear", "corner", "overhead", "bird", "birdseye", "scene"),
+    *(
+        "external",
+        "exterior",
+        "exo",
+        "third",
+        "agent",
+        "agentview",
+        "static",
+        "base",
+        "table",
+        "desk",
+        "world",
+        "global",
+    ),
+)
+CARRIED = ("head", "ego", "egocentric", "chest", "torso")  # static where the body stands still
 
 
 @dataclass(frozen=True)
@@ -34,10 +54,13 @@ class KindGuess:
     sure: Sure
     changed: float  # share of edges that change while the robot moves
     pairs: int
+    named: bool = False  # the camera's name says it
 
     @property
     def why(self) -> str:
-        return f"{self.changed:.0%} of the edges change while the robot moves, over {self.pairs} pairs of pictures"
+        seen = f"{self.changed:.0%} of the edges change while the robot moves, over {self.pairs} pairs of pictures"
+        shown = seen if self.pairs else "no pictures could be compared"
+        return f"by its name; {shown}" if self.named else shown
 
 
 def edge_change(first: UInt8[ndarray, "h w 3"], second: UInt8[ndarray, "h w 3"]) -> float:
@@ -50,11 +73,33 @@ def edge_change(first: UInt8[ndarray, "h w 3"], second: UInt8[ndarray, "h w 3"])
     return float((np.abs(one - other)[edges] > CHANGED).mean())
 
 
-def guess_kind(changes: Sequence[float]) -> KindGuess:
-    """The kind of a camera from the edge changes of pairs of pictures between which the robot moves far."""
+def named_kind(feature: str) -> Literal["static", "wrist", "carried"] | None:
+    """What a camera's name says: a hand's word goes before a place's (`left_wrist_top`)."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", feature).lower())
+    if any(word in WRISTS or word.startswith(("wrist", "gripper")) for word in words):
+        return "wrist"
+    return "static" if set(words) & set(STATICS) else "carried" if set(words) & set(CARRIED) else None
+
+
+def guess_kind(changes: Sequence[float], name: str = "") -> KindGuess:
+    """The kind of a camera from its name, and from the edge changes of pairs of pictures between which the robot moves.
+
+    A name that says it decides; where the pictures say the other, that is not sure. A camera on a head or a chest is
+    what the pictures say, static where they do not say it.
+    """
+    seen = _seen_kind(changes)
+    said = named_kind(name)
+    if said is None or (said == "carried" and seen.sure != "unsure"):
+        return seen
+    kind = "static" if said == "carried" else said
+    agree = kind == seen.kind and seen.sure != "unsure"
+    return replace(seen, kind=kind, sure="sure" if agree else "likely", named=True)
+
+
+def _seen_kind(changes: Sequence[float]) -> KindGuess:
     known = np.array([value for value in changes if np.isfinite(value)])
     if len(known) < 2:
-        return KindGuess("static", "unsure", 0.0, len(known))
+        return KindGuess("static", "unsure", 0.0, 0)
     share = float(np.median(known))
     middle = (WRIST + STATIC) / 2
     distance = abs(share - middle)

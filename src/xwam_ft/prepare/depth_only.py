@@ -70,9 +70,9 @@ def estimate_depth(
     if plan.code.kind == "none":
         raise UserError("is none, and depth is what is to be made", "--depth", "choose an estimator")
     if not (out / RECORD).is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists and is not an empty folder", out, "choose another folder, or remove it")
+        raise UserError("exists and is not an empty folder", out, "give another OUT")
     if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") != fingerprint:
-        raise UserError("holds depth made from other inputs", out, "choose another folder, or remove it")
+        raise UserError("holds depth made from other inputs", out, "give another OUT")
     write_json_atomic(out / RECORD, {"fingerprint": fingerprint, "depth": plan.spec, "kind": plan.code.kind})
     # Folders are named by the dataset's own numbers, which is what `files:` fills in.
     jobs = [replace(job, number=job.episode.index) for job in jobs]

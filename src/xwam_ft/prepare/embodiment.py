@@ -43,10 +43,14 @@ def _form(value: str) -> str:
 Form = Annotated[str, AfterValidator(_form)]
 
 
+UNIT_WORDS = (
+    "recordings do not say it, so write rad, deg, m, mm, one of these a second (rad/s), 1 (as recorded), or a servo's "
+    f"{listed(SERVO)} with its `calibration`"
+)
 # What may stand where an embodiment file still says TODO, where the type alone does not say it.
 STATED = {
-    "units": "recordings do not say it, so write rad, deg, m, mm or 1",
-    "command_units": "recordings do not say it, so write rad, deg, m, mm or 1",
+    "units": UNIT_WORDS,
+    "command_units": UNIT_WORDS,
     "unit": "write mm, m, lerobot_log12 or the metres of one count",
     "fps": "these recordings do not store it, so write their frames per second",
     "rotation": f"write the order in which the columns are recorded: {listed(FORMS, 4)}",
@@ -238,7 +242,7 @@ class SlotSpec(Filled):
         if not self.columns:
             raise ValueError("`columns` is missing: name the recorded numbers it is made of")
         if self.units is None and (self.kind in ("pose", "joints")):
-            raise ValueError("`units` is not stated; recordings do not say it, so write rad, deg, m, mm or 1")
+            raise ValueError(f"`units` is not stated; {UNIT_WORDS}")
         if self.from_ == "joints":
             self._from_joints()
         elif given := [name for name in JOINT_FIELDS if getattr(self, name) is not None]:

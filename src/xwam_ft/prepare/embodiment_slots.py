@@ -60,8 +60,12 @@ def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
     """
     if info.fps is None:
         if embodiment.fps is None:
+            measured = "NUMBER" if info.measured_fps is None else f"{info.measured_fps:g}"
+            told = "" if info.measured_fps is None else f"; its timestamps say {measured}"
             raise UserError(
-                f"does not store its frames per second ({info.format})", info.path, f"write `fps: NUMBER` in {where}"
+                f"does not store its frames per second ({info.format}{told})",
+                info.path,
+                f"write `fps: {measured}` in {where}",
             )
         return embodiment.fps
     if embodiment.fps is not None and embodiment.fps != info.fps:
@@ -298,6 +302,13 @@ def _feature(name: str, info: SourceInfo, where: str) -> str:
     short = [full for full in info.cameras if full.rsplit(".", 1)[-1] == name]
     if len(short) == 1:
         return short[0]
+    if not info.cameras:
+        told = "".join(f" ({note})" for note in info.notes)
+        raise UserError(
+            f"there is no camera {name!r}: the recordings hold no pictures{told}",
+            where,
+            "give recordings with pictures; `xwam-ft inspect` lists what is there",
+        )
     hint = did_you_mean(name, info.cameras)
     raise UserError(
         f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"

@@ -19,7 +19,30 @@ if TYPE_CHECKING:
 
 
 class EpisodeError(Exception):
-    """What is wrong with one episode, as a sentence; the episode is rejected and the others go on."""
+    """What is wrong with one episode, as a sentence; the episode is rejected and the others go on.
+
+    `fix`: what to do about it, where that can be told better than by the kind of the fault.
+    """
+
+    def __init__(self, text: str, fix: str = "") -> None:
+        super().__init__(text)
+        self.fix = fix
+
+
+class Problem(str):
+    """The same found while an episode's files were located. `camera`: the feature it is about, "" for all of it."""
+
+    fix: str
+    camera: str
+
+    def __new__(cls, text: str, fix: str = "", camera: str = "") -> Problem:
+        made = super().__new__(cls, text)
+        made.fix, made.camera = fix, camera
+        return made
+
+    @staticmethod
+    def of(error: EpisodeError, camera: str = "") -> Problem:
+        return Problem(str(error), error.fix, camera)
 
 
 class View(Protocol):

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -36,7 +36,7 @@ from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
 from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
-from xwam_ft.prepare.findings import Finding, Rejected, Severity, reject_errors
+from xwam_ft.prepare.findings import Finding, Names, Rejected, Severity, reject_errors
 from xwam_ft.prepare.statistics import Motion
 from xwam_ft.shard_writer import encode_segment, episode_key, segment_bounds, segment_key
 from xwam_ft.shards import Segment
@@ -108,6 +108,11 @@ class EpisodeResult:
         return [finding for finding in self.findings if finding.severity == severity]
 
 
+def names_of(results: Iterable[EpisodeResult]) -> Names:
+    """By number in the shard set, how people know an episode."""
+    return {result.number: (result.dataset, result.index) for result in results}
+
+
 Outcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
 Work = Callable[[EpisodeJob, EpisodeResult, Path, DepthStage | None], None]
 
@@ -152,7 +157,7 @@ def attempt(job: EpisodeJob, work: Work) -> Outcome:
         result.findings += error.findings
     except (EpisodeError, UserError) as error:  # a video that stops decoding half-way, say
         result.reason = f"{error.where}: {error.what}" if isinstance(error, UserError) else str(error)
-        result.findings.append(Finding("unreadable-recording", "error", result.reason))
+        result.findings.append(Finding("unreadable-recording", "error", result.reason, fix=error.fix))
     except OSError as error:
         if (told := full_disk(error, job.staging)) is None:
             raise

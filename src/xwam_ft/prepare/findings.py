@@ -7,7 +7,7 @@ note      worth knowing
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,15 +18,16 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 # Every check by name, and what to do about what it finds.
 CHECKS = {
-    "unreadable-recording": "restore the file, or record the episode again",
+    "unreadable-recording": "copy the file again from where it was recorded; where it is lost, leave the episode out",
     "missing-camera": "record it, or leave the camera out of the embodiment file",
     "length-mismatch": "video and table must hold as many frames; cut or record the episode again",
     "too-short": "record longer episodes, or choose a smaller frame_skip",
     "mostly-padded": "choose a smaller clip_frames or frame_skip, or record longer episodes",
     "missing-column": "record it, or leave it out of the slot",
-    "not-a-number": "mend or remove the episode; a learner cannot skip single numbers",
+    "not-a-number": "mend the numbers, or leave the episode out; a learner cannot skip single numbers",
     "wrong-unit": "mend `units` of the slot, or convert the episodes that were recorded in another unit",
     "other-range": "look at these episodes: another unit, calibration or gripper; convert them, or leave them out",
+    "not-read": "nothing where it is no recording; else put it where the dataset's list has it, or add it to the list",
     "reader-note": "nothing needs to be done where this is what you expect",
     "time-missing": "nothing needs to be done where the rate was steady",
     "time-backwards": "sort the frames by time, or record the episode again",
@@ -70,7 +71,7 @@ class Finding:
     """One thing one check found in one episode.
 
     `subject` is the camera, slot or column it is about: findings of one check and subject are shown together.
-    `camera` and `frame` say which picture shows it.
+    `camera` and `frame` say which picture shows it; `fix` what to do, where `CHECKS` does not say it for this one.
     """
 
     check: str
@@ -79,6 +80,7 @@ class Finding:
     subject: str = ""
     camera: str | None = None
     frame: int | None = None
+    fix: str = ""
 
     def __post_init__(self) -> None:
         assert self.check in CHECKS, self.check
@@ -89,12 +91,12 @@ class Rejected(EpisodeError):
 
     def __init__(self, findings: list[Finding]) -> None:
         self.findings = findings
-        super().__init__("; ".join(finding.text for finding in findings if finding.severity == "error"))
+        super().__init__("; ".join(dict.fromkeys(f.text for f in findings if f.severity == "error")))
 
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """The findings of one check about one subject, over episodes in order."""
+    """The findings of one check about one subject and with one remedy, over episodes in order."""
 
     check: str
     severity: Severity
@@ -103,11 +105,16 @@ class FindingGroup:
 
     @property
     def fix(self) -> str:
-        return CHECKS[self.check]
+        return self.found[0][1].fix or CHECKS[self.check]
 
     @property
     def episodes(self) -> list[int]:
         return list(dict.fromkeys(number for number, _ in self.found))
+
+    @property
+    def of_dataset(self) -> bool:
+        """Whether it is about the dataset as a whole, and stands with its first episode for want of another place."""
+        return self.check == "not-read"
 
     @property
     def texts(self) -> dict[str, list[int]]:
@@ -138,13 +145,37 @@ def reject_errors(findings: list[Finding]) -> list[Finding]:
 
 def grouped(findings: Iterable[tuple[int, Finding]]) -> list[FindingGroup]:
     """Findings with their episode's number -> groups, errors first, then by the order of `CHECKS`."""
-    groups: dict[tuple[Severity, str, str], list[tuple[int, Finding]]] = {}
+    groups: dict[tuple[Severity, str, str, str], list[tuple[int, Finding]]] = {}
     for number, finding in sorted(findings, key=lambda pair: pair[0]):
-        groups.setdefault((finding.severity, finding.check, finding.subject), []).append((number, finding))
+        groups.setdefault((finding.severity, finding.check, finding.subject, finding.fix), []).append((number, finding))
     order = list(CHECKS)
-    ranked = sorted(groups, key=lambda key: (SEVERITIES.index(key[0]), order.index(key[1]), key[2]))
-    return [FindingGroup(check, severity, subject, tuple(groups[severity, check, subject]))
-            for severity, check, subject in ranked]  # fmt: skip
+    ranked = sorted(groups, key=lambda key: (SEVERITIES.index(key[0]), order.index(key[1]), *key[2:]))
+    return [FindingGroup(key[1], key[0], key[2], tuple(groups[key])) for key in ranked]
+
+
+def problem_findings(problems: Iterable[str]) -> list[Finding]:
+    """What was found while an episode's files were located, each an error."""
+    return [
+        Finding("unreadable-recording", "error", str(text), getattr(text, "camera", ""), fix=getattr(text, "fix", ""))
+        for text in problems
+    ]
+
+
+Names = Mapping[int, tuple[str, int]]
+"""Number in the shard set -> the dataset's name, and the episode's own number in it: what is told to people."""
+
+
+def episodes_text(numbers: Iterable[int], names: Names) -> str:
+    """ "episodes 0-2, 65", by their datasets where the set is made of several: "a: episode 0; b: episodes 0-2"."""
+    of: dict[str, list[int]] = {}
+    for number in numbers:
+        dataset, own = names[number]
+        of.setdefault(dataset, []).append(own)
+    several = len({dataset for dataset, _ in names.values()}) > 1
+    return "; ".join(
+        (f"{dataset}: " if several else "") + f"episode{'s' if len(own) > 1 else ''} {numbers_text(own)}"
+        for dataset, own in of.items()
+    )
 
 
 def numbers_text(numbers: list[int], limit: int = 12) -> str:

@@ -14,9 +14,13 @@ from xwam_ft import media
 from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
-from xwam_ft.prepare.episode import EpisodeError, VideoView
-from xwam_ft.prepare.evidence import HAND, Evidence, gather
+from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
+from xwam_ft.prepare.evidence import Evidence, gather
+from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings
+from xwam_ft.prepare.grouping import HAND
+from xwam_ft.prepare.known_robots import known_embodiments, said_of
 from xwam_ft.prepare.sources import open_source
+from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.starter import starter
 
 if TYPE_CHECKING:
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
 PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
 PRETRAINED_CLIP = 9
 ACTIONS_PER_FRAME = 4
+CLIPS = 2  # an episode should be so many times as long as a clip
 TABLES_READ = 20  # episodes whose numbers are looked at
+MOST_PROBLEMS = 8  # kinds of them that are shown
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     source = open_source(raw)
     info, episodes = source.info, source.episodes()
     lengths = np.array([max(episode.length, 0) for episode in episodes])
-    proposal = propose_timing(info.fps, lengths)
+    proposal = propose_timing(info.fps or info.measured_fps, lengths)
     tables, problems = _read_tables(episodes)
     columns = summarise(info, list(tables.values()))
     evidence = gather(info, episodes, tables)
@@ -69,10 +75,9 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     _print_cameras(info, episodes, console)
     _print_columns(columns, len(tables), console)
     _print_evidence(evidence, console)
-    for problem in problems[:8]:
-        console.print(f"[yellow]problem[/] {_plain(problem)}", soft_wrap=True)
-    if len(problems) > 8:
-        console.print(f"[yellow]and {len(problems) - 8} further problems[/]")
+    for sentence in said_of(known_embodiments(info)):
+        console.print(_plain(sentence), soft_wrap=True)
+    _print_problems(info, episodes, problems, console)
     console.print(
         f"proposed timing: frame_skip {proposal.frame_skip}, action_skip {proposal.action_skip}, "
         f"clip_frames {proposal.clip_frames} ({proposal.reason})",
@@ -86,7 +91,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
 
 
 def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
-    """Pictures near 3.75 a second, 4 actions a picture where that divides, a clip no longer than the median episode."""
+    """Pictures near 3.75 a second, 4 actions a picture where that divides, and clips of which most episodes give many:
+    three of four are at least twice as long as one."""
     if fps is None:
         reason = (
             f"frame_skip is fps / {PRETRAINED_RATE}, rounded to a multiple of {ACTIONS_PER_FRAME}; this is for 15 fps"
@@ -97,16 +103,17 @@ def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
         frame_skip = max(ACTIONS_PER_FRAME, ACTIONS_PER_FRAME * round(fps / PRETRAINED_RATE / ACTIONS_PER_FRAME))
     action_skip = frame_skip // ACTIONS_PER_FRAME if frame_skip % ACTIONS_PER_FRAME == 0 else 1
     reason = f"{fps / frame_skip:.3g} pictures a second, X-WAM was pretrained at {PRETRAINED_RATE}"
-    clip, median = PRETRAINED_CLIP, float(np.median(lengths)) if len(lengths) else 0.0
+    known = lengths[lengths > 0]
+    clip, usual = PRETRAINED_CLIP, float(np.quantile(known, 0.25)) if len(known) else np.inf
     span = Timing(fps=fps, frame_skip=frame_skip, action_skip=action_skip, clip_frames=clip).span
-    if span > median:
+    if CLIPS * span > usual:
         clip = 5
-        while frame_skip > 1 and (clip - 1) * frame_skip + 1 > median:
+        while frame_skip > 1 and CLIPS * ((clip - 1) * frame_skip + 1) > usual:
             frame_skip -= ACTIONS_PER_FRAME if frame_skip > ACTIONS_PER_FRAME else 1
         action_skip = max(1, frame_skip // ACTIONS_PER_FRAME)
         reason = (
             f"{fps / frame_skip:.3g} pictures a second; a clip of {PRETRAINED_CLIP} at X-WAM's {PRETRAINED_RATE} spans "
-            f"{span} frames, the median episode has {median:.0f}"
+            f"{span} frames, and a quarter of the episodes has no more than {usual:.0f}"
         )
     return TimingProposal(frame_skip, action_skip, clip, reason)
 
@@ -144,23 +151,57 @@ def guess_of(name: str, low: float, high: float) -> str:
     return "deg, or -100..100?" if size <= 360 else "servo ticks?"
 
 
-def _read_tables(episodes: list[Episode]) -> tuple[dict[int, Table], list[str]]:
+def _read_tables(episodes: list[Episode]) -> tuple[dict[int, Table], dict[int, list[str]]]:
+    """Tables and what is wrong, both by place in `episodes`."""
     wanted = np.unique(np.linspace(0, len(episodes) - 1, min(len(episodes), TABLES_READ)).round().astype(int))
     tables: dict[int, Table] = {}
-    problems = [f"episode {episode.index}: {text}" for episode in episodes for text in episode.problems]
-    for i in wanted:
+    problems: dict[int, list[str]] = {i: list(episode.problems) for i, episode in enumerate(episodes)}
+    for i in wanted.tolist():
+        if episodes[i].problems and not episodes[i].views:
+            continue  # nothing was located, which is told
         try:
-            tables[int(i)] = episodes[i].table.read()
+            tables[i] = episodes[i].table.read()
         except EpisodeError as error:
-            text = f"episode {episodes[i].index}: {error}"
-            problems += [] if text in problems else [text]
+            known = any(str(error).startswith(problem) or str(problem) == str(error) for problem in problems[i])
+            missing = not _table_there(episodes[i])
+            problems[i] += [] if known or (missing and problems[i]) else [Problem.of(error)]
     return tables, problems
+
+
+def _table_there(episode: Episode) -> bool:
+    path = getattr(episode.table, "path", None)
+    return path is None or path.exists()
+
+
+def _print_problems(
+    info: SourceInfo, episodes: list[Episode], problems: dict[int, list[str]], console: Console
+) -> None:
+    """Each different fault once, with its episodes and what to do; then what belongs to no episode."""
+    names = {i: (info.path.name, episode.index) for i, episode in enumerate(episodes)}
+    groups = grouped((i, finding) for i, texts in problems.items() for finding in problem_findings(texts))
+    told: set[str] = set()
+    for group in groups[:MOST_PROBLEMS]:
+        texts = [text for text in group.texts if text not in told]  # of two cameras in one folder, once
+        told |= set(texts)
+        if not texts:
+            continue
+        for text in texts if not group.found[0][1].fix else texts[:1]:
+            more = f" (and {len(texts) - 1} like it)" if len(texts) > 1 and group.found[0][1].fix else ""
+            numbers = group.episodes if more else group.texts[text]
+            where = episodes_text(numbers, names)
+            console.print(f"[yellow]problem[/] {_plain(f'{where}: {text}{more}')}", soft_wrap=True)
+        console.print(f"  what to do: {_plain(group.fix)}", style="dim", soft_wrap=True)
+    if len(groups) > MOST_PROBLEMS:
+        console.print(f"[yellow]and {len(groups) - MOST_PROBLEMS} further problems[/]")
+    for note in (*info.notes, *unnamed(info, episodes)):
+        console.print(f"[yellow]note[/] {_plain(note)}", soft_wrap=True)
 
 
 def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
     seconds = lengths / (info.fps or 1.0)
     low, middle, high = np.quantile(seconds, [0.05, 0.5, 0.95])
     unit, rate = ("frames", "rate not recorded") if info.fps is None else ("s", f"{info.fps:g} fps")
+    rate += f", {info.measured_fps:g} fps by its timestamps" if info.measured_fps is not None else ""
     whole = "" if info.fps is None else f", {seconds.sum() / 60:.1f} min"
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
     table = RichTable(title=_plain(str(info.path)), show_header=False)
@@ -199,10 +240,16 @@ def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) 
 
 
 def _print_columns(columns: list[ColumnSummary], read: int, console: Console) -> None:
+    if not read:
+        console.print(
+            f"no table could be read, so nothing is known of the numbers ({len(columns)} columns are declared)"
+        )
+        return
     table = RichTable("column", "min", "max", "looks like", title=f"columns, in {read} episodes")
     for column in columns:
         note = f"{column.guess}" + (f", {column.missing} missing" if column.missing else "")
-        table.add_row(_plain(column.name), f"{column.low:.4g}", f"{column.high:.4g}", note)
+        ends = [f"{end:.4g}" if np.isfinite(end) else "-" for end in (column.low, column.high)]
+        table.add_row(_plain(column.name), *ends, note)
     console.print(table)
 
 

@@ -9,11 +9,12 @@ of an uninterrupted run.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -27,10 +28,11 @@ from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
-from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_text
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, names_of, run
+from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.sources import Source, open_source
+from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.workers import outcomes
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class PrepareReport:
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
     already_prepared: bool = False
     depth: dict[str, DepthOutcome] = field(default_factory=dict[str, DepthOutcome])  # by camera
+    names: Names = field(default_factory=dict[int, Any])
 
     def count(self, severity: Severity) -> int:
         """Different findings of a severity; one may concern many episodes."""
@@ -93,6 +96,7 @@ def prepare(
     """
     started = time.perf_counter()
     embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
+    _require_apart(raws, out)
     spec = load_embodiment(embodiment)
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
@@ -105,7 +109,7 @@ def prepare(
         return _already(out, ShardSet.open(out), console)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"
-        raise UserError(what, out, "choose another folder, or remove it")
+        raise UserError(what, out, "give another OUT")
     if plan.note:
         console.print(f"depth: {plan.spec} ({plan.note})", markup=False)
     if plan.cache is not None:
@@ -118,6 +122,7 @@ def prepare(
         _take_up(_staging(out), fingerprint, console)
         results = run_all(jobs, workers, ray, strict, console)
         check_together(jobs, results, strict=strict)
+        _add_unnamed(jobs, results, sources)
         report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     except OSError as error:
         if (told := full_disk(error, _staging(out))) is None:
@@ -129,6 +134,21 @@ def prepare(
     report.seconds["all"] = time.perf_counter() - started
     _say(report, console)
     return report
+
+
+def _require_apart(raws: list[Path], out: Path) -> None:
+    """Raise a `UserError` where OUT would be made among the recordings, which it must never touch."""
+    made = out.resolve()
+    for raw in raws:
+        recordings = raw.resolve()
+        if made == recordings or recordings in made.parents:
+            where = "is RAW itself" if made == recordings else f"lies in RAW ({raw})"
+            raise UserError(f"OUT {where}", out, f"give a folder outside the recordings, such as {_aside(recordings)}")
+
+
+def _aside(recordings: Path) -> Path:
+    folder = recordings.parent if recordings.is_file() else recordings
+    return folder.with_name(f"{folder.name}_shards")
 
 
 def _staging(out: Path) -> Path:
@@ -223,6 +243,14 @@ def plan_jobs(
     return jobs, plan
 
 
+def _add_unnamed(jobs: list[EpisodeJob], results: list[EpisodeResult], sources: list[Source]) -> None:
+    """What lies in a dataset and belongs to none of its episodes, told with the first of them."""
+    for source in sources:
+        of_it = [job for job in jobs if job.episode.dataset == source.info.path]
+        for text in unnamed(source.info, [job.episode for job in of_it]) if of_it else []:
+            results[of_it[0].number].findings.append(Finding("not-read", "warning", text, text))
+
+
 def _take_up(staging: Path, fingerprint: str, console: Console) -> None:
     """Keep what a stopped run with the same inputs and library versions left; else start clean."""
     record = {"fingerprint": fingerprint, "versions": library_versions()}
@@ -256,6 +284,7 @@ def run_all(
     """
     by_number = {job.number: job for job in jobs}
     results: dict[int, EpisodeResult] = {}
+    refused: dict[str, list[int]] = {}  # by the shape of the reason
     waiting: list[EpisodeJob] = []
     for job in jobs:
         before = finished(job)
@@ -283,9 +312,22 @@ def run_all(
             if outcome.reason is not None:
                 name = f"{outcome.dataset} episode {outcome.index}"
                 if strict:
-                    raise UserError(outcome.reason, name, "mend or remove it, or leave --strict out")
-                progress.console.print(f"rejected {name}: {outcome.reason}", markup=False)
+                    fix = next((finding.fix for finding in outcome.of("error") if finding.fix), "mend it")
+                    raise UserError(outcome.reason, name, f"{fix}; or leave --strict out, which goes on without it")
+                alike = refused.setdefault(_shape(outcome.reason), [])
+                if not alike:
+                    progress.console.print(f"rejected {name}: {outcome.reason}", markup=False, soft_wrap=True)
+                alike.append(number)
+    for alike in refused.values():
+        if len(alike) > 1:
+            told = episodes_text(sorted(alike[1:]), names_of(results.values()))
+            console.print(f"rejected for the like: {told}", markup=False, soft_wrap=True)
     return [results[job.number] for job in jobs]
+
+
+def _shape(reason: str) -> str:
+    """A reason without its numbers: of many episodes with one fault, one is told in full."""
+    return re.sub(r"\d+", "#", reason)
 
 
 def _finish(
@@ -302,7 +344,8 @@ def _finish(
     accepted = [job for job, result in zip(jobs, results, strict=True) if result.reason is None]
     rejected = [result for result in results if result.reason is not None]
     if not accepted:
-        reasons = list(dict.fromkeys(result.reason or "" for result in rejected))
+        shapes = {_shape(result.reason or ""): result.reason or "" for result in reversed(rejected)}
+        reasons = list(reversed(shapes.values()))
         groups = grouped((result.number, finding) for result in rejected for finding in result.of("error"))
         remedies = list(dict.fromkeys(group.fix for group in groups))[:3]
         raise UserError(
@@ -338,6 +381,7 @@ def _finish(
         findings=grouped((result.number, finding) for result in results for finding in result.findings),
         seconds=seconds,
         depth=depth,
+        names=names_of(results),
     )
 
 
@@ -351,11 +395,11 @@ def _say(report: PrepareReport, console: Console) -> None:
     took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
     for at, group in enumerate(report.findings):
-        where = f"episode{'s' if len(group.episodes) > 1 else ''} {numbers_text(group.episodes)}"
+        where = "" if group.of_dataset else f" [{episodes_text(group.episodes, report.names)}]"
         console.print(Text(group.severity, STYLES[group.severity]), end=" ")
-        console.print(f"{group.check}: {group.summary} [{where}]", markup=False, soft_wrap=True)
+        console.print(f"{group.check}: {group.summary}{where}", markup=False, soft_wrap=True)
         after = report.findings[at + 1] if at + 1 < len(report.findings) else None
-        last = after is None or (after.check, after.severity) != (group.check, group.severity)
+        last = after is None or (after.check, after.severity, after.fix) != (group.check, group.severity, group.fix)
         if last and group.fix not in group.summary:
             console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
     console.print(

@@ -175,6 +175,8 @@ def plain(full: str) -> str:
 def _column(name: str, pool: list[str], where: str) -> str:
     if name in pool:
         return name
+    if name.startswith("action_") and f"action/{name[7:]}" in pool:  # a plain folder's name of it
+        return f"action/{name[7:]}"
     short = [full for full in pool if plain(full) == name or full.split("/", 1)[-1] == name]
     if len(short) == 1:
         return short[0]

@@ -12,8 +12,8 @@ import numpy as np
 from xwam_ft import conventions
 from xwam_ft.prepare import statistics
 from xwam_ft.prepare.depth.outcome import depth_outcomes
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
-from xwam_ft.prepare.findings import FindingGroup, grouped, numbers_text
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, names_of
+from xwam_ft.prepare.findings import FindingGroup, episodes_text, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,7 @@ def render(
     sheets = [
         {
             "number": job.number,
+            "title": f"{results[job.number].dataset} episode {job.episode.index}",
             "instruction": results[job.number].instruction,
             "cameras": [
                 {"name": name, "data": _data((job.folder / f"sheet-{name}.jpg").read_bytes())}
@@ -110,20 +111,20 @@ def histograms(contract: Contract, train: Sequence[statistics.Motion]) -> str:
 
 def _group(group: FindingGroup, results: Sequence[EpisodeResult], cameras: Sequence[str]) -> dict[str, Any]:
     """What the page says of one finding: its sentences with their episodes, and pictures of the first few."""
+    names = names_of(results)
     pictures: list[dict[str, Any]] = []
     for number, finding in group.found:
         data = results[number].thumbnails.get(f"{finding.camera or cameras[0]}:{finding.frame}")
         if data is not None and len(pictures) < THUMBNAILS:
-            caption = f"episode {number}, {finding.camera or cameras[0]}, frame {finding.frame}"
+            caption = f"{episodes_text([number], names)}, {finding.camera or cameras[0]}, frame {finding.frame}"
             pictures.append({"data": f"data:image/jpeg;base64,{data}", "caption": caption})
     return {
         "check": group.check,
         "severity": group.severity,
         "summary": group.summary,
         "fix": group.fix,
-        "episodes": numbers_text(group.episodes),
-        "count": len(group.episodes),
-        "texts": [(numbers_text(numbers), text) for text, numbers in group.texts.items()],
+        "episodes": "" if group.of_dataset else episodes_text(group.episodes, names),
+        "texts": [(episodes_text(numbers, names), text) for text, numbers in group.texts.items()],
         "pictures": pictures,
     }
 

@@ -31,14 +31,17 @@ class UnitGuess:
     why: str
 
 
-def guess_units(kind: str, values: Float[ndarray, "f n"]) -> UnitGuess:
+def guess_units(kind: str, values: Float[ndarray, "f n"], *, told: bool = True) -> UnitGuess:
     """The unit of a slot's columns (for a pose, of its position).
 
     Args:
         kind: joints, pose, gripper or vector.
-        values: the columns over the episodes that were read; not finite ones are left out.
+        values: the columns over the episodes that were read (of a pose, x y z); not finite ones are left out.
+        told: whether any episode could be read.
     """
     finite = values[np.isfinite(values).all(axis=1)]
+    if not told:
+        return UnitGuess(None, "unsure", "no numbers could be read")
     if not len(finite) or np.ptp(finite, axis=0).max() == 0:
         return UnitGuess(None, "unsure", "nothing moves")
     if kind == "pose":
@@ -156,4 +159,6 @@ def _gripper(values: np.ndarray) -> UnitGuess:
         return UnitGuess("m", "likely", f"an opening of {seen}")
     if low >= -1e-3 and high <= 1.001:
         return UnitGuess("1", "likely", f"a share, {seen}")
+    if low >= -1.0 and 10.0 < high <= 101.0:
+        return UnitGuess("1", "likely", f"a percentage, {seen}")
     return UnitGuess(None, "unsure", seen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from xwam_ft import media
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.episode import VideoView
-from xwam_ft.prepare.findings import Finding
+from xwam_ft.prepare.findings import Finding, problem_findings
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Timing
@@ -21,11 +21,11 @@ def check_files(episode: Episode, cameras: list[CameraPlan], timing: Timing, *, 
     used += [camera.depth.source for camera in cameras if depth and camera.depth is not None]
     paths = {str(view.path) for name, view in episode.views.items() if name not in used}
     paths -= {str(view.path) for name, view in episode.views.items() if name in used}  # one file may hold all cameras
-    found = [
-        Finding("unreadable-recording", "error", problem)
+    found = problem_findings(
+        problem
         for problem in episode.problems
-        if not any(path in problem for path in paths)
-    ]
+        if getattr(problem, "camera", "") in ("", *used) and not any(path in problem for path in paths)
+    )
     if found:
         return found  # a file that is not there has no length either
     if episode.length < timing.frame_skip + 1:
@@ -44,7 +44,7 @@ def _count(view: VideoView, source: str) -> list[Finding]:
     try:
         counted = media.count_frames(view.path)
     except UserError as error:
-        return [Finding("unreadable-recording", "error", str(error), source)]
+        return [Finding("unreadable-recording", "error", f"{error.where}: {error.what}", source, fix=error.fix)]
     if counted == view.frames:
         return []
     text = f"{view.path} holds {counted} frames, the table of the episode has {view.frames}"

@@ -41,6 +41,9 @@ class SourceInfo:
     cameras: dict[str, CameraInfo]  # by feature name
     columns: tuple[str, ...]  # every number column, full names, in recorded order
     calibration: dict[str, dict[str, Any]] = field(default_factory=dict[str, Any])  # by feature name or its last part
+    measured_fps: float | None = None  # by the timestamps, where the rate is not stored
+    suffixes: tuple[str, ...] = ()  # of the files of this format, each of which an episode should name
+    notes: tuple[str, ...] = ()  # what was seen of the whole dataset
 
     @property
     def command_columns(self) -> list[str]:

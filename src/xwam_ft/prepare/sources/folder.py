@@ -11,13 +11,15 @@
         instruction.txt       optional
 
 Columns of a .csv or .parquet are named by their headers, arrays [F, k] of an .npz (and lists in a .parquet) NAME/0 ..
-NAME/k-1. What is called `action`, `action/NAME` or `action.NAME` is a command, everything else an observation;
-`timestamp` is the time in seconds, `instruction` a column of text. Other columns of text are left out, and those that
-count frames and episodes: `index`, `frame_index`, `episode_index`, `task_index`.
+NAME/k-1. What is called `action`, `action/NAME`, `action.NAME` or `action_NAME` (or `cmd`, `command` for `action`) is a
+command, everything else an observation; `timestamp` (or `time`, `t`) is the time in seconds, in milli-, micro- or
+nanoseconds where its steps are too long for seconds; `instruction` is a column of text. Other columns of text are left
+out, and those that count frames and episodes: `index`, `frame_index`, `episode_index`, `task_index`.
 """
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +29,22 @@ import numpy as np
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
-from xwam_ft.prepare.episode import Episode, EpisodeError, Table, VideoView, View
+from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, Table, VideoView, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
+from xwam_ft.prepare.sources.beside import unreadable
 from xwam_ft.prepare.sources.lerobot_meta import BOOKKEEPING, read_calibration
+from xwam_ft.prepare.sources.resampling import nominal_rate, rate
 from xwam_ft.prepare.sources.views import ARRAYS, VIDEOS, find_view, natural, picture_files
 
 reads = "a plain folder with one folder an episode (a table .csv, .parquet or .npz, and a video or pictures a camera)"
 
 TABLES = (".csv", ".parquet", ".npz")
 SETTINGS = "recording.json"
-TIME, TEXT = "timestamp", "instruction"
+EMPTY = "the recorder was stopped before it wrote one: copy the table again, or leave the episode's folder out"
+TEXT = "instruction"
+TIMES = re.compile(r"(?:time_?stamps?|times?|t|stamp)(?:_(?:s|sec|ms|us|ns))?", re.IGNORECASE)
+COMMAND = re.compile(r"(?:actions?|cmd|commands?|commanded)[./_](.+)", re.IGNORECASE)
+SLOWEST = 2.0  # s between frames: what is longer is counted in smaller units
 
 
 def detect(path: Path) -> bool:
@@ -62,7 +70,9 @@ class FolderTable:
 
     def read(self) -> Table:
         columns = read_table(self.path)[0]
-        times = columns.pop(TIME, None)
+        times = take_times(columns)
+        if not len(next(iter(columns.values()), ())):
+            raise EpisodeError(f"{self.path} holds no row", EMPTY)
         return Table(columns, times, None)
 
 
@@ -75,10 +85,12 @@ class PlainFolder(Source):
             raise UserError(f"fps is {fps!r}", path / SETTINGS, 'write {"fps": frames per second, "robot": name}')
         self.fps = None if fps is None else float(fps)
         self.columns: dict[str, None] = {}
+        self.rates: list[float] = []  # by the timestamps of each episode
         self._episodes = [self._episode(index, folder) for index, folder in enumerate(_folders(path))]
         if not self.columns:
+            first = self._episodes[0].problems[0]
             raise UserError(
-                f"holds no table that can be read ({self._episodes[0].problems[0]})", path, "mend the tables"
+                f"holds no table that can be read ({first})", path, getattr(first, "fix", "") or "mend the tables"
             )
 
     @property
@@ -92,6 +104,8 @@ class PlainFolder(Source):
             cameras={name: CameraInfo(name, name.endswith("_depth")) for name in names},
             columns=tuple(self.columns),
             calibration=read_calibration(self.path),
+            suffixes=(*TABLES, *VIDEOS),
+            measured_fps=nominal_rate(float(np.median(self.rates))) if self.rates else None,
         )
 
     def episodes(self) -> list[Episode]:
@@ -106,15 +120,20 @@ class PlainFolder(Source):
             if len(tables) != 1:
                 raise EpisodeError(f"{folder} holds {len(tables)} tables ({listed(t.name for t in tables)}), not one")
             columns, texts = read_table(tables[0])
+            times = take_times(columns)
+            if times is not None and (measured := rate(times)) > 0:
+                self.rates.append(measured)
             length = len(next(iter(columns.values()), ()))
-            self.columns |= {name: None for name in columns if name != TIME}
+            self.columns |= dict.fromkeys(columns)
             for camera, path in _cameras(folder).items():
                 found = find_view(path, 0, length, whole=True)
                 if isinstance(found, str):
                     problems.append(found)
                 views[camera] = VideoView(path, 0, length) if isinstance(found, str) else found
+            if not length:
+                raise EpisodeError(f"{tables[0]} holds no row", EMPTY)
         except EpisodeError as error:
-            problems.append(str(error))
+            problems.append(Problem.of(error))
         spoken = folder / "instruction.txt"
         if spoken.is_file():
             texts = [spoken.read_text(encoding="utf-8", errors="replace").strip()]
@@ -169,12 +188,13 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     texts = list(dict.fromkeys(str(text) for text in columns.pop(TEXT, ())))
     found: dict[str, np.ndarray] = {}
     for name, values in columns.items():
-        if name in BOOKKEEPING and name != TIME:
+        if name in BOOKKEEPING and not TIMES.fullmatch(name):
             continue
         if values.dtype.kind in "US" and not _is_number(values[0] if len(values) else ""):
             continue
         array = _floats(values, name, path)
-        full = "action/" + name[7:] if name.startswith(("action.", "action/")) else name
+        command = COMMAND.fullmatch(name)
+        full = f"action/{command[1]}" if command else name
         names = [full] if array.shape[1] == 1 else [f"{full}/{i}" for i in range(array.shape[1])]
         found |= {column: array[:, i] for i, column in enumerate(names)}
     lengths = sorted({len(values) for values in found.values()})
@@ -185,12 +205,25 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     return found, texts
 
 
+def take_times(columns: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The column of times out of a table, in seconds; None where none is recorded."""
+    name = next((name for name in columns if TIMES.fullmatch(name)), None)
+    if name is None:
+        return None
+    times = columns.pop(name)
+    steps = np.diff(times[np.isfinite(times)])
+    step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    scale = next((scale for scale in (1.0, 1e-3, 1e-6, 1e-9) if step * scale <= SLOWEST), 1.0)
+    return times * scale
+
+
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as archive:
             return {name: np.atleast_1d(archive[name]) for name in archive}
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise EpisodeError(f"{path} is not a readable .npz of numbers ({str(error).splitlines()[0]})") from None
+        told = unreadable(path, str(error).splitlines()[0], ".npz of numbers")
+        raise EpisodeError(told, told.fix) from None
 
 
 def _arrow(path: Path) -> dict[str, np.ndarray]:
@@ -201,7 +234,8 @@ def _arrow(path: Path) -> dict[str, np.ndarray]:
     try:
         table: Any = csv.read_csv(path) if path.suffix.lower() == ".csv" else pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise EpisodeError(f"{path} is not a readable table ({str(error).splitlines()[0]})") from None
+        told = unreadable(path, str(error).splitlines()[0], "table")
+        raise EpisodeError(told, told.fix) from None
     found: dict[str, np.ndarray] = {}
     for name in table.column_names:
         column = table.column(name)
@@ -222,7 +256,8 @@ def _floats(values: np.ndarray, name: str, path: Path) -> np.ndarray:
             raise EpisodeError(f"{path} column {name!r} holds {str(values[bad])!r} in row {bad}, not a number")
     try:
         rows = [np.nan if value is None else value for value in values] if values.dtype == object else values
-        return np.asarray(rows, dtype=np.float64).reshape(len(values), -1)
+        array = np.asarray(rows, dtype=np.float64)
+        return array.reshape(len(values), -1) if len(values) else np.zeros((0, 1))
     except (TypeError, ValueError):
         raise EpisodeError(f"{path} column {name!r} holds something that is not a number in every row") from None
 

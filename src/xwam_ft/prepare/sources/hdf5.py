@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.prepare.episode import Episode, EpisodeError, View
+from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
 from xwam_ft.prepare.sources.hdf5_layouts import CAMERA, LAYOUTS, Layout
 from xwam_ft.prepare.sources.hdf5_views import HDF5Pictures, HDF5Table, opened
+from xwam_ft.prepare.sources.resampling import nominal_rate, rate
 from xwam_ft.prepare.sources.views import natural
 
 reads = "HDF5 files of ACT/ALOHA, robomimic, LIBERO, RoboTwin or RoboMIND"
@@ -27,6 +28,8 @@ reads = "HDF5 files of ACT/ALOHA, robomimic, LIBERO, RoboTwin or RoboMIND"
 SUFFIXES = (".hdf5", ".h5")
 INSTRUCTION = ("instruction", "language_instruction", "language_raw", "task")
 TIMES = ("timestamp", "timestamps")
+FASTEST = 1000.0  # frames a second: times that say more are not in seconds
+WIDEST = 2048  # numbers a row: more is a picture, a map or a cloud of points
 
 
 def detect(path: Path) -> bool:
@@ -63,6 +66,7 @@ class Entry:
     times: str | None = None
     instructions: tuple[str, ...] = ()
     problem: str | None = None
+    left_out: dict[str, str] = field(default_factory=dict[str, str])  # dataset path -> type and shape
 
 
 class HDF5Set(Source):
@@ -72,6 +76,7 @@ class HDF5Set(Source):
         self.fps: float | None = None
         self.robot = "unknown"
         self.entries: list[Entry] = []
+        self.rates: list[float] = []  # by the times of each episode
         files = hdf5_files(path)
         for file in files:
             self._scan(file)
@@ -103,7 +108,8 @@ class HDF5Set(Source):
                 files[0],
                 f"record in one of: {listed([layout.name for layout in LAYOUTS])}",
             )
-        raise UserError(self.entries[0].problem or "is no HDF5 file", self.path, "restore or remove the file")
+        problem = self.entries[0].problem or "is no HDF5 file"
+        raise UserError(problem, self.path, getattr(problem, "fix", "") or "copy or download it again")
 
     def _scan(self, path: Path) -> None:
         try:
@@ -120,7 +126,7 @@ class HDF5Set(Source):
                     group = f"data/{name}" if name else ""
                     self.entries.append(self._entry(file, path, group, len(self.entries)))
         except EpisodeError as error:
-            self.entries.append(Entry(path, len(self.entries), "", problem=str(error)))
+            self.entries.append(Entry(path, len(self.entries), "", problem=Problem.of(error)))
 
     def _attributes(self, file: Any) -> None:
         holder = file["data"] if self.layout is not None and self.layout.many else file
@@ -149,8 +155,13 @@ class HDF5Set(Source):
                 continue
             if feature.startswith(CAMERA):
                 entry.cameras[feature] = full
+            elif _pictures(dataset):  # at another place than the layout's
+                entry.cameras[CAMERA + _camera_name(name)] = full
             elif name.split("/")[-1] in TIMES:
                 entry.times = full
+                self._measure(dataset)
+            elif dataset.dtype.kind in "iufb" and int(np.prod(dataset.shape[1:])) > WIDEST:
+                entry.left_out[full] = f"{dataset.dtype} {list(dataset.shape)}"
             elif dataset.dtype.kind in "iufb":
                 entry.columns[full] = _columns(layout, feature, int(np.prod(dataset.shape[1:])))
         # The command has a row a frame in every layout that records one; else the first numbers do.
@@ -160,6 +171,12 @@ class HDF5Set(Source):
         if not entry.columns:
             entry.problem = f"{path} {group} holds no numbers".replace("  ", " ")
         return entry
+
+    def _measure(self, times: Any) -> None:
+        """The rate by an episode's times, where they are seconds."""
+        values = np.asarray(times[: min(len(times), 1000)], dtype=np.float64).reshape(-1)
+        if len(values) > 1 and np.isfinite(values).all() and 0 < (found := rate(values)) < FASTEST:
+            self.rates.append(found)
 
     def _describe(self) -> SourceInfo:
         names: dict[str, None] = {}
@@ -175,7 +192,21 @@ class HDF5Set(Source):
             cameras=dict(sorted(cameras.items())),
             columns=tuple(sorted(names, key=lambda name: name.startswith("action"))),
             calibration=self._calibration(),
+            notes=self._notes(cameras),
+            measured_fps=nominal_rate(float(np.median(self.rates))) if self.rates and self.fps is None else None,
         )
+
+    def _notes(self, cameras: dict[str, CameraInfo]) -> tuple[str, ...]:
+        """What was left out, and what there is instead of pictures."""
+        left_out = {name: kind for entry in self.entries for name, kind in entry.left_out.items()}
+        notes = [f"{self.path}: {listed(f'{n} ({k})' for n, k in left_out.items())} left out: too wide for numbers"]
+        notes = notes if left_out else []
+        if not cameras:
+            there = [*(name for entry in self.entries[:1] for name in entry.columns), *left_out]
+            notes.append(
+                f"{self.path} holds no pictures in the places of {self._name}; its datasets are {listed(there)}"
+            )
+        return tuple(notes)
 
     def _calibration(self) -> dict[str, dict[str, Any]]:
         """RoboTwin's cameras: intrinsics where they are the same in the first and last episode, and for cameras that
@@ -220,6 +251,18 @@ class HDF5Set(Source):
 def _columns(layout: Layout, feature: str, width: int) -> tuple[str, ...]:
     labels = layout.labels(feature, width) or [str(i) for i in range(width)]
     return (feature,) if width == 1 else tuple(f"{feature}/{label}" for label in labels)
+
+
+def _pictures(dataset: Any) -> bool:
+    """Whether a dataset's rows are colour pictures by type and shape."""
+    if dataset.ndim != 4 or dataset.dtype != np.uint8:
+        return False
+    return 3 in (dataset.shape[1], dataset.shape[3]) and min(sorted(dataset.shape[1:])[1:]) >= 16
+
+
+def _camera_name(name: str) -> str:
+    parts = [part for part in name.split("/") if part not in ("observations", "observation", "obs", "images", "rgb")]
+    return ".".join(parts) or "camera"
 
 
 def _number(path: Path) -> int | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.prepare.episode import EpisodeError, Table
+from xwam_ft.prepare.sources.beside import unreadable
 from xwam_ft.prepare.sources.views import open_picture, stacked, to_counts, to_rgb
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def opened(path: Path) -> Generator[Any]:
         file = h5py.File(path, "r")
     except OSError as error:
         reason = "it is not there" if not path.is_file() else str(error).split("(")[-1].rstrip(")")
-        raise EpisodeError(f"{path} is not a readable HDF5 file ({reason})") from None
+        told = unreadable(path, reason, "HDF5 file")
+        raise EpisodeError(told, told.fix) from None
     with file:
         yield file
 
@@ -130,6 +132,8 @@ class HDF5Table:
 
     def read(self) -> Table:
         found: dict[str, np.ndarray] = {}
+        if not self.length:
+            raise EpisodeError(f"{self.path} holds no row of numbers", "copy the file again, or leave it out")
         with opened(self.path) as file:
             for dataset, names in self.columns.items():
                 numbers = self._numbers(file, dataset).reshape(self.length, -1)

@@ -15,13 +15,15 @@ stands among the rejected ones.
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.episode import Episode, VideoView, View
+from xwam_ft.prepare.episode import Episode, Problem, VideoView, View
 from xwam_ft.prepare.sources import Source, SourceInfo
+from xwam_ft.prepare.sources.beside import absent, files_of
 from xwam_ft.prepare.sources.lerobot_meta import (
     CHUNK,
     fill_template,
@@ -80,6 +82,14 @@ class LeRobotSet(Source):
     def info(self) -> SourceInfo:
         return self._info
 
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """Every table and video that is there, named by meta or not."""
+        return files_of(self.path, self._info.suffixes)
+
+    def absent(self, path: Path, camera: str = "") -> Problem:
+        return absent(path, self.path, self.files, camera=camera, known=(*self.features, "data", "videos", "images"))
+
     def file(self, key: str, default: str, names: dict[str, Any]) -> Path:
         """The file a path template of meta/info.json names."""
         return self.path / fill_template(self.path, key, str(self.meta.get(key) or default), names)
@@ -102,7 +112,7 @@ class LeRobotSet(Source):
         """
         index, length = int(row["episode_index"]), int(row["length"])
         if not data.is_file():
-            problems = [f"{data} is listed in meta and not there", *problems]
+            problems = [self.absent(data), *problems]
         views: dict[str, View] = {}
         for key, feature in self.features.items():
             if feature.dtype == "image":
@@ -132,6 +142,7 @@ class LeRobotSet(Source):
     def unlisted(self, found: dict[int, Path], known: set[int]) -> list[Episode]:
         """What was `found` of episodes that meta does not list, as episodes to be rejected."""
         what = "belongs to an episode that meta does not list: the recording was interrupted"
+        fix = "restore the list in meta; where the episode was given up, nothing needs to be done"
         return [
             Episode(
                 dataset=self.path,
@@ -139,7 +150,7 @@ class LeRobotSet(Source):
                 length=0,
                 views={},
                 table=LeRobotTable(path, index, 0, None, ()),
-                problems=(f"{path} {what}",),
+                problems=(Problem(f"{path} {what}", fix),),
             )
             for index, path in sorted(found.items())
             if index not in known
@@ -198,12 +209,13 @@ class LeRobotV2(LeRobotSet):
         folder = self.path / "images" / key / f"episode_{index:06d}"
         files = picture_files(folder) if folder.is_dir() else ()
         if not folder.is_dir():
-            problems.append(f"{file} is listed in meta and not there")
+            problems.append(self.absent(file, key))
         elif len(files) != length:
-            problems.append(
+            text = (
                 f"{file} is not there; {folder} holds {len(files)} of its {length} pictures: the recording was "
                 "interrupted before encoding"
             )
+            problems.append(Problem(text, "leave the episode out, or bring the rest of its pictures back", key))
         else:
             videos[key] = PictureFiles(folder, files)
             notes.append(f"{file} was never encoded; its pictures in {folder} are used")

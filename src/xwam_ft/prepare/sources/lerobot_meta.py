@@ -13,6 +13,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.prepare.episode import LogCode
 from xwam_ft.prepare.sources import CameraInfo, SourceInfo
+from xwam_ft.prepare.sources.views import VIDEOS
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 PICTURES = ("video", "image")
@@ -119,6 +120,7 @@ def source_info(path: Path, meta: dict[str, Any], features: dict[str, Feature]) 
         cameras={name: CameraInfo(name, each.depth) for name, each in features.items() if each.dtype in PICTURES},
         columns=tuple(column for feature in features.values() for column in feature.columns),
         calibration=read_calibration(path),
+        suffixes=(".parquet", *VIDEOS),
     )
 
 

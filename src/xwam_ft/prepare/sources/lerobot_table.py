@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.prepare.episode import EpisodeError, Table
+from xwam_ft.prepare.sources.beside import located, unreadable
 from xwam_ft.prepare.sources.lerobot_meta import BOOKKEEPING, Feature
 from xwam_ft.prepare.sources.views import open_picture, stacked, to_counts, to_rgb
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8, UInt16
     from numpy import ndarray
+
+
+EMPTY = "its rows were never written, or the copy was cut: copy or download it again, or leave the episode out"
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,12 @@ class ParquetPictures:
         if data:
             return open_picture(bytes(data), where)
         if name:
-            return open_picture(self.root / str(name), f"{self.root / str(name)} ({where})")
+            path = located(self.root, str(name))
+            if path.is_file():
+                return open_picture(path, f"{path} ({where})")
+            raise EpisodeError(
+                f"{path} is not there ({where})", "copy the folder of the pictures into the dataset, beside meta/"
+            )
         raise EpisodeError(f"{where} holds no picture")
 
 
@@ -167,6 +176,8 @@ def _order(table: Any, path: Path, episode: int, length: int, first: int | None)
 
 def _fitting(rows: np.ndarray, path: Path, length: int, first: int | None) -> np.ndarray:
     rows = rows if first is None else rows[first : first + length]
+    if not len(rows):
+        raise EpisodeError(f"{path} holds no row of this episode, meta says {length}", EMPTY)
     if len(rows) != length:
         raise EpisodeError(f"{path} holds {len(rows)} rows of this episode, meta says {length}")
     return rows
@@ -185,17 +196,20 @@ def _schema(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> EpisodeError:
-    return EpisodeError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})")
+    told = unreadable(path, str(error).splitlines()[0], "parquet file")
+    return EpisodeError(told, told.fix)
 
 
 def _scalar(table: Any, name: str) -> np.ndarray:
     """A column of single numbers, also where it is stored as lists of one."""
-    return np.asarray(table.column(name).to_pylist()).reshape(len(table), -1)[:, 0]
+    values = np.asarray(table.column(name).to_pylist())
+    return values.reshape(len(table), -1)[:, 0] if len(table) else np.zeros(0)
 
 
 def _numbers(column: Any, length: int, path: Path, feature: Feature) -> np.ndarray:
     try:
-        numbers = np.asarray(column.to_pylist(), dtype=np.float64).reshape(length, -1)
+        numbers = np.asarray(column.to_pylist(), dtype=np.float64)
+        numbers = numbers.reshape(length, -1) if length else np.zeros((0, len(feature.columns)))
     except (TypeError, ValueError):
         raise EpisodeError(f"{path} column {feature.name!r} has rows of different lengths or missing values") from None
     if numbers.shape[1] != len(feature.columns):

@@ -1,24 +1,33 @@
 """LeRobot v3.0: many episodes share a parquet and an mp4 file.
 
-Frames are located with integers: an episode's first frame in an mp4 is the sum of the lengths of the episodes before
-it in that file. `from_timestamp` is an accumulated float that drifts, so it only checks that sum, and the decoded
-frame count checks both. Everything is keyed by value, never by position.
+Where an episode begins in an mp4 is told by the lengths of those before it, by `from_timestamp` and, where these leave
+a doubt, by the pictures: lerobot_places.py. Everything is keyed by value, never by position.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xwam_ft import media
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.episode import Episode, VideoView, View
+from xwam_ft.files import stand_in
+from xwam_ft.prepare.episode import Episode, Problem, VideoView, View
+from xwam_ft.prepare.sources.beside import unreadable
 from xwam_ft.prepare.sources.lerobot import LeRobotSet
+from xwam_ft.prepare.sources.lerobot_places import Place, places
+from xwam_ft.prepare.sources.lerobot_table import rows_of
 
 V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-DRIFT = 1  # frames that from_timestamp may be off by
+
+
+MISPLACED = (
+    "mend from_timestamp in meta/episodes, or write the video again with a picture for every row of its episodes"
+)
 
 
 class LeRobotV3(LeRobotSet):
@@ -29,8 +38,12 @@ class LeRobotV3(LeRobotSet):
         ordered = [rows[index] for index in sorted(rows)]
         starts = {key: self._video_starts(key, ordered) for key, f in self.features.items() if f.dtype == "video"}
         data_starts = self._data_starts(ordered)
+        listed_rows: Counter[Path] = Counter()
+        for row in ordered:
+            listed_rows[data_starts[int(row["episode_index"])][0]] += int(row["length"])
         tasks = self._tasks()
         known = [self._episode(row, starts, data_starts, tasks) for row in ordered]
+        known[0] = replace(known[0], notes=(*known[0].notes, *_more_rows(listed_rows)))
         return [*known, *self.unlisted(self.leftovers(), set(rows))]
 
     def _meta_rows(self) -> list[dict[str, Any]]:
@@ -44,7 +57,7 @@ class LeRobotV3(LeRobotSet):
                 names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
                 rows += pq.read_table(file, columns=names).to_pylist()
             except (pa.ArrowException, OSError):
-                raise UserError("is not a readable parquet file", file, "download or record it again") from None
+                raise _broken(file) from None
         if any(not isinstance(row.get(name), int) for row in rows for name in ("episode_index", "length")):
             raise UserError("lacks the columns episode_index and length", files[0], "restore meta/episodes")
         return rows
@@ -60,7 +73,7 @@ class LeRobotV3(LeRobotSet):
         try:
             table = pq.read_table(file)
         except (pa.ArrowException, OSError):
-            raise UserError("is not a readable parquet file", file, "download or record it again") from None
+            raise _broken(file) from None
         texts = [name for name in ("task", "__index_level_0__") if name in table.column_names]
         texts += [name for name in table.column_names if name != "task_index" and name not in texts]
         if not texts or "task_index" not in table.column_names:
@@ -77,21 +90,25 @@ class LeRobotV3(LeRobotSet):
                 "restore the columns chunk_index and file_index",
             ) from None
 
-    def _video_starts(self, key: str, ordered: list[dict[str, Any]]) -> dict[int, tuple[Path, int, int]]:
-        """Per episode: the mp4, its first frame there, and the frames all episodes of that mp4 add up to."""
+    def _video_starts(self, key: str, ordered: list[dict[str, Any]]) -> dict[int, tuple[Path, Place]]:
+        """Per episode: the mp4, and where it begins there."""
         prefix = f"videos/{key}"
         by_file: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for row in ordered:
             by_file.setdefault(self._place(row, prefix), []).append(row)
-        found: dict[int, tuple[Path, int, int]] = {}
+        found: dict[int, tuple[Path, Place]] = {}
         for (chunk, number), rows in by_file.items():
-            names = {"video_key": key, **_names(chunk, number)}
-            file = self.file("video_path", V3_VIDEO, names)
-            total = sum(int(row["length"]) for row in rows)
-            first = 0
-            for row in sorted(rows, key=lambda r: (float(r.get(f"{prefix}/from_timestamp") or 0), r["episode_index"])):
-                found[int(row["episode_index"])] = (file, first, total)
-                first += int(row["length"])
+            file = self.file("video_path", V3_VIDEO, {"video_key": key, **_names(chunk, number)})
+            rows.sort(key=lambda r: (float(r.get(f"{prefix}/from_timestamp") or 0), r["episode_index"]))
+            lengths = [int(row["length"]) for row in rows]
+            times = [row.get(f"{prefix}/from_timestamp") for row in rows]
+            stated = [None if time is None else float(time) for time in times]
+            counted = counted_frames(file)
+            placed = (
+                places(file, lengths, stated, counted, float(self.meta["fps"])) if counted else [Place(0)] * len(rows)
+            )
+            for row, place in zip(rows, placed, strict=True):
+                found[int(row["episode_index"])] = (file, place)
         return found
 
     def _data_starts(self, ordered: list[dict[str, Any]]) -> dict[int, tuple[Path, int]]:
@@ -107,7 +124,7 @@ class LeRobotV3(LeRobotSet):
     def _episode(
         self,
         row: dict[str, Any],
-        starts: dict[str, dict[int, tuple[Path, int, int]]],
+        starts: dict[str, dict[int, tuple[Path, Place]]],
         data_starts: dict[int, tuple[Path, int]],
         tasks: dict[int, str],
     ) -> Episode:
@@ -117,26 +134,32 @@ class LeRobotV3(LeRobotSet):
         notes: list[str] = []
         videos: dict[str, View] = {}
         for key in starts:
-            file, first, total = starts[key][index]
-            videos[key] = VideoView(file, first, length, shared=True, code=self.features[key].code)
+            file, place = starts[key][index]
+            videos[key] = VideoView(file, place.first, length, shared=True, code=self.features[key].code)
             if not file.is_file():
-                problems.append(f"{file} is listed in meta and not there")
+                problems.append(self.absent(file, key))
                 continue
-            recorded = row.get(f"videos/{key}/from_timestamp")
-            expected = None if recorded is None else round(float(recorded) * float(self.meta["fps"]))
-            if expected is not None and abs(expected - first) > DRIFT:
-                problems.append(
-                    f"{file}: from_timestamp {recorded} puts the episode at frame {expected}, "
-                    f"the lengths of the episodes before it at frame {first}"
-                )
-            counted = counted_frames(file)
-            if counted < first + length:
-                problems.append(
-                    f"{file} holds {counted} frames, the episode needs frames {first} to {first + length - 1}"
-                )
-            elif counted > total:
-                notes.append(f"{file} holds {counted} frames, its episodes add up to {total}")
+            if not counted_frames(file):
+                problems.append(unreadable(file, "no picture of it decodes", "video", key))
+            elif place.problem:
+                problems.append(Problem(place.problem, MISPLACED, key))
+            if place.note:
+                notes.append(place.note)
         return self.episode(row, data, first_row, tasks, videos, problems, notes)
+
+
+def _broken(file: Path) -> UserError:
+    what, fix = stand_in(file) or ("is not a readable parquet file", "copy or download it again")
+    return UserError(what, file, fix)
+
+
+def _more_rows(listed: Counter[Path]) -> list[str]:
+    """Of tables with rows of episodes that meta does not list."""
+    return [
+        f"{file} holds {rows_of(file)} rows, its episodes in meta add up to {rows}: the others are not read"
+        for file, rows in listed.items()
+        if rows_of(file) > rows
+    ]
 
 
 def _names(chunk: int, number: int) -> dict[str, int]:

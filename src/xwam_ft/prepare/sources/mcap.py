@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.prepare.episode import Episode, EpisodeError, Table, View
+from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, Table, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
 from xwam_ft.prepare.sources import mcap_messages as messages
 from xwam_ft.prepare.sources.mcap_clock import Clock, clock_of
@@ -39,6 +39,7 @@ reads = "MCAP files and rosbag2 folders (ROS 2, Foxglove JSON)"
 
 COMMANDS = re.compile(r"(?:^|[/_])(?:cmd|commands?|commanded|actions?|targets?|goals?|desired|setpoint)(?:[/_]|$)")
 INSTRUCTIONS = ("instruction", "task", "prompt", "language_instruction")
+VIDEO = re.compile(r"(?:^|[/.])(?:CompressedVideo|FFMPEGPacket|H26[45]\w*|VideoPacket)$", re.IGNORECASE)
 LOOKED_AT = 10  # messages of a topic that are decoded to learn the names of its numbers
 RATE_SLACK = 0.05  # how far an episode's own rate may be from the set's
 QUATERNION = ("qx", "qy", "qz", "qw")
@@ -199,7 +200,8 @@ class Mcap(Source):
         rates = [recording.clock.rate for recording in self.recordings if recording.clock is not None]
         if not rates:
             problems = [recording.problem or "" for recording in self.recordings]
-            raise UserError(f"no episode can be read ({listed(dict.fromkeys(problems), 3)})", self.path, "mend them")
+            fix = next((fix for problem in problems if (fix := getattr(problem, "fix", ""))), "mend them")
+            raise UserError(f"no episode can be read ({listed(dict.fromkeys(problems), 3)})", self.path, fix)
         return SourceInfo(
             path=self.path,
             format="MCAP",
@@ -207,6 +209,7 @@ class Mcap(Source):
             robot="unknown",
             cameras=cameras,
             columns=tuple(columns),
+            suffixes=(".mcap", ".db3"),
         )
 
     def _episode(self, index: int, recording: _Recording) -> Episode:
@@ -308,6 +311,8 @@ def _index(paths: tuple[Path, ...]) -> _Recording:
     problem = None if broken is None else cut
     pictures = {name: topic.times for name, topic in used.items() if messages.is_picture(topic)}
     numbers = {name: topic.times for name, topic in used.items() if name not in pictures}
+    if not pictures:
+        return _Recording(paths, used, None, metadata, problem or _no_pictures(paths[0], topics))
     texts = {name for name in numbers if messages.is_text(used[name])}
     commands = {name for name in numbers if is_command_topic(name)}
     try:
@@ -317,6 +322,19 @@ def _index(paths: tuple[Path, ...]) -> _Recording:
     except EpisodeError as error:
         return _Recording(paths, used, None, metadata, problem or str(error))
     return _Recording(paths, used, replace(clock, notes=(*clock.notes, *notes)), metadata, problem)
+
+
+def _no_pictures(path: Path, topics: dict[str, Topic]) -> Problem:
+    """With what is there instead; compressed video is the usual reason."""
+    there = [f"{topic.name} ({topic.schema}, {len(topic.times)} messages)" for topic in topics.values()]
+    video = [topic.name for topic in topics.values() if VIDEO.search(topic.schema)]
+    read = "sensor_msgs/Image or CompressedImage (or Foxglove's)"
+    fix = (
+        f"record the camera topics as {read}"
+        if not there or not video
+        else (f"write {listed(video)} out as {read}: packets of compressed video are not read")
+    )
+    return Problem(f"{path} holds no pictures; its topics are {listed(there, 30)}", fix)
 
 
 def _instructions(recording: _Recording) -> tuple[str, ...]:

@@ -28,10 +28,11 @@ from scipy.spatial.transform import Rotation
 from xwam_ft import media
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
-from xwam_ft.prepare.episode import Episode, EpisodeError, Table, VideoView, View
+from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, Table, VideoView, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
+from xwam_ft.prepare.sources.beside import located
 from xwam_ft.prepare.sources.lerobot_meta import read_calibration
-from xwam_ft.prepare.sources.views import find_view, natural
+from xwam_ft.prepare.sources.views import VIDEOS, find_view, natural
 
 reads = "X-WAM's own layout (metadata.json beside data/chunk-*/episode_*.json)"
 
@@ -113,6 +114,7 @@ class XWAMSet(Source):
             cameras={name: CameraInfo(name, name.endswith("_depth")) for name in cameras},
             columns=tuple(self.columns),
             calibration=calibration | {name: {**kind, **known(name)} for name, kind in self.kinds.items()},
+            suffixes=VIDEOS,
         )
 
     def _episode(self, index: int) -> Episode:
@@ -145,7 +147,7 @@ class XWAMSet(Source):
                     if found is not None:
                         views[feature] = found
         except EpisodeError as error:
-            problems.append(str(error))
+            problems.append(Problem.of(error))
         return Episode(
             dataset=self.path,
             index=index,
@@ -161,7 +163,7 @@ class XWAMSet(Source):
         if not view.get(key):
             return None if key == "depth_path" else f"{file} view {name!r} has no rgb_path"
         start, end = view.get("start", 0), view.get("end")
-        path = self.path / str(view[key])
+        path = located(self.path, str(view[key]))
         if not isinstance(start, int) or start < 0 or (end is not None and end - start not in (length, length - 1)):
             return f"{file} view {name!r} is frames {start!r} to {end!r} of {path}, the episode has {length}"
         found = find_view(path, start, length)
@@ -231,6 +233,8 @@ def _array(values: Any, where: str, length: int) -> np.ndarray:
         raise EpisodeError(f"{where} has rows of different lengths or missing values") from None
     if len(np.atleast_1d(array)) != length:
         raise EpisodeError(f"{where} holds {len(np.atleast_1d(array))} rows, the episode has {length} frames")
+    if not length:
+        raise EpisodeError(f"{where} holds no row", "copy the episode's file again, or leave it out")
     return array.reshape(length, -1)
 
 
