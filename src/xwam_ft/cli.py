@@ -79,6 +79,9 @@ def prepare(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
     ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the embodiment; repeatable.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
     urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
 ) -> None:
@@ -99,6 +102,7 @@ def prepare(
         console=_console(),
         depth_check=depth_check,
         ray=ray,
+        overrides=overrides or [],
     )
 
 

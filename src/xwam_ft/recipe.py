@@ -12,9 +12,9 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from xwam_ft.bundled import named_file
-from xwam_ft.errors import UserError, listed
+from xwam_ft.errors import listed
 from xwam_ft.recipe_model import ModelSpec
-from xwam_ft.strict_yaml import Fraction, Natural, Section, parse, read_yaml
+from xwam_ft.strict_yaml import Fraction, Natural, Section, apply_override, parse, read_yaml
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -274,7 +274,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     tree = read_yaml(path)
     _beside(tree, path.parent)
     for override in overrides or []:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse(Recipe, tree, path)
 
 
@@ -295,23 +295,3 @@ def _beside(tree: dict[str, Any], folder: Path) -> None:
             if isinstance(source, dict) and "path" in source:
                 source["path"] = found(source["path"])
         data["shards"] = found(shards)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise UserError(
-            f"{override!r} is not of the form a.b=c", "--set", "write for example --set trainer.max_steps=100"
-        )
-    try:
-        value: object = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"the value {text!r} is not valid YAML", f"--set {name}", "quote it") from None
-    *sections, key = name.strip().split(".")
-    place: dict[str, Any] = tree
-    for section in sections:
-        below = place.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
-        place = below
-    place[key] = value

@@ -50,7 +50,9 @@ def test_an_edited_recipe_is_refused_in_every_format(run: Path, tmp_path: Path) 
     assert "alpha: 2.0" in path.read_text()
     path.write_text(path.read_text().replace("alpha: 2.0", "alpha: 8.0"))  # would scale the adapter fourfold
     for format in ("bundle", "peft"):
-        with pytest.raises(UserError, match=r"was trained with model\.lora\.alpha 2\.0, and .*recipe\.yaml says 8\.0\. Fix: restore it"):
+        with pytest.raises(
+            UserError, match=r"was trained with model\.lora\.alpha 2\.0, and .*recipe\.yaml says 8\.0\. Fix: restore it"
+        ):
             export_run(run, tmp_path / "out", format=format, console=QUIET)
     assert not (tmp_path / "out").exists()
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def prepare(
     console: Console,
     depth_check: bool = False,
     ray: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> PrepareReport:
     """Turn recordings into a shard set at `out`.
 
@@ -89,6 +91,7 @@ def prepare(
         depth_check: compare the chosen depth with recorded depth, where there is some.
         ray: address of a Ray cluster that does the episodes instead of `workers`.
         strict: a rejected episode ends it.
+        overrides: `section.key=value` strings for the embodiment.
 
     Raises:
         UserError: everything wrong with the inputs; with `strict` the first rejected episode; no episode left;
@@ -97,7 +100,7 @@ def prepare(
     started = time.perf_counter()
     embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
     _require_apart(raws, out)
-    spec = load_embodiment(embodiment)
+    spec = load_embodiment(embodiment, overrides)
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
         jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out), check=depth_check)
