@@ -51,10 +51,12 @@ __version__ = "0.1.0"
 __all__ = ["Contract", "Policy", "Recipe", "ShardSet", "UserError", "load_contract", "load_recipe"]
 
 _HOMES = {
+    "ClipDataModule": "train.data",
     "Contract": "contract",
     "Policy": "policy.policy",
     "Recipe": "recipe",
     "ShardSet": "shards",
+    "TrainingModule": "train.module",
     "UserError": "errors",
     "load_contract": "contract",
     "load_recipe": "recipe",

@@ -92,9 +92,10 @@ def plan(
     fit: Annotated[bool, typer.Option("--fit", help="Find the largest micro-batch that fits in memory.")] = False,
 ) -> None:
     """What a run will hold, fill and take, before any weight is loaded."""
+    from xwam_ft.recipe import load_recipe
     from xwam_ft.train.plan_report import plan_recipe
 
-    plan_recipe(recipe, overrides or [], _console(), probe=probe, fit=fit)
+    plan_recipe(load_recipe(recipe, overrides), _console(), probe=probe, fit=fit)
 
 
 @app.command()
@@ -104,9 +105,10 @@ def encode(
     overrides: Overrides = None,
 ) -> None:
     """Make the latent cache of a shard set; `train` does it too where it is missing."""
-    from xwam_ft.train.run import encode_shards
+    from xwam_ft.recipe import load_recipe
+    from xwam_ft.train.inputs import encode_shards
 
-    encode_shards(shards, recipe, overrides or [], _console())
+    encode_shards(shards, load_recipe(recipe, overrides), _console())
 
 
 @app.command()
@@ -118,16 +120,23 @@ def train(
     smoke: Annotated[bool, typer.Option("--smoke", help="Prove in a minute that RECIPE trains; makes no run.")] = False,
 ) -> None:
     """Train by a recipe, or go on with a run that was interrupted."""
-    from xwam_ft.train import run as training
+    from xwam_ft.recipe import load_recipe
 
     if smoke and recipe is not None and resume is None and run is None:
-        training.smoke_test(recipe, overrides or [], _console())
+        from xwam_ft.train.smoke import smoke_test
+
+        smoke_test(load_recipe(recipe, overrides), _console())
     elif smoke:
         raise UserError("goes with a recipe and --set alone", "--smoke", "give RECIPE, without --run and --resume")
     elif resume is not None and recipe is None and run is None:
-        training.resume(resume, _console(), overrides)
+        from xwam_ft.train.train import resume_run
+
+        resume_run(resume, _console(), overrides)
     elif recipe is not None and resume is None:
-        training.train(recipe, run, overrides or [], _console())
+        loaded = load_recipe(recipe, overrides)
+        from xwam_ft.train.train import train_recipe
+
+        train_recipe(loaded, run or Path("runs") / recipe.stem, _console())
     else:
         raise UserError("got neither just a recipe nor just --resume", "xwam-ft train", "give RECIPE, or --resume RUN")
 

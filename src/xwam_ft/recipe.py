@@ -266,7 +266,11 @@ class OptimSpec(Section):
 
 class TrainerSpec(Section):
     """`devices` are those of one machine, `nodes` the machines. `fsdp2` cuts weights, gradients and AdamW's state over
-    all of them, where `ddp` holds the whole on each."""
+    all of them, where `ddp` holds the whole on each.
+
+    `callbacks` and `loggers` name CODE that is imported and run: Lightning callbacks and loggers by `my.module:Name`,
+    each made by a call without arguments.
+    """
 
     max_steps: PositiveInt
     batch_size: PositiveInt = 16  # clips a device and micro-batch
@@ -278,6 +282,8 @@ class TrainerSpec(Section):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     workers: Natural = 0  # DataLoader worker processes; the run does not depend on it
     threads: Natural = 0  # torch CPU threads; 0 leaves torch's own choice
+    callbacks: list[str] = Field(default=[])
+    loggers: list[str] = Field(default=[])
 
 
 class CheckpointSpec(Section):

@@ -51,6 +51,11 @@ class RunFolder:
     checkpoint: Checkpoint | None
 
     @property
+    def first_step(self) -> int:
+        """The optimizer steps done so far."""
+        return 0 if self.checkpoint is None else self.checkpoint.state.step
+
+    @property
     def recipe_sha256(self) -> str:
         return hashlib.sha256((self.path / RECIPE_FILE).read_bytes()).hexdigest()
 
