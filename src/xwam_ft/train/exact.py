@@ -74,7 +74,7 @@ class ExactCheckpoints(StepCallback):
         set_step(trainer, checkpoint.state.step)
 
     def require_belonging(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Raise a `UserError` if the checkpoint is of another recipe, contract, backbone, shard set or size of a step."""
+        """Raise a `UserError` if the checkpoint is of another recipe, contract, backbone, shard set or step size."""
         samples = geometry_of(module.recipe, trainer).samples
         require_continuable(self.folder, self.shard_set, self.identity, module.backbone, samples)
 
