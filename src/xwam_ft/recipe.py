@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.strict_yaml import Fraction, Natural, Section, parse, read_yaml
+from xwam_ft.errors import did_you_mean, listed
+from xwam_ft.strict_yaml import Fraction, Natural, Overrides, Section, apply_overrides, parse, read_yaml
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -353,39 +353,25 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: Overrides | None = None) -> Recipe:
     """Read, override and check a recipe.
 
     A relative `data.shards` or `backbone.path` is relative to the working directory, as typed paths are.
 
     Args:
         path: YAML file.
-        overrides: `section.key=value` strings (the command line's --set), applied in order.
+        overrides: applied in order; texts are the command line's --set.
 
     Raises:
         UserError: file missing, not YAML, an override without "=", or any wrong key or value (all in one message).
     """
     tree = read_yaml(path)
-    for override in overrides or []:
-        _apply(tree, override)
+    apply_overrides(tree, overrides or ())
     return parse(Recipe, tree, path)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise UserError(
-            f"{override!r} is not of the form a.b=c", "--set", "write for example --set trainer.max_steps=100"
-        )
-    try:
-        value: object = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"the value {text!r} is not valid YAML", f"--set {name}", "quote it") from None
-    *sections, key = name.strip().split(".")
-    place: dict[str, Any] = tree
-    for section in sections:
-        below = place.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
-        place = below
-    place[key] = value
+def overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """The recipe with other values, checked as a file's are."""
+    tree = recipe.model_dump(mode="json")
+    apply_overrides(tree, overrides)
+    return parse(Recipe, tree, Path("recipe"))

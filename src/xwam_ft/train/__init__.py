@@ -28,3 +28,7 @@ callbacks.py   averaged weights, guards, signals, the clock, the bar; own_code.p
 loggers.py     Lightning's loggers, and metrics.jsonl
 look.py        the callback that looks at a run: validation.py what by; history.py where it lies; report.py the page
 """
+
+from xwam_ft.verb import callable_room
+
+callable_room(__name__)

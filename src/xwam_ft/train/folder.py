@@ -24,6 +24,7 @@ from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder
 from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.strict_yaml import Overrides
 from xwam_ft.train.checkpoint import Checkpoint, latest_checkpoint
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def make_run(path: Path, recipe: Recipe, contract: Contract) -> RunFolder:
     return open_run(path)
 
 
-def open_run(path: Path, overrides: list[str] | None = None) -> RunFolder:
+def open_run(path: Path, overrides: Overrides | None = None) -> RunFolder:
     """Read a run folder; its recipe with `overrides`, which are not written to it.
 
     Raises:

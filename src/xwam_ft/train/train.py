@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
+    from xwam_ft.strict_yaml import Overrides
     from xwam_ft.train.clip_source import ClipPool, ClipSource
 
 
@@ -77,11 +78,11 @@ def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
     return _finish(folder, inputs, clips, own, console)
 
 
-def resume_run(run: Path, console: Console, overrides: list[str] | None = None) -> None:
+def resume_run(run: Path, console: Console, overrides: Overrides | None = None) -> None:
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 
     Args:
-        overrides: `a.b=c` strings of keys that the result does not depend on (folder.FREE, CUT); this call's alone.
+        overrides: of keys that the result does not depend on (folder.FREE, CUT); this call's alone.
 
     Raises:
         UserError: not a run folder, a damaged checkpoint, another contract, backbone, shard set or recipe, or an
