@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.errors import UserError
-from xwam_ft.results import Bundle, EncodedSet, Evaluation, Imagined, Inspection, PreparedSet, Run
+from xwam_ft.results import Bundle, EncodedSet, Evaluation, ImaginedEpisode, Inspection, PreparedSet, Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,7 +237,7 @@ def imagine(
     out: str | Path,
     *,
     progress: bool | Console = False,
-) -> Imagined:
+) -> ImaginedEpisode:
     """Write imagined beside recorded: RGB, depth and point cloud of an episode of a shard set.
 
     Args:
@@ -250,7 +250,7 @@ def imagine(
     from xwam_ft.evaluate.imagine import imagine as work
 
     metrics = work(_path(bundle), _path(shards), episode, Path(out), _console(progress))
-    return Imagined(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
+    return ImaginedEpisode(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
 
 
 def evaluate(

@@ -98,7 +98,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Imagined:
+class ImaginedEpisode:
     """Imagined beside recorded: the folder, its film, a sheet of pictures, and the scores."""
 
     path: Path
