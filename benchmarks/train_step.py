@@ -19,12 +19,12 @@ from pydantic import ValidationError
 
 from _measure import flops, machine, matmul_peak, peak_memory, pick_device, print_table, seconds
 from _sizes import SIZES, Size, command, random_backbone
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
+from xwam_ft.train.batch import Batch
 from xwam_ft.train.clips import StepGeometry
-from xwam_ft.train.data import Batch
 from xwam_ft.train.draws import draw
 from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.session import trainable_network
 
 RANK = 32
 FORMS: dict[str, dict[str, Any]] = {
@@ -201,6 +201,7 @@ def _step(module: TrainingModule, batch: Batch, precision: str) -> Any:
             loss = module.training_step(batch, 0)
         loss.backward()
         module.on_before_optimizer_step(optimizer)
+        module.configure_gradient_clipping(optimizer)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -19,7 +19,9 @@ from rich.console import Console
 from _measure import machine, print_table
 from xwam_ft.bundled import bundled
 from xwam_ft.prepare.pipeline import prepare
-from xwam_ft.train.run import encode_shards, train
+from xwam_ft.recipe import load_recipe
+from xwam_ft.train.inputs import encode_shards
+from xwam_ft.train.train import train_recipe
 
 RECORDINGS, EMBODIMENT = "recordings/metaworld_demo", "recipes/embodiments/metaworld_sawyer_rgb.yaml"
 QUIET = Console(quiet=True)
@@ -40,7 +42,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="xwam-ft-") as place:
         shards = shards or _prepared(Path(place))
         sets = [f"data.shards={json.dumps(str(shards))}", f"trainer.workers={workers}"]
-        encode_shards(shards, recipe, sets, QUIET)
+        encode_shards(shards, load_recipe(recipe, sets), QUIET)
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for number in range(repeats):
             for way, cache in WAYS.items():
@@ -58,7 +60,7 @@ def timed(recipe: Path, run: Path, sets: list[str], steps: int) -> tuple[float, 
     """Samples a second of a run without validation, setup apart, and the share of that time spent waiting for data."""
     off = ["validation.every_steps=0", "validation.imagine_clips=0", "validation.clips=1", "logging.to=[]"]
     overrides = [*sets, *off, f"trainer.max_steps={steps}", f"checkpoint.every_steps={steps}"]
-    train(recipe, run, overrides, QUIET)
+    train_recipe(load_recipe(recipe, overrides), run, QUIET)
     spent = json.loads((run / "time.json").read_text())
     samples = steps * json.loads((run / "plan.json").read_text())["batch"]
     return samples / (spent["network"] + spent["data"]), spent["data"] / (spent["network"] + spent["data"])

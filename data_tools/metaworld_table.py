@@ -25,8 +25,8 @@ from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 from xwam_ft.export.export import export_run
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.recipe import load_recipe
-from xwam_ft.train import run as training
 from xwam_ft.train.folder import open_run
+from xwam_ft.train.train import resume_run, train_recipe
 
 TASKS = ("button-press-topdown", "drawer-open", "window-open", "push")
 EPISODES = 30  # recorded of each task
@@ -79,9 +79,9 @@ def row(
             "was made by another recipe or from other recordings", run, "give this one a --label of its own"
         )
     if not run.exists():
-        training.train(recipe, run, sets, CONSOLE)
+        train_recipe(load_recipe(recipe, sets), run, CONSOLE)
     elif not bundle.exists():
-        training.resume(run, CONSOLE)
+        resume_run(run, CONSOLE)
     if not bundle.exists():
         options = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
         export_run(run, bundle, format="bundle", **options)

@@ -297,7 +297,8 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
     import yaml
     from rich.console import Console
 
-    from xwam_ft.train.run import train
+    from xwam_ft.recipe import load_recipe
+    from xwam_ft.train.train import train_recipe
 
     folder = tmp_path_factory.mktemp("trained")
     shard_set = write_shard_set(folder / "shards", contract)  # its own: training adds a latent cache
@@ -314,7 +315,8 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     threads = torch.get_num_threads()
     try:
-        return train(folder / "recipe.yaml", folder / "run", [], Console(quiet=True))
+        train_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", Console(quiet=True))
+        return folder / "run"
     finally:
         torch.set_num_threads(threads)
 

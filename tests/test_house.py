@@ -15,7 +15,7 @@ import xwam_ft
 SOURCE = Path(xwam_ft.__file__).parent
 REPOSITORY = SOURCE.parents[1]
 ROOMS = ["prepare", "model", "policy", "evaluate", "train", "export"]
-FRONT_DOORS = {"cli", "demo"}
+FRONT_DOORS = {"api", "cli", "demo", "results"}
 MAY_NOT = {"prepare": set(ROOMS) - {"prepare"}, "model": set(ROOMS) - {"model"}} | {
     room: set(ROOMS[ROOMS.index(room) + 1 :]) for room in ROOMS[2:]
 }

@@ -4,7 +4,9 @@ The map of the package. The commands are the rooms; what several of them share a
 Data walks through once:  raw recordings --prepare--> shards --train--> run --export--> bundle --policy--> actions
 
 Front doors
-    cli.py            the verbs of `xwam-ft`
+    api.py            every verb as a function: `xwam_ft.train(...)`
+    results.py        what they return
+    cli.py            the verbs of `xwam-ft`, a thin layer over it
     demo.py           the whole job on the bundled recordings
 
 The hall
@@ -25,6 +27,7 @@ The hall
     progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
     shard_writer.py   writing it
+    verb.py           a room's package that can be called
 
 The rooms, each importing only those before it (prepare and model do not know each other)
     prepare/          raw recordings -> shards
@@ -44,27 +47,74 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xwam_ft.api import (
+        encode,
+        evaluate,
+        export,
+        imagine,
+        inspect,
+        plan,
+        prepare,
+        serve,
+        train,
+    )
     from xwam_ft.contract import Contract, load_contract
     from xwam_ft.errors import UserError
     from xwam_ft.policy.policy import Policy
     from xwam_ft.recipe import Recipe, load_recipe
+    from xwam_ft.results import Bundle, PreparedSet, Run
     from xwam_ft.shards import ShardSet
+    from xwam_ft.train.data import ClipDataModule
+    from xwam_ft.train.module import TrainingModule
 
 __version__ = "0.1.0"
-__all__ = ["Contract", "Policy", "Recipe", "ShardSet", "UserError", "load_contract", "load_recipe"]
+__all__ = [
+    "Bundle",
+    "ClipDataModule",
+    "Contract",
+    "Policy",
+    "PreparedSet",
+    "Recipe",
+    "Run",
+    "ShardSet",
+    "TrainingModule",
+    "UserError",
+    "encode",
+    "evaluate",
+    "export",
+    "imagine",
+    "inspect",
+    "load_contract",
+    "load_recipe",
+    "plan",
+    "prepare",
+    "serve",
+    "train",
+]
 
 _HOMES = {
+    **dict.fromkeys(("encode", "imagine", "inspect", "plan", "serve"), "api"),
+    **dict.fromkeys(("Bundle", "PreparedSet", "Run"), "results"),
+    "ClipDataModule": "train.data",
     "Contract": "contract",
     "Policy": "policy.policy",
     "Recipe": "recipe",
     "ShardSet": "shards",
+    "TrainingModule": "train.module",
     "UserError": "errors",
     "load_contract": "contract",
     "load_recipe": "recipe",
 }
+_ROOMS = ("evaluate", "export", "prepare", "train")  # packages that can be called, see verb.py
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The verbs of `xwam-ft`. Each reads its arguments, calls one function of a room and prints where the result lies.
+"""The verbs of `xwam-ft`: each reads its arguments and calls the function of its name in api.py, telling it to print.
 
 Heavy imports stand inside the verbs, so that `--help` answers at once. A `UserError` ends in one sentence on stderr
 and exit code 2; anything else is a bug and keeps its traceback.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xwam_ft.errors import EXIT_CODE, UserError
+from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +57,9 @@ def inspect(
     write: Annotated[Path | None, typer.Option(help="Write a commented starter embodiment file here.")] = None,
 ) -> None:
     """Show what recordings hold, and propose how to read them."""
-    from xwam_ft.prepare.inspect import inspect
+    from xwam_ft import api
 
-    inspect(raw, write, _console())
+    api.inspect(raw, write, progress=_console())
 
 
 @app.command()
@@ -88,10 +88,10 @@ def prepare(
     """Turn raw recordings into shards."""
     if len(paths) < 2:
         raise UserError("got one path", "xwam-ft prepare", "give the recordings, then the folder to make: RAW... OUT")
-    from xwam_ft.prepare.pipeline import prepare
+    from xwam_ft import api
 
     *raws, out = paths
-    prepare(
+    api.prepare(
         raws,
         out,
         embodiment=embodiment,
@@ -99,10 +99,10 @@ def prepare(
         workers=workers,
         strict=strict,
         urdf_dirs=urdf_dir or [],
-        console=_console(),
         depth_check=depth_check,
         ray=ray,
         overrides=overrides or [],
+        progress=_console(),
     )
 
 
@@ -114,9 +114,9 @@ def plan(
     fit: Annotated[bool, typer.Option("--fit", help="Find the largest micro-batch that fits in memory.")] = False,
 ) -> None:
     """Count what a run will hold, fill and take; loads no weights."""
-    from xwam_ft.train.plan_report import plan_recipe
+    from xwam_ft import api
 
-    plan_recipe(recipe, overrides or [], _console(), probe=probe, fit=fit)
+    api.plan(recipe, probe=probe, fit=fit, progress=_console(), **_values(overrides))
 
 
 @app.command()
@@ -126,9 +126,9 @@ def encode(
     overrides: Overrides = None,
 ) -> None:
     """Make the latent cache of shards; `train` does it where missing."""
-    from xwam_ft.train.run import encode_shards
+    from xwam_ft import api
 
-    encode_shards(shards, recipe, overrides or [], _console())
+    api.encode(shards, recipe, progress=_console(), **_values(overrides))
 
 
 @app.command()
@@ -140,18 +140,18 @@ def train(
     smoke: Annotated[bool, typer.Option("--smoke", help="Prove in a minute that RECIPE trains; makes no run.")] = False,
 ) -> None:
     """Train by a recipe, or go on with a run that was interrupted."""
-    from xwam_ft.train import run as training
+    from xwam_ft import api
 
-    if smoke and recipe is not None and resume is None and run is None:
-        training.smoke_test(recipe, overrides or [], _console())
-    elif smoke:
+    if smoke and (recipe is None or resume is not None or run is not None):
         raise UserError("goes with a recipe and --set alone", "--smoke", "give RECIPE, without --run and --resume")
-    elif resume is not None and recipe is None and run is None:
-        training.resume(resume, _console(), overrides)
-    elif recipe is not None and resume is None:
-        training.train(recipe, run, overrides or [], _console())
+    if smoke:
+        from xwam_ft.recipe import load_recipe
+        from xwam_ft.train.smoke import smoke_test
+
+        assert recipe is not None
+        smoke_test(load_recipe(recipe, overrides), _console())
     else:
-        raise UserError("got neither just a recipe nor just --resume", "xwam-ft train", "give RECIPE, or --resume RUN")
+        api.train(recipe, run, resume=resume, progress=_console(), **_values(overrides))
 
 
 @app.command()
@@ -168,9 +168,9 @@ def export(
     wan: Annotated[Path | None, typer.Option(help="xwam: folder of Wan's own VAE and text encoder files.")] = None,
 ) -> None:
     """Write a bundle that has proved itself, or another format."""
-    from xwam_ft.export.export import export_run
+    from xwam_ft import api
 
-    export_run(
+    api.export(
         run,
         out,
         format=format,
@@ -181,7 +181,7 @@ def export(
         prompts=prompt or [],
         wan=wan,
         step=step,
-        console=_console(),
+        progress=_console(),
     )
 
 
@@ -193,9 +193,9 @@ def imagine(
     out: Annotated[Path, typer.Option(help="Folder to make.")],
 ) -> None:
     """Write imagined beside recorded: RGB, depth and point cloud."""
-    from xwam_ft.evaluate.imagine import imagine
+    from xwam_ft import api
 
-    imagine(bundle, shards, episode, out, _console())
+    api.imagine(bundle, shards, episode, out, progress=_console())
 
 
 Execute = Annotated[int | None, typer.Option(min=1, help="Closed loop: commands executed a chunk; default half of it.")]
@@ -233,31 +233,15 @@ def evaluate(
     Open loop (SHARDS): action error on recorded episodes, in physical units. Closed loop (--env): how often the task
     is done.
     """
-    if (shards is None) == (env is None):
-        raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
-    idle = CLOSED if shards else OPEN
-    _require_unused(ctx, (*idle, "films") if out is None else idle)
-    if shards is not None:
-        _evaluate_open_loop(bundle, shards, out, clips, split, latency, camera_blackout)
-        return
-    from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+    from xwam_ft import api
 
-    assert env is not None
-    limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
-    evaluate_in_environment(
-        bundle, env, episodes=episodes, seed=seed, out=out, films=films, console=_console(), **limits
-    )
-
-
-def _evaluate_open_loop(
-    bundle: Path, shards: Path, out: Path | None, clips: int, split: str, latency: bool, camera_blackout: bool
-) -> None:
-    from xwam_ft.evaluate.open_loop import evaluate_bundle
-
-    if split not in ("held_out", "train"):
-        raise UserError(f"is {split!r}", "--split", "give held_out or train")
-    options = {"latency": latency, "camera_blackout": camera_blackout}
-    evaluate_bundle(bundle, shards, out, clips, _console(), split=split, **options)
+    if (shards is None) != (env is None):
+        idle = CLOSED if shards is not None else OPEN
+        _require_unused(ctx, (*idle, "films") if out is None else idle)
+    open_loop = {"clips": clips, "split": split, "latency": latency, "camera_blackout": camera_blackout}
+    closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}
+    options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps}
+    api.evaluate(bundle, shards, env=env, out=out, progress=_console(), **options)
 
 
 @app.command()
@@ -277,22 +261,14 @@ def serve(
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Of text; default the bundle's.")] = None,
 ) -> None:
     """Answer robots over the network, by openpi's protocol."""
-    from xwam_ft.policy.serve import serve_bundle
+    from xwam_ft import api
 
     if replay is not None:
         idle = ("device", "compile", "seed", "action_steps", "guidance")
         _require_unused(ctx, idle, "leave it out: a replay answers what was recorded")
-    serve_bundle(
-        bundle,
-        host=host,
-        port=port,
-        device=device,
-        compile=compile,
-        settings={"seed": seed, "action_steps": action_steps, "guidance": guidance},
-        replay=replay,
-        api_key_file=api_key_file,
-        console=_console(),
-    )
+    options: dict[str, Any] = {"device": device, "compile": compile, "seed": seed, "guidance": guidance}
+    options |= {"replay": replay, "api_key_file": api_key_file, "action_steps": action_steps}
+    api.serve(bundle, host=host, port=port, progress=_console(), **options)
 
 
 @app.command()
@@ -316,6 +292,19 @@ def _require_unused(ctx: typer.Context, names: tuple[str, ...], fix: str = EVALU
         if source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-")
             raise UserError("changes nothing here", option, fix)
+
+
+def _values(overrides: list[str] | None) -> dict[str, Any]:
+    """{"a.b": c} of --set a.b=c."""
+    from xwam_ft.recipe import Recipe
+    from xwam_ft.strict_yaml import parse_override
+
+    values = dict(map(parse_override, overrides or []))
+    for name in values:
+        if name.partition(".")[0] not in Recipe.model_fields:  # an argument of the function would take it for its own
+            hint = did_you_mean(name, Recipe.model_fields)
+            raise UserError(f"unknown section {name!r}{hint}", "--set", f"a recipe has {listed(Recipe.model_fields)}")
+    return values
 
 
 def _console() -> Console:

@@ -39,8 +39,9 @@ def demo(out: Path, console: Console) -> None:
     from xwam_ft.evaluate.open_loop import evaluate_bundle
     from xwam_ft.export.export import export_run
     from xwam_ft.prepare.pipeline import prepare
+    from xwam_ft.recipe import load_recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train import run as training
+    from xwam_ft.train.train import resume_run, train_recipe
 
     shards, run, bundle = out / "shards", out / "run", out / "bundle"
     pictures, evaluation = out / "imagined", out / "evaluation"
@@ -59,9 +60,9 @@ def demo(out: Path, console: Console) -> None:
         )
     with _stage("train", console, took):
         if not run.exists():
-            training.train(bundled(RECIPE), run, [f"data.shards={json.dumps(str(shards))}"], console)
+            train_recipe(load_recipe(bundled(RECIPE), [f"data.shards={json.dumps(str(shards))}"]), run, console)
         elif not bundle.exists():
-            training.resume(run, console)
+            resume_run(run, console)
     with _stage("export", console, took):
         if not bundle.exists():
             export_run(run, bundle, format="bundle", ema=True, depth=True, dtype=None, prompts=[], console=console)

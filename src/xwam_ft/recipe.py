@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from xwam_ft.bundled import named_file
 from xwam_ft.errors import listed
 from xwam_ft.recipe_model import ModelSpec
-from xwam_ft.strict_yaml import Fraction, Natural, Section, apply_override, parse, read_yaml
+from xwam_ft.strict_yaml import Fraction, Natural, Overrides, Section, apply_overrides, parse, read_yaml
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -176,7 +176,11 @@ class OptimSpec(Section):
 
 class TrainerSpec(Section):
     """`devices` are those of one machine, `nodes` the machines. `fsdp2` cuts weights, gradients and AdamW's state over
-    all of them, where `ddp` holds the whole on each."""
+    all of them, where `ddp` holds the whole on each.
+
+    `callbacks` and `loggers` name CODE that is imported and run: Lightning callbacks and loggers by `my.module:Name`,
+    each made by a call without arguments.
+    """
 
     max_steps: PositiveInt
     batch_size: PositiveInt = 16  # clips a device and micro-batch
@@ -188,6 +192,8 @@ class TrainerSpec(Section):
     precision: Literal["32-true", "bf16-mixed", "auto"] = "32-true"
     workers: Natural = 0  # DataLoader worker processes; the run does not depend on it
     threads: Natural = 0  # torch CPU threads; 0 leaves torch's own choice
+    callbacks: list[str] = Field(default=[])
+    loggers: list[str] = Field(default=[])
 
 
 class CheckpointSpec(Section):
@@ -257,7 +263,7 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: Overrides | None = None) -> Recipe:
     """Read, override and check a recipe.
 
     A relative `data.shards` or `backbone.path` is relative to the working directory, as typed paths are; one that the
@@ -265,7 +271,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Args:
         path: YAML file, or the name of a recipe that ships (`tiny_cpu`, `metaworld/lora_prior`).
-        overrides: `section.key=value` strings (the command line's --set), applied in order.
+        overrides: applied in order; texts are the command line's --set.
 
     Raises:
         UserError: file missing, not YAML, an override without "=", or any wrong key or value (all in one message).
@@ -273,9 +279,15 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     path = named_file(path, "recipes")
     tree = read_yaml(path)
     _beside(tree, path.parent)
-    for override in overrides or []:
-        apply_override(tree, override)
+    apply_overrides(tree, overrides or ())
     return parse(Recipe, tree, path)
+
+
+def overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """The recipe with other values, checked as a file's are."""
+    tree = recipe.model_dump(mode="json")
+    apply_overrides(tree, overrides)
+    return parse(Recipe, tree, Path("recipe"))
 
 
 def _beside(tree: dict[str, Any], folder: Path) -> None:

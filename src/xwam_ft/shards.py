@@ -185,12 +185,19 @@ class ClipRef:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set opened for reading; holds no open files, so worker processes may share it."""
+    """A shard set opened for reading, a sequence of its segments; holds no open files, so workers may share it."""
 
     folder: Path
     contract: Contract
     index: Index
     left_out: tuple[str, ...] = ()  # damaged shards of which nothing stands in `index`
+
+    def __len__(self) -> int:
+        return len(self.index.segments)
+
+    def __getitem__(self, number: int) -> Segment:
+        """A segment, decoded; iterating goes through all of them, in the order of the index."""
+        return self.read(self.index.segments[number])
 
     @property
     def fingerprint(self) -> str:
@@ -199,7 +206,7 @@ class ShardSet:
         return whole if not self.left_out else hashlib.sha256(json_bytes([whole, *self.left_out])).hexdigest()
 
     @classmethod
-    def open(cls, folder: Path, *, sizes: bool = True) -> ShardSet:
+    def open(cls, folder: str | Path, *, sizes: bool = True) -> ShardSet:
         """Read contract and index, and check that every shard is there with its size.
 
         Args:
@@ -208,6 +215,7 @@ class ShardSet:
         Raises:
             UserError: not a finished shard set, made by another version, or damaged.
         """
+        folder = Path(folder)
         if not (folder / INDEX_FILE).is_file():
             what = "is not a finished shard set (no index.json)" if folder.is_dir() else "the folder does not exist"
             what += "" if folder.is_absolute() else f"; looked at {folder.absolute()}"

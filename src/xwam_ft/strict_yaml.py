@@ -5,6 +5,7 @@ All mistakes are told at once, each with its place and, for a misspelt key, the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -70,25 +71,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}  # pyright: ignore[reportUnknownVariableType]
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put a value of the command line (`--set a.b=c`, parsed as YAML) into a tree, in place."""
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise UserError(f"{override!r} is not of the form a.b=c", "--set", "write for example --set data.shards=shards")
-    try:
-        value: object = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"the value {text!r} is not valid YAML", f"--set {name}", "quote it") from None
-    *sections, key = name.strip().split(".")
-    place: dict[str, Any] = tree
-    for section in sections:
-        below = place.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
-        place = below
-    place[key] = value
-
-
 def parse(schema: type[Schema], tree: dict[str, Any], path: Path) -> Schema:
     """Validate `tree` against a strict pydantic schema; every mistake goes into one `UserError`."""
     try:
@@ -132,3 +114,32 @@ def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[s
         if fields:
             current = [found for field in fields for found in models(field.annotation)]
     return [name for found in current for name in found.model_fields]
+
+
+Overrides = Sequence[str] | Mapping[str, object]
+"""`section.key=value` texts, or values by `section.key`."""
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Key and value of `section.key=value`, the value parsed as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"{text!r} is not of the form a.b=c", "--set", "write for example --set trainer.max_steps=100")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"the value {value!r} is not valid YAML", f"--set {name}", "quote it") from None
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Overrides) -> None:
+    """Put values into a YAML tree."""
+    given = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)
+    for name, value in given:
+        *sections, key = name.split(".")
+        place: dict[str, Any] = tree
+        for section in sections:
+            below = place.setdefault(section, {})
+            if not isinstance(below, dict):
+                raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
+            place = below
+        place[key] = str(value) if isinstance(value, Path) else value

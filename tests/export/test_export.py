@@ -24,13 +24,14 @@ from xwam_ft.export import proof
 from xwam_ft.export.export import export_run
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
 from xwam_ft.train.folder import open_run
-from xwam_ft.train.run import train as train_run
-from xwam_ft.train.session import trainable_network
+from xwam_ft.train.train import train_recipe
 
 QUIET = Console(quiet=True)
 Tensors = dict[str, torch.Tensor]
@@ -289,7 +290,8 @@ def test_heads_alone_with_a_depth_adapter_are_exported_with_and_without_depth(
         "validation": {"every_steps": 2, "clips": 1, "action_steps": 2, "video_steps": 3},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    run = train_run(tmp_path / "recipe.yaml", tmp_path / "run", [], QUIET)
+    run = tmp_path / "run"
+    train_recipe(load_recipe(tmp_path / "recipe.yaml"), run, QUIET)
     assert not (run / "adapter").exists()
     assert (run / "adapter-depth" / "adapter_model.safetensors").is_file()
     whole, slim = (
@@ -323,7 +325,8 @@ def test_a_run_without_adapters_is_exported_as_it_stands(
         "validation": {"every_steps": 0, "clips": 1, "action_steps": 2, "video_steps": 3},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    run = train_run(tmp_path / "recipe.yaml", tmp_path / "run", [], QUIET)
+    run = tmp_path / "run"
+    train_recipe(load_recipe(tmp_path / "recipe.yaml"), run, QUIET)
     assert not (run / "adapter").exists()
     policy = Policy.load(export_run(run, tmp_path / "bundle", console=QUIET), "cpu")
     assert not policy.trained

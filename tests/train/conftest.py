@@ -16,7 +16,8 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.encode import encode
-from xwam_ft.train.run import train
+
+from .training import train
 
 QUIET = Console(quiet=True)
 

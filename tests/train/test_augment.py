@@ -22,7 +22,7 @@ from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.clip_tensors import augmentation_of, encode_clips
 from xwam_ft.train.clips import ClipOrder, StepGeometry, copy_at
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.data import ClipDataset
+from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.encode import encode
 
 HEIGHT, WIDTH, CROP = 20, 40, 0.7

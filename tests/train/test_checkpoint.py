@@ -139,11 +139,11 @@ def test_the_best_by_held_out_loss_is_kept_beside_the_newest(tmp_path: Path) -> 
     weights = {"video": 1.0, "action": 2.0}
     losses = {1: (0.5, 0.5), 2: (0.9, 0.1), 3: (0.6, 0.4), 4: (0.7, 0.7), 5: (0.1, 0.1)}  # 5 is not saved
     for step, (video, action) in losses.items():
-        row = f'{{"step": {step}, "val/loss_video": {video}, "val/loss_action": {action}}}\n'
+        row = f'{{"step": {step}, "held_out/video": {video}, "held_out/action": {action}}}\n'
         with metrics.open("a") as stream:
             stream.write(row + f'{{"step": {step}, "train/loss_total": 0.0}}\n')
     with metrics.open("a") as stream:
-        stream.write('{"step": 6, "val/lo')  # a kill cut the line
+        stream.write('{"step": 6, "held_out/vi')  # a kill cut the line
     for step in (1, 2, 3, 4):
         spare = best_steps(tmp_path, metrics, weights, 1)
         tensors = {"w": torch.zeros(1)}

@@ -21,14 +21,15 @@ from xwam_ft.contract import Contract, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import statistics
 from xwam_ft.prepare.statistics import Motion
-from xwam_ft.recipe import DataSpec, EpisodeWeight, ShardSource
+from xwam_ft.recipe import DataSpec, EpisodeWeight, ShardSource, load_recipe
 from xwam_ft.shards import Index, ShardSet
-from xwam_ft.train import run as training
 from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.data import ClipDataset
 from xwam_ft.train.data_sets import DataSets, clip_weights, episode_weights, open_sets, shared_contract
+from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.encode import encode
-from xwam_ft.train.run import clip_source
+from xwam_ft.train.inputs import Inputs, encode_shards
+
+from . import training
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -111,10 +112,10 @@ def test_one_of_several_is_encoded_as_all_of_them_train(pair: tuple[Path, Path],
     tree = recipe_tree(pair[0])
     tree["data"] |= {"shards": [{"path": str(folder)} for folder in pair], "cache": "require"}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(tree))
-    caches = [training.encode_shards(folder, tmp_path / "toy.yaml", [], QUIET).folder for folder in pair]
+    caches = [encode_shards(folder, load_recipe(tmp_path / "toy.yaml"), QUIET).folder for folder in pair]
     sets = open_sets(spec(*pair))
-    recipe = training.load_recipe(tmp_path / "toy.yaml")
-    assert len(clip_source(recipe, sets, CPU, QUIET).clips) > 0  # which makes no cache
+    recipe = load_recipe(tmp_path / "toy.yaml")
+    assert len(Inputs(recipe, sets, QUIET).clips().clips) > 0  # which makes no cache
     for folder in caches:
         shutil.rmtree(folder)
 
@@ -125,7 +126,7 @@ def test_a_sets_weight_is_its_share_of_what_is_shown(pair: tuple[Path, Path], ch
     rules = [{"source": "recording-1", "weight": 0}]
     recipe = changed(data={"shards": sources, "episode_weights": rules})
     sets = open_sets(recipe.data)
-    pool = clip_source(recipe, sets, CPU, QUIET)
+    pool = Inputs(recipe, sets, QUIET).clips()
     assert [(name, share) for name, _, share in pool.shares()] == [("monday", 0.75), ("friday", 0.25)]
     dataset = ClipDataset(pool, pool.of_split("train"), seed=1)
     shown = [dataset.clip(position).key for position in range(20 * len(dataset))]
@@ -200,7 +201,7 @@ def test_nor_are_its_pixels_read(damaged: tuple[Path, str], changed: Change) -> 
     folder, name = damaged
     recipe = changed(data={"shards": str(folder), "cache": "none"})
     with pytest.raises(UserError, match="SHA-256 differs") as raised:
-        clip_source(recipe, open_sets(recipe.data), CPU, QUIET)
+        Inputs(recipe, open_sets(recipe.data), QUIET).clips()
     assert str(folder / name) in str(raised.value)
 
 
@@ -250,7 +251,7 @@ def test_wordings_are_drawn_in_training_and_the_usual_one_is_held_out(
     Index.model_validate(tree)
     (folder / "index.json").write_text(json.dumps(tree))
     recipe = changed(data={"shards": str(folder)})
-    pool = clip_source(recipe, open_sets(recipe.data), CPU, QUIET)
+    pool = Inputs(recipe, open_sets(recipe.data), QUIET).clips()
     dataset = ClipDataset(pool, pool.of_split("train"), seed=0)
     told = [dataset.told(position, dataset.clip(position)) for position in range(200)]
     assert 60 < sum(text.startswith("please") for text in told) < 140
@@ -286,7 +287,7 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
         assert evaluate_bundle(bundle, folder, None, 2, QUIET).clips == 2
     sources = [ShardSource(path=str(pair[0])), ShardSource(path=str(pair[1]))]
     (run / "recipe.yaml").write_text(
-        training.load_recipe(run / "recipe.yaml")
+        load_recipe(run / "recipe.yaml")
         .model_copy(update={"data": spec(*pair).model_copy(update={"shards": sources})})
         .to_yaml()
     )

@@ -7,6 +7,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
@@ -15,7 +16,6 @@ from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataset
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.session import trainable_network
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.joint import JointWeights, Layout
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
-from xwam_ft.train.session import trainable_network
 
 
 def test_a_recipes_network_starts_from_imported_weights(contract_with: Callable[..., Contract]) -> None:

@@ -13,8 +13,6 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import xwam_ft.train.run as training
-import xwam_ft.train.session as sessions
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
 from xwam_ft.model import quantize
@@ -23,15 +21,21 @@ from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.joint import JointWeights, Layout
 from xwam_ft.model.summary import MemoryNeed, SummaryRow, memory_need, summary_table
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import OptimSpec, Recipe
 from xwam_ft.shards import ShardSet
+from xwam_ft.train import module as modules
 from xwam_ft.train.cache import LatentCache
+from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from xwam_ft.train.session import Session, trainable_network
+from xwam_ft.train.plan import gigabytes, make_plan
+from xwam_ft.train.plan_report import print_plan
+
+from . import training
 
 
-def test_with_cached_latents_a_session_loads_the_transformer_alone(
-    finished: Path, shard_set: ShardSet, cache: LatentCache, console: Console, monkeypatch: pytest.MonkeyPatch
+def test_with_cached_latents_the_module_loads_the_transformer_alone(
+    recipe: Recipe, cache: LatentCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
@@ -42,34 +46,34 @@ def test_with_cached_latents_a_session_loads_the_transformer_alone(
         asked.append(options["parts"])
         return load_backbone(*args, **options)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(sessions, "load_backbone", loading)
+    monkeypatch.setattr(modules, "load_backbone", loading)
 
     def encoders() -> int:
         gc.collect()
         return sum(isinstance(item, AutoencoderKLWan | UMT5EncoderModel) for item in gc.get_objects())
 
     before = encoders()
-    session = Session(training.open_run(finished), shard_set, cache, console)
+    module = modules.TrainingModule.from_recipe(recipe)
+    data = ClipDataModule.from_recipe(recipe)
     assert asked == [("transformer",)]
     assert encoders() <= before
-    assert session.backbone.vae is session.backbone.text_encoder is None
+    assert (module.contract, data.contract) == (cache.identity.contract,) * 2
 
 
-def test_the_table_is_printed_and_adds_up(finished: Path, shard_set: ShardSet, cache: LatentCache) -> None:
+def test_the_table_is_printed_and_adds_up(recipe: Recipe, shard_set: ShardSet) -> None:
     shown = io.StringIO()
-    console = Console(file=shown, width=120)
-    session = Session(training.open_run(finished), shard_set, cache, console)
-    training._print_summary(session.network, session.recipe, console)  # pyright: ignore[reportPrivateUsage]
-    rows = summary_table(session.network)
-    network = session.network
+    print_plan(make_plan(recipe, shard_set), recipe, Console(file=shown, width=120))
+    network = modules.TrainingModule.of_contract(recipe, shard_set.contract).network
+    rows = summary_table(network)
     trained = sum(tensor.numel() for tensor in trainable_state(network).values())
     assert sum(row.bytes for row in rows) == 4 * sum(parameter.numel() for parameter in network.parameters())
     need = memory_need(rows, average=True)
     assert need.total == need.weights + trained * (4 + 8 + 4)
     lines = shown.getvalue().splitlines()
-    for part in ("transformer", "transformer (LoRA)", "depth_branch (LoRA)", "action_encoder", "AdamW"):
+    for part in ("transformer", "transformer (LoRA)", "depth_branch (LoRA)", "action_encoder"):
         assert any(f" {part} " in line for line in lines), part
-    assert any("in all" in line and f"{need.total / 1e6:,.1f} MB" in line for line in lines)
+    for part, size in (("gradients", need.gradients), ("AdamW", need.optimizer), ("averaged weights", need.average)):
+        assert any(f" {part} " in line and f" {gigabytes(size)} " in line for line in lines), part
 
 
 def test_memory_in_closed_form() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,25 +11,27 @@ from torch import Tensor
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.clips import StepGeometry, Stream
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.data import ClipDataset
+from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.draws import action_is_clean, draw
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import trained_parameters
-from xwam_ft.train.session import trainable_network
 
 STEP = 1
 
 
-def make_module(recipe: Recipe, cache: LatentCache, shard_set: ShardSet, geometry: StepGeometry) -> TrainingModule:
+def make_module(
+    recipe: Recipe, cache: LatentCache, shard_set: ShardSet, geometry: StepGeometry, run: Path | None = None
+) -> TrainingModule:
     backbone = load_backbone("tiny", dtype="float32", parts=("transformer",))
     network = trainable_network(backbone, recipe, shard_set.contract)
     counts = StepCounts(cache, recipe.noise, recipe.seed, geometry)
-    return TrainingModule(network, recipe, geometry, counts.of_step, cache.prompt_embeddings[0])
+    return TrainingModule(network, recipe, geometry, counts.of_step, cache.prompt_embeddings[0], run=run)
 
 
 def gradients(
@@ -105,11 +108,11 @@ def test_conditions_stay_clean(recipe: Recipe, cache: LatentCache, shard_set: Sh
 
 
 def test_a_loss_that_is_not_finite_names_step_clips_and_checkpoint(
-    recipe: Recipe, cache: LatentCache, shard_set: ShardSet
+    recipe: Recipe, cache: LatentCache, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     geometry = StepGeometry(2)
-    module = make_module(recipe, cache, shard_set, geometry)
-    module.last_good = lambda: "runs/x/checkpoints/step-000003"
+    (tmp_path / "checkpoints/step-000003").mkdir(parents=True)
+    module = make_module(recipe, cache, shard_set, geometry, tmp_path)
     batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[geometry.micro_batch(STEP, 0)]
     batch.latents[0, 0, 1] = float("nan")
     with pytest.raises(UserError, match="the loss is nan at step 2, in clips ") as error:
@@ -165,11 +168,11 @@ def test_gradients_with_prefixes_do_not_depend_on_how_a_step_is_cut(
 
 
 def test_an_exploding_loss_names_step_clips_and_checkpoint(
-    recipe: Recipe, cache: LatentCache, shard_set: ShardSet
+    recipe: Recipe, cache: LatentCache, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     geometry = StepGeometry(1, 2)
-    module = make_module(recipe, cache, shard_set, geometry)
-    module.last_good = lambda: "runs/x/checkpoints/step-000003"
+    (tmp_path / "checkpoints/step-000003").mkdir(parents=True)
+    module = make_module(recipe, cache, shard_set, geometry, tmp_path)
     dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
     optimizer = torch.optim.SGD([{"name": "all", "params": list(trained_parameters(module.network).values())}], lr=0.0)
     batches = [dataset[geometry.micro_batch(STEP, index)] for index in range(2)]

@@ -11,6 +11,7 @@ import torch
 from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import parameter_groups
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.optimizer import (
@@ -20,7 +21,6 @@ from xwam_ft.train.optimizer import (
     restore_optimizer,
     split_decay,
 )
-from xwam_ft.train.session import trainable_network
 
 
 def test_warm_up_is_linear_and_cosine_ends_at_zero() -> None:

@@ -18,6 +18,7 @@ from tests.train.conftest import Change, recipe_tree
 
 from xwam_ft.errors import UserError
 from xwam_ft.model import backbone as backbones
+from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.clip_source import ClipSource
 from xwam_ft.train.clips import StepGeometry
@@ -25,7 +26,8 @@ from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule, ClipDataset
 from xwam_ft.train.encode import encode
 from xwam_ft.train.pixels import PixelSource, open_pixels
-from xwam_ft.train.run import train
+
+from .training import train
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -77,11 +79,17 @@ def test_losses_count_the_same(both: SimpleNamespace, shard_set: ShardSet, fresh
     assert found.of_step(1) == expected.of_step(1)
 
 
+def with_trainer(recipe: Recipe, **values: int) -> Recipe:
+    """Two steps of two clips, from the order of seed 0, or other values."""
+    trainer = recipe.trainer.model_copy(update={"max_steps": 2, "batch_size": 2, "accumulate": 1, **values})
+    return recipe.model_copy(update={"trainer": trainer, "seed": 0})
+
+
 def test_a_loaders_worker_decodes_and_the_process_that_trains_encodes(both: SimpleNamespace) -> None:
     sent: ClipSource = pickle.loads(pickle.dumps(both.pixels))
     with pytest.raises(AssertionError, match="does not encode"):
         sent.finish(ClipDataset(sent, sent.of_split("train"), 0)[[0]])
-    module = ClipDataModule(both.pixels, 0, StepGeometry(2), 0, 2, workers=1)
+    module = ClipDataModule(both.pixels, with_trainer(both.recipe, workers=1), "")
     for step, batch in enumerate(module.train_dataloader()):
         latents = module.on_after_batch_transfer(batch, 0).latents
         expected = ClipDataset(both.cache, both.cache.of_split("train"), 0).batch([2 * step, 2 * step + 1], "cpu")
@@ -93,11 +101,11 @@ def test_what_a_worker_cannot_read_is_one_sentence(both: SimpleNamespace, monkey
         raise UserError("cannot be read", "shard-000000.tar", "copy it again")
 
     monkeypatch.setattr(PixelSource, "read", torn)
-    data = ClipDataModule(both.pixels, 0, StepGeometry(2, 1, 1), 0, 1, 1)
+    data = ClipDataModule(both.pixels, with_trainer(both.recipe, max_steps=1, workers=1), "")
     [batch] = list(data.train_dataloader())
     with pytest.raises(UserError, match=r"^shard-000000\.tar: cannot be read\. Fix: copy it again$"):
         data.on_before_batch_transfer(batch, 0)
-    data = ClipDataModule(both.pixels, 0, StepGeometry(2, 1, 1), 0, 1, 0)
+    data = ClipDataModule(both.pixels, with_trainer(both.recipe, max_steps=1), "")
     with pytest.raises(UserError, match="cannot be read"):
         list(data.train_dataloader())
 

@@ -15,21 +15,22 @@ from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import xwam_ft.train.run as training
 from xwam_ft.contract import Contract, Image
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import PUBLISHED, load_backbone
 from xwam_ft.model.skeleton import read_skeleton
 from xwam_ft.model.summary import summary_table
-from xwam_ft.recipe import Recipe
+from xwam_ft.model.trainable import trainable_network
+from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.memory import count_activations, is_out_of_memory, random_batch
 from xwam_ft.train.plan import CHECKPOINTS, Plan, fitting_batch, make_plan, shape_network, warnings
 from xwam_ft.train.plan_report import duration, plan_recipe
 from xwam_ft.train.probe import largest
-from xwam_ft.train.session import Session, trainable_network
 from xwam_ft.train.sharding import gathered_bytes, shard, share
+
+from . import training
 
 Change = Callable[..., Recipe]
 
@@ -240,7 +241,7 @@ def test_fitting_by_the_estimate_stays_below_what_is_free(plan: Plan) -> None:
 def test_probing_measures_and_says_so(recipe_file: Path) -> None:
     shown = io.StringIO()
     threads = torch.get_num_threads()
-    plan = plan_recipe(recipe_file, [], Console(file=shown, width=140), probe=True, fit=True)
+    plan = plan_recipe(load_recipe(recipe_file), Console(file=shown, width=140), probe=True, fit=True)
     torch.set_num_threads(threads)
     assert plan.probe is not None
     assert plan.probe.step_seconds > 0
@@ -271,10 +272,10 @@ def test_running_out_of_memory_ends_in_advice(
 ) -> None:
     raised: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    def fails(session: Session) -> None:
+    def fails(*given: object) -> None:
         raise raised
 
-    monkeypatch.setattr(Session, "fit", fails)
+    monkeypatch.setattr("xwam_ft.train.train.fit", fails)
     with pytest.raises(UserError) as error:
         training.resume(finished, console)
     assert error.value.where == "trainer.batch_size"

@@ -17,9 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-import xwam_ft.train.run as training
 from xwam_ft.recipe import Recipe
 from xwam_ft.train.cache import LatentCache
+
+from . import training
 
 ONE = {"batch_size": 8, "accumulate": 1}
 DDP = {"batch_size": 4, "accumulate": 1, "devices": 2, "strategy": "ddp"}
@@ -30,9 +31,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from rich.console import Console
-from xwam_ft.train.run import train
+from xwam_ft.recipe import load_recipe
+from xwam_ft.train.train import train_recipe
 for recipe in json.loads(sys.argv[1]):
-    train(Path(recipe), Path(recipe).with_suffix(""), [], Console(quiet=True))
+    train_recipe(load_recipe(Path(recipe)), Path(recipe).with_suffix(""), Console(quiet=True))
 """
 
 

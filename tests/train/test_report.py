@@ -14,17 +14,16 @@ import pytest
 import yaml
 from rich.console import Console
 
-import xwam_ft.train.run as training
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train import sinks
+from xwam_ft.train import loggers
 from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.callbacks import MetricLog
 from xwam_ft.train.history import History
+from xwam_ft.train.loggers import MetricsFile, log_picture, run_loggers
 from xwam_ft.train.report import score_rows, sigma_table, smooth, write_report
-from xwam_ft.train.sinks import Csv, open_sinks
 
+from . import training
 from .conftest import QUIET, recipe_tree
 
 
@@ -60,7 +59,7 @@ def test_the_history_holds_every_validation_and_what_was_imagined(watched: Path)
     last = history.metrics()[-1]
     assert last["imagine/psnr"] == imagined["scores"]["all"]["psnr"]["imagined"]
     assert last["blackout/front_tool_position"] == imagined["blackout"]["front"]["tool"]["position"]["black"]
-    steps, errors = history.series("val/tool_position")
+    steps, errors = history.series("held_out/tool_position")
     assert steps == [2, 4, 6]
     tables = validated[1].tables
     assert tables is not None
@@ -99,26 +98,24 @@ def test_a_page_can_be_written_of_a_run_that_has_hardly_begun(finished: Path, tm
 @pytest.mark.slow
 def test_a_table_holds_what_the_lines_hold(watched: Path) -> None:
     lines = History(watched).metrics()
-    wanted = [(int(line["step"]), name, value) for line in lines for name, value in line.items() if name != "step"]
-    with (watched / "metrics.csv").open(newline="") as stream:
-        rows = list(csv.reader(stream))
-    assert rows[0] == ["step", "name", "value"]
-    assert [(int(step), name, float(value)) for step, name, value in rows[1:]] == wanted
+    wanted = {(int(line["step"]), name): value for line in lines for name, value in line.items() if name != "step"}
+    with (watched / "csv/from-000000/metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = {
+        (int(row["step"]), name): float(value)
+        for row in rows
+        for name, value in row.items()
+        if name != "step" and value
+    }
+    assert found == wanted
 
 
 def test_a_resumed_run_forgets_the_steps_it_repeats(tmp_path: Path) -> None:
-    table = Csv(tmp_path / "metrics.csv", 0)
-    for step in (1, 2, 3):
-        table.write(step, {"loss": step / 10})
-    with (tmp_path / "metrics.csv").open("a") as stream:
-        stream.write("4,lo")  # killed while writing
-    Csv(tmp_path / "metrics.csv", 2).write(3, {"loss": 9.0})
-    assert (tmp_path / "metrics.csv").read_text().split() == [
-        "step,name,value",
-        "1,loss,0.1",
-        "2,loss,0.2",
-        "3,loss,9.0",
-    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "loss": {step / 10}}}\n' for step in (1, 2, 3)) + '{"step": 4, "lo')
+    log = MetricsFile(path, 2)  # killed while writing
+    log.log_metrics({"loss": 9.0}, 3)
+    assert History(tmp_path).series("loss") == ([1, 2, 3], [0.1, 0.2, 9.0])
     history = History(tmp_path)
     for step in (2, 4):
         history.write_validation(step, {"losses": {}})
@@ -129,7 +126,7 @@ def test_a_resumed_run_forgets_the_steps_it_repeats(tmp_path: Path) -> None:
 def test_without_wandb_one_sentence_says_what_to_install(
     recipe_file: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="'wandb' is not installed") as error:
         training.train(recipe_file, tmp_path / "run", ["logging.to=[tensorboard, wandb]"], console)
     assert error.value.where == "logging.to"
@@ -145,23 +142,22 @@ def test_wandb_is_told_our_steps_and_goes_on_in_the_same_run(
 
     def init(**options: Any) -> Any:
         begun.append(options)
-        return SimpleNamespace(
-            define_metric=lambda *names, **options: None, log=told.append, finish=lambda: told.append("finished")
-        )
+        return SimpleNamespace(id=options["id"], log=lambda metrics, **options: told.append(metrics))
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Image=lambda path: f"picture {path}"))
-    monkeypatch.setattr(sinks, "find_spec", lambda name: name)
-    logging = recipe.logging.model_copy(update={"to": ["wandb", "csv"]})
-    chosen = recipe.model_copy(update={"logging": logging})
+    wandb = SimpleNamespace(init=init, run=None, Image=lambda path: f"picture {path}")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "wandb.sdk.lib", SimpleNamespace(RunDisabled=tuple))
+    monkeypatch.setitem(sys.modules, "wandb.wandb_run", SimpleNamespace(Run=tuple))
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", True)
+    chosen = recipe.model_copy(update={"logging": recipe.logging.model_copy(update={"to": ["wandb", "csv"]})})
     for _ in range(2):
-        log = MetricLog(tmp_path, 0, lambda: open_sinks(tmp_path, 0, chosen))
-        log.write(5, {"train/loss_total": 0.5})
-        log.picture(5, "imagine/contact_sheet", tmp_path / "sheet.png")
-        log.close()
-    assert told[:3] == [
-        {"step": 5, "train/loss_total": 0.5},
-        {"step": 5, "imagine/contact_sheet": f"picture {tmp_path / 'sheet.png'}"},
-        "finished",
+        made = run_loggers(tmp_path, 0, chosen)
+        for log in made:
+            log.log_metrics({"train/loss_total": 0.5}, 5)
+        log_picture(made, "imagine/contact_sheet", tmp_path / "sheet.png", 5)
+    assert told[:2] == [
+        {"train/loss_total": 0.5, "trainer/global_step": 5},
+        {"imagine/contact_sheet": [f"picture {tmp_path / 'sheet.png'}"], "trainer/global_step": 5},
     ]
     assert begun[0]["id"] == begun[1]["id"]
     assert begun[0]["resume"] == "allow"
@@ -176,7 +172,7 @@ def test_smoothing_keeps_a_constant_and_begins_at_the_first_value() -> None:
 
 
 def test_tables_are_in_words() -> None:
-    losses = {"val/loss_video": 1.0, "val_sigma/video_0.62_0.83": 2.0, "val_sigma/video_0.00_0.62": 1.0}
+    losses = {"held_out/video": 1.0, "held_out_sigma/video_0.62_0.83": 2.0, "held_out_sigma/video_0.00_0.62": 1.0}
     assert sigma_table(losses) == {"video": [(0.0, 0.62, 1.0), (0.62, 0.83, 2.0)]}
     scores = {"all": {"psnr": {"imagined": 21.25, "repeat_first_frame": None}}}
     cloud = {"chamfer_mm": {"imagined": 12.34, "repeat_first_frame": 5.0}}

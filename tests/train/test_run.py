@@ -21,14 +21,18 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import xwam_ft.train.run as training
 from xwam_ft.errors import UserError
-from xwam_ft.recipe import load_recipe
+from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
+from xwam_ft.train.data import ClipDataModule
+from xwam_ft.train.exact import restore_weights
+from xwam_ft.train.folder import open_run
+from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.plan_report import plan_recipe
-from xwam_ft.train.session import Session
+
+from . import training
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "embodiments")
@@ -124,28 +128,32 @@ def with_weights(run: Path, change: Callable[[dict[str, torch.Tensor]], dict[str
     return run
 
 
-def test_resuming_says_which_adapters_are_still_zero(
-    finished: Path, shard_set: ShardSet, cache: LatentCache, tmp_path: Path
-) -> None:
+def restore(run: Path, console: Console) -> None:
+    """A fresh network with the weights of the run's newest checkpoint."""
+    folder = open_run(run)
+    assert folder.checkpoint is not None
+    module = TrainingModule.of_contract(folder.recipe, folder.contract)
+    restore_weights(folder.checkpoint, module.network, console)
+
+
+def test_resuming_says_which_adapters_are_still_zero(finished: Path, tmp_path: Path) -> None:
     name = "depth_branch.blocks.0.attn1.to_k.lora_B.weight"
     run = cut_back(finished, tmp_path / "cut", 3)
     with_weights(run, lambda weights: weights | {name: torch.zeros_like(weights[name])})
     shown = io.StringIO()
-    Session(training.open_run(run), shard_set, cache, Console(file=shown, width=200))
+    restore(run, Console(file=shown, width=200))
     assert re.search(
         r"after 3 steps 1 of \d+ adapters are still zero: depth_branch.blocks.0.attn1.to_k", shown.getvalue()
     )
 
 
-def test_adapters_of_another_rank_are_named_as_such(
-    finished: Path, shard_set: ShardSet, cache: LatentCache, tmp_path: Path, console: Console
-) -> None:
+def test_adapters_of_another_rank_are_named_as_such(finished: Path, tmp_path: Path, console: Console) -> None:
     def doubled(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {n: torch.cat([t, t], dim=int("lora_B" in n)) if ".lora_" in n else t for n, t in weights.items()}
 
     run = with_weights(cut_back(finished, tmp_path / "cut", 3), doubled)
     with pytest.raises(UserError, match="holds adapters of rank 4, and the recipe's are of rank 2") as error:
-        Session(training.open_run(run), shard_set, cache, console)
+        restore(run, console)
     assert error.value.where.endswith("step-000003/trainable.safetensors")
     assert "set model.lora.rank to 4" in error.value.fix
 
@@ -250,7 +258,7 @@ def test_weights_of_episodes_are_looked_at_before_any_work(
     with pytest.raises(UserError, match="fits no training episode"):
         training.train(recipe_file, tmp_path / "run", changes, console)
     with pytest.raises(UserError, match="fits no training episode"):
-        plan_recipe(recipe_file, changes, console, probe=False, fit=False)
+        plan_recipe(load_recipe(recipe_file, changes), console, probe=False, fit=False)
     assert sorted(shard_set.folder.glob("latents-*")) == caches
 
 
@@ -271,24 +279,25 @@ def test_resuming_with_other_clips_a_step_is_refused(finished: Path, console: Co
 
 @pytest.mark.slow
 def test_a_signal_saves_the_step_at_hand(
-    finished: Path, tmp_path: Path, console: Console, cache: LatentCache, shard_set: ShardSet
+    finished: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = cut_back(finished, tmp_path / "cut", 3)
-    session = Session(training.open_run(run), shard_set, cache, console)
-    honest = session.module.training_step
+    honest = TrainingModule.training_step
     before = signal.getsignal(signal.SIGTERM)
 
-    def killed(batch: object, batch_idx: int) -> object:
+    def killed(self: TrainingModule, batch: object, batch_idx: int) -> object:
         if batch_idx == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest(batch, batch_idx)  # pyright: ignore
+        return honest(self, batch, batch_idx)  # pyright: ignore
 
-    session.module.training_step = killed  # pyright: ignore
+    monkeypatch.setattr(TrainingModule, "training_step", killed)
     with pytest.raises(SystemExit) as stop:
-        session.fit()
+        training.resume(run, console)
+    monkeypatch.undo()
     assert stop.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+    assert not (run / "validation/step-000004").exists()  # a stopping run does not look first
     training.resume(run, console)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
 
@@ -299,8 +308,9 @@ def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: 
     whole = training.train(recipe_file, tmp_path / "whole", steps, console)
     run = tmp_path / "killed"
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; import xwam_ft.train.run as t;"
-        f"t.train(Path({str(recipe_file)!r}), Path({str(run)!r}), {steps!r}, Console(quiet=True))"
+        "from pathlib import Path; from rich.console import Console; from xwam_ft.recipe import Recipe, load_recipe;"
+        "from xwam_ft.train.train import train_recipe;"
+        f"train_recipe(load_recipe(Path({str(recipe_file)!r}), {steps!r}), Path({str(run)!r}), Console(quiet=True))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     until = time.monotonic() + 120
@@ -338,13 +348,15 @@ def test_a_gpu_that_is_not_there_is_refused(recipe_file: Path, tmp_path: Path, c
 
 
 def test_pictures_that_are_no_whole_patches_are_refused(
-    finished: Path, shard_set: ShardSet, cache: LatentCache, console: Console, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, shard_set: ShardSet, cache: LatentCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from xwam_ft.model.network import JointNetwork
 
+    module = TrainingModule.of_contract(recipe, shard_set.contract)
+
     monkeypatch.setattr(JointNetwork, "patch_size", property(lambda self: (1, 4, 3)))
     with pytest.raises(UserError, match="make latents of 2x2x4 cells, and the transformer reads patches of 1x4x3"):
-        Session(training.open_run(finished), shard_set, cache, console)
+        module.train_on(ClipDataModule(cache, recipe, shard_set.contract.sha256))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

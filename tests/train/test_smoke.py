@@ -11,13 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
-import xwam_ft.train.run as training
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import smoke
 from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.session import Session
+from xwam_ft.train.data import ClipDataModule
+from xwam_ft.train.module import TrainingModule
+
+from . import training
 
 FAST = {"optim": {"lr_lora": 1e-2, "lr_heads": 1e-2, "lr_depth": 1e-2}}
 
@@ -36,15 +38,15 @@ def test_a_sound_recipe_passes_and_leaves_nothing(recipe_file: Path, shard_set: 
 def test_adapters_that_start_off_zero_fail(
     changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Session.__init__
+    honest = TrainingModule.train_on
 
-    def spoilt(self: Session, *args: object) -> None:
-        honest(self, *args)  # pyright: ignore
+    def spoilt(self: TrainingModule, data: ClipDataModule) -> None:
+        honest(self, data)
         for name, parameter in self.network.named_parameters():
             if ".lora_B.default" in name:
                 torch.nn.init.constant_(parameter, 0.1)
 
-    monkeypatch.setattr(Session, "__init__", spoilt)
+    monkeypatch.setattr(TrainingModule, "train_on", spoilt)
     with pytest.raises(UserError, match=r"the adapters change the video by up to .* before any training"):
         smoke.smoke(changed(**FAST), shard_set, cache, Console(quiet=True))
 

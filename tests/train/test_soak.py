@@ -13,8 +13,9 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-import xwam_ft.train.run as training
 from xwam_ft.train.cache import LatentCache
+
+from . import training
 
 KILLS = 20
 STEPS = 24

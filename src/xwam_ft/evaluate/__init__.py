@@ -17,3 +17,7 @@ environment.py         what a policy can act in; an adapter for Gymnasium; what 
 metaworld.py           Meta-World's tasks with our cameras, for the recorder and as an environment
 closed_loop_report.py  `evaluate --env`: figures, films, one HTML page
 """
+
+from xwam_ft.verb import callable_room
+
+callable_room(__name__)

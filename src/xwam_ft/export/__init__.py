@@ -8,3 +8,7 @@ card.py            README.md and picture of a bundle: data, recipe, held-out err
 formats.py         the adapter alone, for peft and for diffusers
 reference_file.py  the network under the reference implementation's names
 """
+
+from xwam_ft.verb import callable_room
+
+callable_room(__name__)

@@ -40,13 +40,13 @@ from xwam_ft.model.checkpoints.stream import Piece, require_written
 from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tiny import UNTRAINED
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import PICTURE, SELFCHECK, bundle_config, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed
-from xwam_ft.train.session import trainable_network
 
 if TYPE_CHECKING:
     from rich.console import Console

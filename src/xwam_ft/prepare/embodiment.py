@@ -8,7 +8,6 @@ a servo's with its calibration file (joint_units.py). What the model sees is in 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -27,7 +26,7 @@ from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.joint_units import SERVO, UNITS
 from xwam_ft.prepare.pose_forms import FORMS
-from xwam_ft.strict_yaml import Fraction, Section, apply_override, parse, read_yaml
+from xwam_ft.strict_yaml import Fraction, Overrides, Section, apply_overrides, parse, read_yaml
 
 JOINT_FIELDS = ("urdf", "base", "tip", "joints")
 CALIBRATION_FIELDS = ("motors", "signs", "zeros")
@@ -351,11 +350,11 @@ class Embodiment(Filled):
         return Image(height=self.image.height, width=self.image.width, crop=self.image.crop)
 
 
-def load_embodiment(path: Path, overrides: Sequence[str] = ()) -> Embodiment:
+def load_embodiment(path: Path, overrides: Overrides = ()) -> Embodiment:
     """Read and check an embodiment file, or one that ships, by its name.
 
     Args:
-        overrides: `section.key=value` strings (the command line's --set), applied in order.
+        overrides: applied in order; texts are the command line's --set.
 
     Raises:
         UserError: every mistake of the file in one message.
@@ -364,6 +363,5 @@ def load_embodiment(path: Path, overrides: Sequence[str] = ()) -> Embodiment:
     tree = read_yaml(path)
     if "slots" not in tree and "trainer" in tree:
         raise UserError("is a training recipe", path, "give an embodiment file (recipes/embodiments/)")
-    for override in overrides:
-        apply_override(tree, override)
+    apply_overrides(tree, overrides)
     return parse(Embodiment, tree, path)

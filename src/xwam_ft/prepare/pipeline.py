@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fi
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.workers import outcomes
+from xwam_ft.strict_yaml import Overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ def prepare(
     console: Console,
     depth_check: bool = False,
     ray: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
 ) -> PrepareReport:
     """Turn recordings into a shard set at `out`.
 
@@ -91,7 +91,7 @@ def prepare(
         depth_check: compare the chosen depth with recorded depth, where there is some.
         ray: address of a Ray cluster that does the episodes instead of `workers`.
         strict: a rejected episode ends it.
-        overrides: `section.key=value` strings for the embodiment.
+        overrides: values of the embodiment.
 
     Raises:
         UserError: everything wrong with the inputs; with `strict` the first rejected episode; no episode left;

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import ShardSet, Split
-    from xwam_ft.train.data import Batch, PictureBatch
+    from xwam_ft.train.batch import Batch, PictureBatch
 
 SCHEMA_VERSION = 2
 EMPTY_PROMPT = ""

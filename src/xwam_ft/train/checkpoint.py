@@ -141,7 +141,7 @@ def best_steps(run: Path, metrics: Path, weights: Mapping[str, float], count: in
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
     for line in lines:
         row: dict[str, float] = json.loads(line) if line.endswith("\n") else {}  # a kill may have cut the last one
-        terms = [weight * row[f"val/loss_{name}"] for name, weight in weights.items() if f"val/loss_{name}" in row]
+        terms = [weight * row[f"held_out/{name}"] for name, weight in weights.items() if f"held_out/{name}" in row]
         if terms:
             found[int(row["step"])] = sum(terms)
     saved = [step for folder in list_checkpoints(run) if (step := _step(folder)) in found]

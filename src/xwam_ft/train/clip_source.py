@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import Split
+    from xwam_ft.train.batch import Batch, PictureBatch
     from xwam_ft.train.cache import CachedClip, CacheIdentity, ClipTensors
     from xwam_ft.train.clip_tensors import ClipPictures
-    from xwam_ft.train.data import Batch, PictureBatch
     from xwam_ft.train.data_sets import DataSets
 
 

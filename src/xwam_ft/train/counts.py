@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from xwam_ft.model.losses import LossMasks, loss_counts
 from xwam_ft.train.clips import StepGeometry, Stream
-from xwam_ft.train.data import ClipDataset
+from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.draws import action_is_clean, action_prefixes
 
 if TYPE_CHECKING:

@@ -1,173 +1,41 @@
-"""Clips -> batches, in the order of clips.py.
-
-Legend: B clips, C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp,
-S text positions of Dt. Everything is normalised and float32; masks are 0 or 1 (bool for depth cells).
-"""
+"""The Lightning data module of a recipe: loaders of training and of held-out clips."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, DistributedSampler
 
 from xwam_ft.errors import UserError
-from xwam_ft.train.clip_tensors import ClipPictures
-from xwam_ft.train.clips import ClipOrder, StepGeometry, copy_at, wording_at
+from xwam_ft.evaluate.open_loop import spread
+from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.train.batch import Batch, PictureBatch
+from xwam_ft.train.cache import EMPTY_PROMPT
+from xwam_ft.train.clips import StepGeometry
+from xwam_ft.train.counts import StepCounts
+from xwam_ft.train.dataset import ClipDataset, Unreadable
+from xwam_ft.train.inputs import open_inputs
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, UInt8
+    from jaxtyping import Float
     from torch import Tensor
-    from typing_extensions import Self
 
-    from xwam_ft.train.cache import CachedClip
     from xwam_ft.train.clip_source import ClipSource
 
 
-MOTION = ("video_mask", "action", "action_mask", "proprio", "proprio_mask")
+class MicroBatches(DistributedSampler["list[int]"]):
+    """The sampler of one rank: positions of every micro-batch from `first_step` to `last_step` - 1.
 
-
-@dataclass(frozen=True)
-class Motion:
-    """What batches of latents and of pictures have in common. `positions` say which random numbers are theirs."""
-
-    positions: tuple[int, ...]
-    keys: tuple[str, ...]
-    video_mask: Float[Tensor, "b tl"]
-    action: Float[Tensor, "b ta da"]
-    action_mask: Float[Tensor, "b ta da"]
-    proprio: Float[Tensor, "b tp dp"]
-    proprio_mask: Float[Tensor, "b tp dp"]
-    text: Float[Tensor, "b s dt"]
-    depth_mask: Bool[Tensor, "b tl v h w"] | None
-
-    @property
-    def size(self) -> int:
-        return len(self.positions)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch on another device (Lightning calls this)."""
-        moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **moved)
-
-    def pin_memory(self) -> Self:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: t.pin_memory() for n, t in tensors.items() if isinstance(t, torch.Tensor)})
-
-
-@dataclass(frozen=True)
-class Batch(Motion):
-    """Clips as the network sees them, before noise."""
-
-    latents: Float[Tensor, "b c tl v h w"]
-    depth: Float[Tensor, "b c tl v h w"] | None
-
-
-@dataclass(frozen=True)
-class PictureBatch(Motion):
-    """Clips before the VAE."""
-
-    pictures: UInt8[Tensor, "b v t height width 3"]
-    depth_pictures: Float[Tensor, "b v t height width"] | None
-
-    def with_latents(self, latents: Tensor, depth: Tensor | None) -> Batch:
-        motion = {field.name: getattr(self, field.name) for field in fields(Motion)}
-        return Batch(**motion, latents=latents, depth=depth)
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A `UserError` that a loader's worker met: as an exception it would reach the first process as another one."""
-
-    what: str
-    where: str
-    fix: str
-
-
-class ClipDataset(Dataset["Batch | PictureBatch | Unreadable"]):
-    """The clips of one split, addressed by batches of positions.
-
-    Args:
-        source: the latent cache, or what reads pixels.
-        clips: which clips position p stands for is `order(p)`, an index into these.
-        seed: of the training order, of which augmented copy is shown and which wording is told; None: position p is
-            clip p (validation).
+    It deals out over processes itself, which its base class says to Lightning.
     """
 
-    def __init__(self, source: ClipSource, clips: Sequence[CachedClip], seed: int | None) -> None:
-        self.source, self.clips, self.seed = source, list(clips), seed
-        self._order = None if seed is None else ClipOrder(seed, len(self.clips), source.weights)
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def clip(self, position: int) -> CachedClip:
-        return self.clips[position if self._order is None else self._order.at(position)]
-
-    def copy(self, position: int, clip: CachedClip) -> int:
-        return 0 if self.seed is None else copy_at(self.seed, position, clip.copies)
-
-    def told(self, position: int, clip: CachedClip) -> str:
-        """The wording of the instruction."""
-        if self.seed is None or not clip.wordings:
-            return clip.instruction
-        return clip.wordings[wording_at(self.seed, position, len(clip.wordings))]
-
-    def masks(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        """The masks of the clips at some positions, by name, stacked: what the losses count."""
-        clips = [self.clip(position) for position in positions]
-        rows = [self.source.masks(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def batch(self, positions: Sequence[int], device: torch.device | str) -> Batch:
-        """A batch of latents on a device, without a loader."""
-        return self.source.finish(self.read(positions).to(device))
-
-    def __getitem__(self, positions: Sequence[int]) -> Batch | PictureBatch | Unreadable:
-        try:
-            return self.read(positions)
-        except UserError as error:
-            if get_worker_info() is None:
-                raise
-            return Unreadable(error.what, error.where, error.fix)
-
-    def read(self, positions: Sequence[int]) -> Batch | PictureBatch:
-        """The clips at some positions.
-
-        Raises:
-            UserError: one cannot be read.
-        """
-        clips = [self.clip(position) for position in positions]
-        tensors = [self.source.read(clip, self.copy(p, clip)) for p, clip in zip(positions, clips, strict=True)]
-        told = [self.source.prompt_index[self.told(p, clip)] for p, clip in zip(positions, clips, strict=True)]
-        motion: dict[str, Any] = {
-            "positions": tuple(positions),
-            "keys": tuple(clip.key for clip in clips),
-            "text": self.source.prompt_embeddings[told].float(),
-            "depth_mask": _stack(tensors, "depth_mask").bool() if self.source.with_depth else None,
-        }
-        motion |= {name: _stack(tensors, name).float() for name in MOTION}
-        depth = _stack(tensors, "depth").float() if self.source.with_depth else None
-        if isinstance(tensors[0], ClipPictures):
-            return PictureBatch(**motion, pictures=_stack(tensors, "rgb"), depth_pictures=depth)
-        return Batch(**motion, latents=_stack(tensors, "rgb").float(), depth=depth)
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """The batch sampler of one rank: positions of every micro-batch from `first_step` to `last_step` - 1."""
-
-    geometry: StepGeometry
-    rank: int
-    first_step: int
-    last_step: int
+    def __init__(self, geometry: StepGeometry, rank: int, first_step: int, last_step: int) -> None:
+        self.geometry, self.rank = geometry, rank
+        self.first_step, self.last_step = first_step, last_step
 
     def __iter__(self) -> Iterator[list[int]]:
         return self.geometry.micro_batches(self.first_step, self.last_step, self.rank)
@@ -176,16 +44,74 @@ class MicroBatches:
         return (self.last_step - self.first_step) * self.geometry.accumulate
 
 
-class ClipDataModule(pl.LightningDataModule):
-    """Training batches of every step that is still to do."""
+class HeldOutBatches(DistributedSampler["list[int]"]):
+    """Every held-out clip on every rank, in order: all come to the same numbers, and stop early together."""
 
-    def __init__(
-        self, source: ClipSource, seed: int, geometry: StepGeometry, first_step: int, last_step: int, workers: int
-    ) -> None:
+    def __init__(self, clips: int, batch_size: int) -> None:
+        self.clips, self.batch_size = clips, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, self.clips, self.batch_size):
+            yield list(range(first, min(first + self.batch_size, self.clips)))
+
+    def __len__(self) -> int:
+        return -(-self.clips // self.batch_size)
+
+
+class ClipLoader(DataLoader["Batch | PictureBatch | Unreadable"]):
+    """Whole batches from a dataset. Where it begins follows from the Trainer's step, so it has no state to save."""
+
+    def __init__(self, dataset: ClipDataset, sampler: DistributedSampler[list[int]], workers: int, length: int) -> None:
+        pin = torch.cuda.is_available()
+        super().__init__(dataset, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=pin)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to put back."""
+
+
+class ClipDataModule(pl.LightningDataModule):
+    """Training batches of every step that is still to do, as one epoch, and the held-out clips.
+
+    Args:
+        source: the clips.
+        recipe: order, sizes, which held-out clips.
+        contract: SHA-256 of the contract that the clips are under.
+    """
+
+    def __init__(self, source: ClipSource, recipe: Recipe, contract: str) -> None:
         super().__init__()
-        self.dataset = ClipDataset(source, source.of_split("train"), seed)
-        self.geometry, self.workers = geometry, workers
-        self.first_step, self.last_step = first_step, last_step
+        self.source, self.recipe, self.contract = source, recipe, contract
+        self.dataset = ClipDataset(source, source.of_split("train"), recipe.seed)
+        self.geometry = geometry_of(recipe)
+        self.counts = StepCounts(source, recipe.noise, recipe.seed, self.geometry)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe | str | Path) -> ClipDataModule:
+        """The clips of a recipe's shard sets; the latent cache is made where it is missing.
+
+        Raises:
+            UserError: anything wrong with recipe, shards or backbone.
+        """
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+        inputs = open_inputs(recipe)
+        return cls(inputs.clips(), recipe, inputs.contract.sha256)
+
+    @property
+    def empty_text(self) -> Float[Tensor, "s dt"]:
+        """The embedding of the empty instruction."""
+        return self.source.prompt_embeddings[self.source.prompt_index[EMPTY_PROMPT]]
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        self.geometry = geometry_of(self.recipe, self.trainer)
+        self.counts = StepCounts(self.source, self.recipe.noise, self.recipe.seed, self.geometry)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch | PictureBatch:
         if isinstance(batch, Unreadable):
@@ -194,19 +120,34 @@ class ClipDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Pictures go through the VAE here, on the device and not in a loader's worker."""
-        return self.dataset.source.finish(batch)
+        return self.source.finish(batch)
 
-    def train_dataloader(self) -> DataLoader[Batch | PictureBatch | Unreadable]:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        return DataLoader(
-            self.dataset,
-            sampler=MicroBatches(self.geometry, rank, self.first_step, self.last_step),
-            batch_size=None,  # the dataset gives whole batches
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
-        )
+    def train_dataloader(self) -> ClipLoader:
+        trainer = self.trainer
+        rank, first, done = 0, 0, 0
+        if trainer is not None:
+            rank, first = trainer.global_rank, trainer.global_step
+            # Of the epoch at hand, where a Lightning checkpoint is gone on from.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        sampler = MicroBatches(self.geometry, rank, first, max(steps_of(trainer, self.recipe), first))
+        return ClipLoader(self.dataset, sampler, self.recipe.trainer.workers, done + len(sampler))
+
+    def val_dataloader(self) -> ClipLoader | list[Any]:
+        """Held-out clips, spread evenly over the split; nothing where nothing is held out."""
+        chosen = spread(self.source.of_split("held_out"), self.recipe.validation.clips)
+        sampler = HeldOutBatches(len(chosen), self.recipe.trainer.batch_size)
+        dataset = ClipDataset(self.source, chosen, seed=None)
+        return ClipLoader(dataset, sampler, 0, len(sampler)) if chosen else []
 
 
-def _stack(clips: Sequence[object], name: str) -> Tensor:
-    return torch.stack([getattr(clip, name) for clip in clips])
+def geometry_of(recipe: Recipe, trainer: pl.Trainer | None = None) -> StepGeometry:
+    """How a step's clips are dealt out: as a Trainer says, or without one in one process as the recipe says."""
+    spec = recipe.trainer
+    if trainer is None:
+        return StepGeometry(spec.batch_size, spec.accumulate)
+    return StepGeometry(spec.batch_size, trainer.accumulate_grad_batches, trainer.world_size)
+
+
+def steps_of(trainer: pl.Trainer | None, recipe: Recipe) -> int:
+    """The optimizer steps of a run: the Trainer's `max_steps` where it has one, or the recipe's."""
+    return trainer.max_steps if trainer is not None and trainer.max_steps > 0 else recipe.trainer.max_steps

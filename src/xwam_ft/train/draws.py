@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.recipe import NoiseSpec
-    from xwam_ft.train.data import Batch
+    from xwam_ft.train.batch import Batch
 
 
 @dataclass(frozen=True)

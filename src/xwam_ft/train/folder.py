@@ -23,6 +23,7 @@ from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder
 from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.strict_yaml import Overrides
 from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class RunFolder:
     contract: Contract
     checkpoint: Checkpoint | None
 
+    @property
+    def first_step(self) -> int:
+        """The optimizer steps done so far."""
+        return 0 if self.checkpoint is None else self.checkpoint.state.step
+
 
 def make_run(path: Path, recipe: Recipe, contract: Contract) -> RunFolder:
     """Make a new run folder, whole or not at all."""
@@ -59,7 +65,7 @@ def make_run(path: Path, recipe: Recipe, contract: Contract) -> RunFolder:
     return open_run(path)
 
 
-def open_run(path: Path, overrides: list[str] | None = None, *, step: int | None = None) -> RunFolder:
+def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None = None) -> RunFolder:
     """Read a run folder; its recipe with `overrides`, which are not written to it.
 
     Args:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from xwam_ft.errors import UserError
+from xwam_ft.train.batch import Batch
 from xwam_ft.train.clips import StepGeometry
-from xwam_ft.train.data import Batch
 from xwam_ft.train.draws import draw
 from xwam_ft.train.module import TrainingModule
 

@@ -1,4 +1,4 @@
-"""One training step: batch -> noise -> prediction -> losses. Lightning calls it; nothing else is in here.
+"""One training step and one validation step: batch -> noise -> prediction -> losses. Any Lightning Trainer calls them.
 
 Conventions: sigma = 1 is noise; targets are velocities `noise - x`; latent frame 0 and state 0 stay clean.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,18 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
+from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
 from xwam_ft.model.noise import add_noise, prefix_mask
+from xwam_ft.model.trainable import trainable_network
+from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.train.checkpoint import list_checkpoints
 from xwam_ft.train.clips import StepGeometry, Stream, random_bits
+from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
+from xwam_ft.train.held_out import HeldOutLosses
+from xwam_ft.train.inputs import open_inputs
 from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.sharding import gathered, is_sharded, shard
 
@@ -30,9 +38,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from xwam_ft.contract import Contract
     from xwam_ft.model.network import JointNetwork, Prediction
-    from xwam_ft.recipe import Recipe
-    from xwam_ft.train.data import Batch
+    from xwam_ft.train.batch import Batch
 
 
 EXPLODED = 100.0
@@ -53,15 +61,22 @@ class Noised:
 
 
 class TrainingModule(pl.LightningModule):
-    """The network and its loss.
+    """The network and its losses, for `xwam-ft train` and for a Trainer of your own beside a `ClipDataModule`.
+
+    Logged are `train/loss_<term>`, `train/grad_norm` and `lr/<group>` of every optimizer step, and of every validation
+    `held_out/<term>` at fixed noise (term: total, video, action, proprio, depth). A Trainer's own `max_steps`,
+    `accumulate_grad_batches`, devices, strategy and precision hold where they differ from the recipe's.
 
     Args:
         network: prepared for training (adapters in, the rest frozen).
         recipe: noise, losses, optimizer.
-        geometry: how the positions of a step are dealt out.
-        counts_of_step: valid numbers of each loss term in a whole optimizer step (counts.py).
-        empty_text: embedding of the empty instruction.
-        first_step: the optimizer steps that were done before (resume).
+        geometry: how the positions of a step are dealt out, until a Trainer says how.
+        counts_of_step: valid numbers of each loss term in a whole optimizer step (counts.py); with a Trainer its data
+            module's.
+        empty_text: embedding of the empty instruction; likewise.
+        contract: SHA-256 of the contract that the network is for.
+        backbone: fingerprint of the frozen transformer.
+        run: folder whose last checkpoint is named where training stops by itself.
     """
 
     def __init__(
@@ -71,25 +86,90 @@ class TrainingModule(pl.LightningModule):
         geometry: StepGeometry,
         counts_of_step: Callable[[int], Mapping[str, float]],
         empty_text: Float[Tensor, "s dt"],
-        first_step: int = 0,
+        *,
+        contract: str = "",
+        backbone: str = "",
+        run: Path | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.recipe, self.geometry, self.first_step = recipe, geometry, first_step
+        self.recipe, self.geometry, self.run = recipe, geometry, run
+        self.contract, self.backbone = contract, backbone
         self.counts_of_step = counts_of_step
         self.empty_text: Tensor
         self.register_buffer("empty_text", empty_text.float(), persistent=False)
         self.losses: dict[str, Tensor] = {}  # of the optimizer step at hand, summed over this rank's micro-batches
         self.keys: list[str] = []  # of the clips of the optimizer step at hand, on this rank
         self.history: deque[float] = deque(maxlen=REMEMBERED)  # its losses of the last steps
-        self.grad_norm: Tensor | None = None
-        self.learning_rates: dict[str, float] = {}  # of the optimizer step at hand
-        self.last_good: Callable[[], str] = lambda: "none"
+        self.held_out = HeldOutLosses(recipe)
+        self.strict_loading = False  # a Lightning checkpoint lacks the frozen base; see on_load_checkpoint
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe | str | Path) -> TrainingModule:
+        """The module of a recipe: its backbone loaded, adapters, heads and depth branch drawn from its seed.
+
+        Raises:
+            UserError: anything wrong with recipe, shards or backbone.
+        """
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+        return cls.of_contract(recipe, open_inputs(recipe).contract)
+
+    @classmethod
+    def of_contract(
+        cls, recipe: Recipe, contract: Contract, *, run: Path | None = None, report: list[str] | None = None
+    ) -> TrainingModule:
+        """The module of a recipe for recordings under a contract; `run`: as above, `report`: of `trainable_network`."""
+        spec = recipe.backbone
+        backbone = load_backbone(
+            spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
+        )
+        text = torch.zeros(0, int(backbone.transformer.config.text_dim))
+        return cls(
+            trainable_network(backbone, recipe, contract, report),
+            recipe,
+            geometry_of(recipe),
+            _no_counts,
+            text,
+            contract=contract.sha256,
+            backbone=backbone.fingerprint,
+            run=run,
+        )
 
     @property
     def step(self) -> int:
         """Optimizer steps done, those before a resume included."""
-        return self.first_step + (self.trainer.global_step if self._trainer is not None else 0)
+        return self.trainer.global_step if self._trainer is not None else 0
+
+    @property
+    def max_steps(self) -> int:
+        """The optimizer steps of the whole run, at whose end the learning rates are 0."""
+        return steps_of(self._trainer, self.recipe)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ClipDataModule):
+            raise UserError(
+                "trains on a ClipDataModule of the same recipe, and the Trainer has none",
+                "TrainingModule",
+                "call trainer.fit(module, datamodule=xwam_ft.ClipDataModule.from_recipe(recipe))",
+            )
+        self.train_on(data)
+
+    def train_on(self, data: ClipDataModule) -> None:
+        """Take from a data module what the losses are divided by, and the empty instruction.
+
+        Raises:
+            UserError: its recordings are not what the network is for.
+        """
+        if self.contract and data.contract != self.contract:
+            raise UserError(
+                f"is for the contract {self.contract[:12]}, and the data module's recordings have {data.contract[:12]}",
+                "TrainingModule",
+                "make both from one recipe, whose data.shards names those recordings",
+            )
+        self.geometry, self.counts_of_step = data.geometry, data.counts.of_step
+        self.empty_text = data.empty_text.to(self.empty_text)
+        _require_whole_patches(self.network, data.source.latent_shape, self.recipe.data.where)
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
@@ -98,6 +178,12 @@ class TrainingModule(pl.LightningModule):
             shard(self.network, strategy.root_device, self.trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self._trainer is not None and self.trainer.accumulate_grad_batches != self.geometry.accumulate:
+            raise UserError(
+                f"has changed from {self.geometry.accumulate} to {self.trainer.accumulate_grad_batches} while training",
+                "accumulate_grad_batches",
+                "keep it: the losses are divided by the valid numbers of a whole optimizer step",
+            )
         step = batch.positions[0] // self.geometry.samples
         # Dropout inside the layers draws from torch's generators: tie them to the position as well.
         torch.manual_seed(random_bits(self.recipe.seed, Stream.LAYERS, batch.positions[0]))
@@ -110,6 +196,17 @@ class TrainingModule(pl.LightningModule):
         self._record(losses, total, batch)
         # Lightning averages over micro-batches and ranks; the counts are of the whole step, so ours are sums.
         return total * (self.geometry.accumulate * self.geometry.ranks)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Held-out losses at fixed noise: the same clips with the same random numbers every time."""
+        draws = draw(batch, self.recipe.noise, 0.0, self.recipe.seed, Stream.VALIDATION)
+        self.held_out.add(self.loss_terms, batch, draws, self.predict(self.add_noise(batch, draws), draws))
+
+    def on_validation_epoch_start(self) -> None:
+        self.held_out = HeldOutLosses(self.recipe)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({"step": float(self.step), **self.held_out.means()})
 
     def add_noise(self, batch: Batch, draws: Draws) -> Noised:
         video = add_noise(batch.latents, draws.video, draws.sigmas.video)
@@ -155,34 +252,73 @@ class TrainingModule(pl.LightningModule):
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
     def configure_optimizers(self) -> Any:
-        optim, max_steps = self.recipe.optim, self.recipe.trainer.max_steps
+        optim, max_steps, first = self.recipe.optim, self.max_steps, self.step
         groups = split_decay(self.network, parameter_groups(self.network, optim))
         optimizer = make_optimizer(groups, optim)
 
         def factor(steps_here: int) -> float:
-            return learning_rate_factor(self.first_step + steps_here, optim.warmup_steps, max_steps)
+            return learning_rate_factor(first + steps_here, optim.warmup_steps, max_steps)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse a step that has exploded, before it is taken; clip the gradient of the whole step."""
+        """Refuse a step that has exploded, before it is taken; log what it was."""
         self._require_steady()
-        self.learning_rates = {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
-        parameters = trained_parameters(self.network).values()
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters), self.recipe.optim.clip_norm)
-        self.grad_norm = gathered({"norm": norm})["norm"]
-        if not torch.isfinite(self.grad_norm):
-            self._stop(f"the gradient is {self.grad_norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
+        if self._trainer is not None:
+            losses = {f"train/loss_{name}": loss for name, loss in self.losses.items()}
+            # Each rank holds its share of the step's loss: the whole is their sum.
+            self.log_dict(losses, sync_dist=True, reduce_fx="sum")
+            self.log("loss", self.losses["total"], prog_bar=True, logger=False, sync_dist=True, reduce_fx="sum")
+            rates = {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+            self.log_dict({"step": float(self.step + 1), **rates})
 
-    def take_losses(self) -> dict[str, Tensor]:
-        """The losses of the optimizer step just done, on this rank, and start anew."""
-        losses, self.losses = self.losses, {}
-        return losses
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of the whole step by its norm: the Trainer's `gradient_clip_val`, or the recipe's."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(f"is {gradient_clip_algorithm!r}", "gradient_clip_algorithm", "leave it out, or set 'norm'")
+        limit = self.recipe.optim.clip_norm if gradient_clip_val is None else gradient_clip_val
+        total = torch.nn.utils.clip_grad_norm_(list(trained_parameters(self.network).values()), limit)
+        norm = gathered({"norm": total})["norm"]
+        if not torch.isfinite(norm):
+            self._stop(f"the gradient is {norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
+        if self._trainer is not None:
+            self.log("train/grad_norm", norm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.step >= self.max_steps:
+            self.trainer.should_stop = True  # no clip is dealt out for later steps; the last is logged and validated
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A Lightning checkpoint: what trains, without the frozen base, and what it belongs to."""
+        trained = self._trained_names()
+        checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["xwam_ft"] = self._belongs_to()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        odd = sorted(self._trained_names() ^ checkpoint["state_dict"].keys())
+        then, now = checkpoint.get("xwam_ft", {}), self._belongs_to()
+        wrong = [name for name in now if then.get(name) != now[name]]
+        if odd or wrong:
+            found = (
+                f"another {listed(wrong)}" if wrong else f"other trained weights ({odd[0]!r} is in one of them only)"
+            )
+            raise UserError(f"holds {found}", "the Lightning checkpoint", "load it with the recipe it was made with")
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+    def _belongs_to(self) -> dict[str, str]:
+        return {"contract": self.contract, "backbone": self.backbone}
 
     def _record(self, losses: Mapping[str, Tensor], total: Tensor, batch: Batch) -> None:
         if batch.positions[0] % self.geometry.samples < self.geometry.batch_size * self.geometry.ranks:
-            self.keys = []  # the first micro-batch of a step
+            self.keys, self.losses = [], {}  # the first micro-batch of a step
         self.keys += batch.keys
         for name, loss in {**losses, "total": total}.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss.detach()
@@ -205,8 +341,27 @@ class TrainingModule(pl.LightningModule):
             self._stop(f"the loss is {total.item()} at step {step + 1}, in clips {listed(batch.keys)}")
 
     def _stop(self, what: str) -> None:
+        saved = list_checkpoints(self.run) if self.run is not None else []
+        good = saved[-1] if saved else "none: the run had not saved one yet"
         raise UserError(
             what,
             self.recipe.data.where,
-            f"look at those recordings, or lower the learning rates; the last good checkpoint is {self.last_good()}",
+            f"look at those recordings, or lower the learning rates; the last good checkpoint is {good}",
+        )
+
+
+def _no_counts(step: int) -> Mapping[str, float]:
+    raise AssertionError("a Trainer's data module counts")
+
+
+def _require_whole_patches(network: JointNetwork, latent_shape: tuple[int, ...], where: str) -> None:
+    """Raise a `UserError` unless the latents are a whole number of the transformer's patches."""
+    _, frames, _, height, width = latent_shape
+    patch = network.patch_size
+    if frames % patch[0] or height % patch[1] or width % patch[2]:
+        raise UserError(
+            f"its pictures make latents of {frames}x{height}x{width} cells, and the transformer reads patches of "
+            f"{'x'.join(map(str, patch))}",
+            where,
+            "prepare the recordings again with another image size in the embodiment file",
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xwam_ft.train.batch import Batch, PictureBatch
 from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.clip_tensors import (
     augmentation_of,
@@ -22,7 +23,6 @@ from xwam_ft.train.clip_tensors import (
     motion_tensors,
     show,
 )
-from xwam_ft.train.data import Batch, PictureBatch
 from xwam_ft.train.encode import identify, plan_segments
 
 if TYPE_CHECKING:

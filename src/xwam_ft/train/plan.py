@@ -168,7 +168,7 @@ def shape_network(skeleton: Skeleton, recipe: Recipe, shard_set: ShardSet) -> Jo
     Raises:
         UserError: a depth branch of more blocks than the transformer has.
     """
-    from xwam_ft.train.session import trainable_network
+    from xwam_ft.model.trainable import trainable_network
 
     with_depth = shard_set.contract.depth.kind != "none"
     if with_depth and skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "auto":

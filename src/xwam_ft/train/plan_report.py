@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.errors import UserError
-from xwam_ft.recipe import load_recipe
-from xwam_ft.train.data_sets import open_sets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
     from xwam_ft.train.plan import Plan
 
 
-def plan_recipe(recipe_path: Path, overrides: list[str], console: Console, *, probe: bool, fit: bool) -> Plan:
+def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> Plan:
     """`xwam-ft plan`.
 
     Args:
@@ -27,24 +24,19 @@ def plan_recipe(recipe_path: Path, overrides: list[str], console: Console, *, pr
     Raises:
         UserError: anything wrong with recipe or shards, shapes the backbone cannot hold, or a probe out of memory.
     """
+    from xwam_ft.train.inputs import open_inputs
     from xwam_ft.train.plan import available_memory, fitting_batch, make_plan
-    from xwam_ft.train.run import pick_device, refuse_released_weights, require_extras, require_learnable, set_threads
 
-    recipe = load_recipe(recipe_path, overrides)
-    refuse_released_weights(recipe)
-    sets = open_sets(recipe.data, console)
-    require_learnable(recipe, sets)
-    shard_set = sets.joined
+    inputs = open_inputs(recipe, console, computes=probe)
+    shard_set = inputs.shard_set
     plan = make_plan(recipe, shard_set)
     if probe or fit:
-        set_threads(recipe)
-        device = pick_device(recipe)
+        device = inputs.device
         on_gpu = device.type == "cuda"
         if probe or on_gpu:
             from xwam_ft.train.memory import is_out_of_memory, out_of_memory
             from xwam_ft.train.probe import MOST, Prober, largest
 
-            require_extras(recipe)
             try:
                 prober = Prober(recipe, shard_set.contract, device, plan.latents, plan.text)
                 plan = replace(plan, probe=prober.measure()) if probe else plan

@@ -14,8 +14,8 @@ import torch
 
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.precision import chosen_precision
+from xwam_ft.model.trainable import trainable_network
 from xwam_ft.train.memory import is_out_of_memory, module_on_random_clips, random_batch
-from xwam_ft.train.session import trainable_network
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
@@ -83,6 +83,7 @@ class Prober:
             loss.backward()
             middle = self._now()
             module.on_before_optimizer_step(optimizer)
+            module.configure_gradient_clipping(optimizer)
             optimizer.step()
             optimizer.zero_grad()
             spent.append((middle - first, self._now() - middle))

@@ -191,7 +191,7 @@ def _losses(history: History) -> bytes | None:
         steps, values = _counted(*history.series(f"train/loss_{name}"))
         axes.plot(steps, values, color=TRAIN, linewidth=0.8, alpha=0.7)
         axes.plot(steps, smooth(values), color=COLOURS["policy"], linewidth=1.8, label="training, smoothed")
-        held_steps, held = history.series(f"val/loss_{name}")
+        held_steps, held = history.series(f"held_out/{name}")
         axes.plot(held_steps, held, "o-", color=HELD_OUT, markersize=4, linewidth=1.2, label="held out")
         axes.set_yscale("log")
         _plain_ticks(axes)
@@ -235,11 +235,11 @@ def _by_sigma(validated: list[Validated]) -> bytes | None:
 
 
 def sigma_table(losses: dict[str, float]) -> dict[str, list[tuple[float, float, float]]]:
-    """{stream: [(low, high, loss)]}, by noise level, from `val_sigma/<stream>_<low>_<high>`."""
+    """{stream: [(low, high, loss)]}, by noise level, from `held_out_sigma/<stream>_<low>_<high>`."""
     table: dict[str, list[tuple[float, float, float]]] = {}
     for name, loss in losses.items():
-        if name.startswith("val_sigma/"):
-            stream, low, high = name.removeprefix("val_sigma/").rsplit("_", 2)
+        if name.startswith("held_out_sigma/"):
+            stream, low, high = name.removeprefix("held_out_sigma/").rsplit("_", 2)
             table.setdefault(stream, []).append((float(low), float(high), loss))
     return {stream: sorted(rows) for stream, rows in table.items()}
 

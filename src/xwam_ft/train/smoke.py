@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lightning.pytorch as pl
 import torch
 from rich.table import Table
 
@@ -20,11 +21,16 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import load_trainable, parameter_groups, trainable_state
 from xwam_ft.model.branch import MAIN, lora_layers, use_adapters
 from xwam_ft.model.sampler import SampleNoise, draw_noise, sample
+from xwam_ft.train.callbacks import Clock
 from xwam_ft.train.checkpoint import TRAINABLE_FILE, latest_checkpoint, list_checkpoints
+from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.draws import Draws, draw
+from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.folder import make_run
+from xwam_ft.train.inputs import open_inputs
+from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import make_optimizer, trained_parameters
-from xwam_ft.train.session import Session
+from xwam_ft.train.train import make_trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,12 +38,27 @@ if TYPE_CHECKING:
 
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
+    from xwam_ft.train.batch import Batch
     from xwam_ft.train.clip_source import ClipSource
-    from xwam_ft.train.data import Batch
 
 OVERFIT_STEPS = 60
 LEARNED = 0.5
 """Share of its first loss that a clip must fall below when it is learned by heart."""
+
+
+def smoke_test(recipe: Recipe, console: Console) -> None:
+    """Prove in about a minute that a recipe trains, in one process, from pixels; makes no run and no latent cache.
+
+    Raises:
+        UserError: as training, and a proof that fails.
+    """
+    one = {"devices": 1, "nodes": 1, "strategy": "auto"}
+    changes = {
+        "trainer": recipe.trainer.model_copy(update=one),
+        "data": recipe.data.model_copy(update={"cache": "none"}),
+    }
+    inputs = open_inputs(recipe.model_copy(update=changes), console)
+    smoke(inputs.recipe, inputs.shard_set, inputs.clips(check=False), console)
 
 
 def smoke(recipe: Recipe, shard_set: ShardSet, source: ClipSource, console: Console) -> None:
@@ -46,16 +67,19 @@ def smoke(recipe: Recipe, shard_set: ShardSet, source: ClipSource, console: Cons
     Raises:
         UserError: the first one that fails.
     """
+    trainer = make_trainer(recipe, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    module = TrainingModule.of_contract(recipe, shard_set.contract)
+    data = ClipDataModule(source, recipe, shard_set.contract.sha256)
+    module.train_on(data)
+    trainer.precision_plugin.convert_module(module)
+    module.to(trainer.strategy.root_device)
+    table = Table("proof", "result", "seconds", title="smoke test")
     with tempfile.TemporaryDirectory(prefix="xwam-ft-smoke-") as place:
-        session = Session(make_run(Path(place) / "run", recipe, shard_set.contract), shard_set, source, console)
-        plugin = session.trainer.precision_plugin
-        plugin.convert_module(session.module)
-        session.module.to(session.trainer.strategy.root_device)
-        checks = _Checks(session)
-        table = Table("proof", "result", "seconds", title="smoke test")
-        for name, check in checks.all().items():
+        folder = make_run(Path(place) / "run", recipe, shard_set.contract)
+        checkpoints = ExactCheckpoints(folder, shard_set, source, None, Clock(), console)
+        for name, check in _Checks(module, data, trainer, checkpoints).all().items():
             started = time.perf_counter()
-            with plugin.forward_context():
+            with trainer.precision_plugin.forward_context():
                 result = check()
             table.add_row(name, result, f"{time.perf_counter() - started:.1f}")
     console.print(table)
@@ -64,9 +88,11 @@ def smoke(recipe: Recipe, shard_set: ShardSet, source: ClipSource, console: Cons
 class _Checks:
     """The proofs, in order; each returns what it found or raises."""
 
-    def __init__(self, session: Session) -> None:
-        self.session, self.module, self.network = session, session.module, session.network
-        self.recipe = session.recipe
+    def __init__(
+        self, module: TrainingModule, data: ClipDataModule, trainer: pl.Trainer, checkpoints: ExactCheckpoints
+    ) -> None:
+        self.module, self.network, self.recipe = module, module.network, module.recipe
+        self.data, self.trainer, self.checkpoints = data, trainer, checkpoints
 
     def all(self) -> dict[str, Callable[[], str]]:
         return {
@@ -101,7 +127,7 @@ class _Checks:
         return "video equal to the bit with and without adapters"
 
     def batch(self) -> str:
-        batch, _ = self._given(self.session.geometry.micro_batch(0, 0))
+        batch, _ = self._given(self.module.geometry.micro_batch(0, 0))
         self.network.train()
         loss = self.module.training_step(batch, 0)
         loss.backward()
@@ -165,11 +191,10 @@ class _Checks:
         return f"loss {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses) - 1} steps"
 
     def checkpoint(self) -> str:
-        self.session.trainer.strategy.optimizers = [
-            make_optimizer(parameter_groups(self.network, self.recipe.optim), self.recipe.optim)
-        ]
-        self.session.save(1)
-        saved = latest_checkpoint(self.session.folder.path)
+        optim, run = self.recipe.optim, self.checkpoints.folder.path
+        self.trainer.strategy.optimizers = [make_optimizer(parameter_groups(self.network, optim), optim)]
+        self.checkpoints.save(self.trainer, self.module)
+        saved = latest_checkpoint(run)
         assert saved is not None
         wanted = {name: value.clone() for name, value in trainable_state(self.network).items()}
         with torch.no_grad():
@@ -179,12 +204,12 @@ class _Checks:
         wrong = [name for name, value in trainable_state(self.network).items() if not torch.equal(value, wanted[name])]
         if wrong:
             raise _failed(f"read back, {listed(wrong, 3)} differ", saved.folder, "check the disk it lies on")
-        folder = list_checkpoints(self.session.folder.path)[-1]
+        folder = list_checkpoints(run)[-1]
         size = sum(path.stat().st_size for path in folder.iterdir())
         return f"{len(wanted)} tensors, {size / 1e6:.1f} MB without AdamW's state"
 
     def _given(self, positions: list[int]) -> tuple[Batch, Draws]:
-        batch = self.session.data.dataset.batch(positions, self.module.device)
+        batch = self.data.dataset.batch(positions, self.module.device)
         return batch, draw(batch, self.recipe.noise, 0.0, self.recipe.seed)
 
     def _noisy_position(self) -> int:

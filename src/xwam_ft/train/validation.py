@@ -1,16 +1,13 @@
-"""Validation on held-out clips: losses at fixed noise, and the errors of the actions a policy would give.
+"""What the network can do by now: the errors of the actions a policy would give, and imagined video.
 
-The same clips and the same random numbers every time, so curves compare. Where the run keeps averaged weights, they
-are what is validated, since they are what is exported. The policy is the class that runs on the robot, around the
-live network; for it alone the VAE is loaded.
+Of the weights that would be exported: the averaged ones, where the run keeps them. The policy is the class that runs on
+the robot, around the live network; for it alone the VAE is loaded.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +16,7 @@ from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
 from xwam_ft.evaluate.imagine import tiles, write_futures
 from xwam_ft.evaluate.open_loop import open_loop, spread
-from xwam_ft.model.noise import shift
 from xwam_ft.policy.policy import Policy, Settings
-from xwam_ft.train.clips import Stream
-from xwam_ft.train.data import ClipDataset
-from xwam_ft.train.draws import draw
 from xwam_ft.train.optimizer import trained_parameters
 
 if TYPE_CHECKING:
@@ -33,69 +26,14 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
     from xwam_ft.model.backbone import Backbone
-    from xwam_ft.model.losses import LossTerm
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
     from xwam_ft.train.clip_source import ClipSource
-    from xwam_ft.train.module import TrainingModule
 
 
-SIGMA_BINS = 4
 BLACKOUT_CLIPS = 8
 """At most so many, since they are inferred once more for every camera."""
-
-
-def sigma_edges(shift_by: float) -> list[float]:
-    """Edges of the bins of noise level: equal shares of a uniform level, moved by the recipe's time shift."""
-    return [float(edge) for edge in shift(torch.linspace(0, 1, SIGMA_BINS + 1, dtype=torch.float64), shift_by)]
-
-
-@torch.no_grad()
-def held_out_losses(module: TrainingModule, source: ClipSource) -> dict[str, float]:
-    """Mean loss of each term over held-out clips; empty where nothing is held out.
-
-    Returns:
-        `val/loss_<term>`, and `val_sigma/<term>_<low>_<high>` of the clips whose noise level of that stream lies
-        there (action and proprio: theirs; video and depth: the video's), where there are any.
-    """
-    recipe = module.recipe
-    dataset = ClipDataset(source, spread(source.of_split("held_out"), recipe.validation.clips), seed=None)
-    edges = sigma_edges(recipe.noise.shift)
-    sums: dict[str, list[float]] = {}
-    size = recipe.trainer.batch_size
-    for first in range(0, len(dataset), size):
-        batch = dataset.batch(range(first, min(first + size, len(dataset))), module.device)
-        draws = draw(batch, recipe.noise, 0.0, recipe.seed, Stream.VALIDATION)
-        prediction = module.predict(module.add_noise(batch, draws), draws)
-        for name, term in module.loss_terms(batch, draws, prediction).items():
-            _add(sums, f"val/loss_{name}", term)
-        for row in range(batch.size):
-            terms = module.loss_terms(_row(batch, row), _row(draws, row), _row(prediction, row))
-            for name, term in terms.items():
-                sigmas = draws.sigmas.action if name in ("action", "proprio") else draws.sigmas.video
-                place = min(bisect_right(edges, float(sigmas[row])), SIGMA_BINS) - 1
-                _add(sums, f"val_sigma/{name}_{edges[place]:.2f}_{edges[place + 1]:.2f}", term)
-    means = {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
-    return {name: mean for name, mean in means.items() if name.startswith("val/") or sums[name][1] > 0}
-
-
-def _add(sums: dict[str, list[float]], name: str, term: LossTerm) -> None:
-    entry = sums.setdefault(name, [0.0, 0.0])
-    entry[0] += float(term.sum)
-    entry[1] += float(term.count)
-
-
-def _row(value: Any, row: int) -> Any:
-    """One sample of a frozen dataclass of batched tensors, as a batch of one."""
-    changes: dict[str, Any] = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
-        if isinstance(item, torch.Tensor | tuple):
-            changes[field.name] = item[row : row + 1]
-        elif is_dataclass(item):
-            changes[field.name] = _row(item, row)
-    return replace(value, **changes)
 
 
 def live_policy(
@@ -119,20 +57,15 @@ def live_policy(
 
 
 def error_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The policy's errors in physical units: `val/<slot>_<quantity>`, and `val_dim/<slot>_<dimension>`."""
+    """The policy's errors in physical units: `held_out/<slot>_<quantity>`, and of single numbers
+    `held_out_dim/<slot>_<dimension>`."""
     return {
         f"{group}/{slot}_{name}": float(row["policy"])
-        for group, table in (("val", metrics["slots"]), ("val_dim", metrics["dimensions"]))
+        for group, table in (("held_out", metrics["slots"]), ("held_out_dim", metrics["dimensions"]))
         for slot, rows in table.items()
         for name, row in rows.items()
         if row["policy"] is not None
     }
-
-
-def validate(policy: Policy, module: TrainingModule, source: ClipSource, shard_set: ShardSet) -> dict[str, Any]:
-    """What `validation/step-NNNNNN/metrics.json` holds: {"losses": {name: value}, "open_loop": evaluate's metrics}."""
-    result = open_loop(policy, shard_set, clips=module.recipe.validation.clips)
-    return {"losses": held_out_losses(module, source), "open_loop": result.metrics()}
 
 
 def imagine_held_out(policy: Policy, shard_set: ShardSet, recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Clips in batches: as the network sees them, and before the VAE.
+
+Legend: B clips, C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp,
+S text positions of Dt. Everything is normalised and float32; masks are 0 or 1 (bool for depth cells).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, UInt8
+    from torch import Tensor
+    from typing_extensions import Self
+
+MOTION = ("video_mask", "action", "action_mask", "proprio", "proprio_mask")
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What batches of latents and of pictures have in common. `positions` say which random numbers are theirs."""
+
+    positions: tuple[int, ...]
+    keys: tuple[str, ...]
+    video_mask: Float[Tensor, "b tl"]
+    action: Float[Tensor, "b ta da"]
+    action_mask: Float[Tensor, "b ta da"]
+    proprio: Float[Tensor, "b tp dp"]
+    proprio_mask: Float[Tensor, "b tp dp"]
+    text: Float[Tensor, "b s dt"]
+    depth_mask: Bool[Tensor, "b tl v h w"] | None
+
+    @property
+    def size(self) -> int:
+        return len(self.positions)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch on another device (Lightning calls this)."""
+        moved = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: t.pin_memory() for n, t in tensors.items() if isinstance(t, torch.Tensor)})
+
+
+@dataclass(frozen=True)
+class Batch(Motion):
+    """Clips as the network sees them, before noise."""
+
+    latents: Float[Tensor, "b c tl v h w"]
+    depth: Float[Tensor, "b c tl v h w"] | None
+
+
+@dataclass(frozen=True)
+class PictureBatch(Motion):
+    """Clips before the VAE."""
+
+    pictures: UInt8[Tensor, "b v t height width 3"]
+    depth_pictures: Float[Tensor, "b v t height width"] | None
+
+    def with_latents(self, latents: Tensor, depth: Tensor | None) -> Batch:
+        motion = {field.name: getattr(self, field.name) for field in fields(Motion)}
+        return Batch(**motion, latents=latents, depth=depth)
