@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 
 import xwam_ft
@@ -143,3 +144,27 @@ def test_accumulation_that_changes_while_training_is_refused(
     schedule = GradientAccumulationScheduler({0: 2})
     with pytest.raises(UserError, match="has changed from 1 to 2 while training"):
         fit(recipe, make_trainer(tmp_path, schedule, num_sanity_val_steps=0))
+
+
+def test_a_loss_scalers_overflow_is_left_to_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits the first gradients overflow until the scale has come down; without a scale that ends the run."""
+    module = TrainingModule.from_recipe(recipe)
+    for parameter in module.network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, float("inf"))
+    optimizer = torch.optim.SGD([parameter for parameter in module.parameters() if parameter.requires_grad])
+    with pytest.raises(UserError, match="the gradient is "):
+        module.configure_gradient_clipping(optimizer)
+    module.trainer = make_trainer(tmp_path, plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+    monkeypatch.setattr(module, "log", lambda *args, **options: None)  # of no step: nothing runs
+    module.configure_gradient_clipping(optimizer)
+
+
+def test_without_held_out_clips_training_goes_on(
+    recipe: Recipe, cache: LatentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipDataModule, "val_dataloader", lambda self: [])
+    module, data = TrainingModule.from_recipe(recipe), ClipDataModule.from_recipe(recipe)
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 1

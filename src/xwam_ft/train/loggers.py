@@ -74,7 +74,7 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        return "jsonl"
+        return "lightning"  # the folder for checkpoints of a ModelCheckpoint that a recipe names
 
     @property
     def version(self) -> str:

@@ -285,7 +285,9 @@ class TrainingModule(pl.LightningModule):
         limit = self.recipe.optim.clip_norm if gradient_clip_val is None else gradient_clip_val
         total = torch.nn.utils.clip_grad_norm_(list(trained_parameters(self.network).values()), limit)
         norm = gathered({"norm": total})["norm"]
-        if not torch.isfinite(norm):
+        plugin = self.trainer.precision_plugin if self._trainer is not None else None
+        skips = getattr(plugin, "scaler", None) is not None  # in 16 bits: a step whose gradient overflows is not taken
+        if not torch.isfinite(norm) and not skips:
             self._stop(f"the gradient is {norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
         if self._trainer is not None:
             self.log("train/grad_norm", norm)
