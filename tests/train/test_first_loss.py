@@ -13,7 +13,7 @@ from xwam_ft.shards import ShardSet
 from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.data import ClipDataset
+from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.module import TrainingModule
 
@@ -40,7 +40,7 @@ def test_latents_eighty_times_too_large_stop_the_first_step(
     batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[geometry.micro_batch(0, 0)]
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.0)
     module.training_step(batch, 0).backward()
-    module._require_steady()
+    module._require_steady()  # pyright: ignore[reportPrivateUsage]
     assert len(module.history) == 1, "a sound start is remembered"
     module.history.clear()
     module.take_losses()
