@@ -38,7 +38,9 @@ def _forward(layer: Any, x: Float[Tensor, "*n i"], *rest: Any, **options: Any) -
 
 def _lone_adapter(layer: Any, x: Tensor) -> str | None:
     """The one adapter that is active, where it is plain LoRA in the dtype of base and input."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not on meta
+    if torch.compiler.is_compiling() or mixed:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.disable_adapters or layer.merged:
