@@ -276,7 +276,8 @@ class JointNetwork(nn.Module):
 
     def _project_batch(self, text: Float[Tensor, "b s dt"]) -> Float[Tensor, "b s d"] | SharedText:
         """Project the text of a batch; on a CPU, where the rest is as slow, instructions that come twice only once."""
-        if text.device.type != "cpu" or len(text) == 1 or torch.compiler.is_compiling():
+        plain = text.requires_grad or torch.compiler.is_compiling()  # `unique` has no gradient
+        if text.device.type != "cpu" or len(text) == 1 or plain:
             return self._project_text(text)
         rows, place = text.unique(dim=0, return_inverse=True)
         return self._project_text(text) if len(rows) == len(text) else SharedText(self._project_text(rows), place)
