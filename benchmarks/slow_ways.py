@@ -1,21 +1,23 @@
 """The slow ways that the network's accelerations replace: same numbers, more work.
 
-`policy_latency.py` times them beside the fast ones, and tests/model/test_fast_path.py proves them equal. The first
-three and the last are context managers that put a slow way in place; the others stand in for the network.
+`policy_latency.py` and `train_step.py` time them beside the fast ones, and tests/model proves them equal. Context
+managers put a slow way in place; the others stand in for the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xwam_ft.model import blocks, network, sampler
+from xwam_ft.model import blocks, lora_forward, network, sampler
 from xwam_ft.model.network import JointNetwork, Prediction
 from xwam_ft.model.solver import SHIFT, Solver, flow_grid
 
@@ -119,3 +121,45 @@ def all_frames_encoded(codec: Any, frames: int) -> Iterator[None]:
 
     with mock.patch.object(codec, "encode_video", whole):
         yield
+
+
+@contextmanager
+def training_operations() -> Iterator[None]:
+    """A training step on a CPU as torch, peft and slices give it: what costs passes over memory beside the products."""
+
+    def modulate(x: Tensor, shift: Tensor, scale: Tensor, spans: Any) -> Tensor:
+        parts = [torch.addcmul(_of(shift, s), x[:, s.start : s.stop], 1 + _of(scale, s)) for s in spans]
+        return torch.cat(parts, dim=1)
+
+    def add_gated(x: Tensor, update: Tensor, gate: Tensor, spans: Any) -> Tensor:
+        parts = [torch.addcmul(x[:, s.start : s.stop], update[:, s.start : s.stop], _of(gate, s)) for s in spans]
+        return torch.cat(parts, dim=1)
+
+    def rotate(x: Tensor, rotary: Any) -> Tensor:
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = rotary.cos[:, None], rotary.sin[:, None]
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+    def attention(query: Tensor, seen: Any) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(query, seen.keys, seen.values)
+
+    def text_of_each(joint: JointNetwork, text: Tensor) -> Tensor:
+        return joint._project_text(text)
+
+    with ExitStack() as stack:
+        for module, name, slow in (
+            (blocks, "modulate", modulate),
+            (network, "modulate", modulate),
+            (blocks, "add_gated", add_gated),
+            (blocks, "rotate", rotate),
+            (blocks, "plain_attention", attention),
+            (lora_forward, "_lone_adapter", lambda layer, x: None),
+            (JointNetwork, "_project_batch", text_of_each),
+        ):
+            stack.enter_context(mock.patch.object(module, name, slow))
+        yield
+
+
+def _of(values: Tensor, span: Any) -> Tensor:
+    return values[:, span.time, None]

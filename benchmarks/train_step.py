@@ -9,14 +9,16 @@ gradient checkpointing is not counted as work.
 from __future__ import annotations
 
 import gc
+import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
 import typer
 from pydantic import ValidationError
 
+import slow_ways
 from _measure import flops, machine, matmul_peak, peak_memory, pick_device, print_table, seconds
 from _sizes import SIZES, Size, command, random_backbone
 from xwam_ft.model.trainable import trainable_network
@@ -59,6 +61,10 @@ def main(
     counts = [int(count) for count in batch.split(",")]
     rows = [row for form in FORMS for row in timed.rows(form, counts)]
     print_table(f"steps at size {size}", ("form", "batch", "samples/s", "share of peak", "peak GB"), rows)
+    if device == "cpu":
+        rows = [timed.against_slow(form, counts[-1]) for form in FORMS]
+        header = ("form", "batch", "CPU s, short ways", "CPU s, plain ones", "ratio")
+        print_table(f"one step at size {size}, both ways in turn, 3 instructions a batch", header, rows)
 
 
 def recipe_of(form: str, size: Size, *, batch: int, checkpointing: bool) -> Recipe | None:
@@ -178,6 +184,23 @@ class _Timed:
                 torch.cuda.empty_cache()
         share = f"{100 * rate * work / self.peak:.1f} %"
         return form, str(count), f"{rate:.2f}", share, None if memory is None else f"{memory:.1f}"
+
+    def against_slow(self, form: str, count: int) -> tuple[str | None, ...]:
+        """CPU seconds of a step, and with the operations it replaced (slow_ways.py), in turn; the best of each."""
+        module = training(form, self.size, self.device, count, dtype=torch.float32)
+        if module is None:
+            return (form, ABSENT, None, None, None)
+        batch = clips(self.size, count, self.device)
+        step = _step(module, replace(batch, text=batch.text[:3].repeat(count, 1, 1)[:count]), self.precision)
+        spent: dict[str, list[float]] = {"short": [], "plain": []}
+        for _ in range(self.repeats + 1):
+            for way, taken in spent.items():
+                with nullcontext() if way == "short" else slow_ways.training_operations():
+                    began = time.process_time()
+                    step()
+                    taken.append(time.process_time() - began)
+        short, plain = (min(spent[way][1:]) for way in ("short", "plain"))
+        return form, str(count), f"{short:.3f}", f"{plain:.3f}", f"{plain / short:.2f}"
 
     def measured(self, form: str, count: int) -> tuple[float, float | None]:
         """Samples a second, and GB."""

@@ -36,18 +36,29 @@ def card(measured: Mapping[str, Any], folder: Path) -> str:
         "| stage | minutes | processes | steps | loss |",
         "|---|---|---|---|---|",
         *(_stage("vae", {"runs": [run]}, _vae_loss(run))[0] for run in vae["runs"]),
-        *_stage("video", video, "flow matching of the future from first frame and text, 3 views"),
+        *_stage("video", video, "flow matching of the future from first frame and text, 1 to 3 views"),
         *_stage("depth", depth, "L1 of log depth and of its differences"),
         "",
-        "**Held-out tasks, PSNR in dB.** VAE: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in vae["held_out_psnr"].items())
-        + ". Future of 0.2 s (the four pictures after the first, 20 steps):",
+        "**Clip lengths.** VAE and prior know clips of "
+        + ", ".join(map(str, vae["lengths"][1:]))
+        + " pictures; others are",
+        "refused (`clips.json`).",
         "",
-        "| task | generated | repeat the first picture | the VAE's limit |",
-        "|---|---|---|---|",
+        "**Held-out tasks, PSNR in dB.** VAE: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in vae["held_out"]["psnr"].items())
+        + ". Spread of the latent frames of",
+        "clips of 13 over the first's: "
+        + ", ".join(map(str, vae["held_out"]["spread"]))
+        + ". Futures (20 steps), and over moving",
+        "pixels alone:",
+        "",
+        "| future | task | generated | repeat the first picture | the VAE's limit | moving: generated | repeat |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {task} | {row['generated']:.1f} | {row['repeat_first']:.1f} | {row['vae']:.1f} |"
-            for task, row in video["held_out_psnr"].items()
+            f"| {future} | {task} | {row['generated']:.1f} | {row['repeat_first']:.1f} | {row['vae']:.1f} | "
+            f"{row['generated, moving']:.1f} | {row['repeat_first, moving']:.1f} |"
+            for future, tasks in video["held_out_psnr"].items()
+            for task, row in tasks.items()
         ),
         "",
         "**Depth estimator, held-out tasks.** No scale is fitted; pixels nearer than 10 m. Flicker: mean change of the",
@@ -67,7 +78,8 @@ def card(measured: Mapping[str, Any], folder: Path) -> str:
 
 def _vae_loss(run: Mapping[str, Any]) -> str:
     woken = f"; first {run['woken']} empty latent channels were woken" if run["woken"] else ""
-    return f"L1 + 2 MSE + 0.15 (1 - SSIM) + {run['kl']:g} KL{woken}"
+    terms = f"L1 + {run['squared']:g} MSE + 0.15 (1 - SSIM) + {run['kl']:g} KL"
+    return f"{terms}; clips of {', '.join(map(str, run['lengths']))} pictures{woken}"
 
 
 def _stage(name: str, row: Mapping[str, Any], loss: str) -> list[str]:

@@ -42,6 +42,7 @@ from xwam_ft.bundled import bundled
 from xwam_ft.errors import EXIT_CODE, UserError
 from xwam_ft.evaluate.metaworld import instruction
 from xwam_ft.files import atomic_folder, atomic_path, read_json, sha256, write_json_atomic, write_text_atomic
+from xwam_ft.model.backbone import CLIPS_FILE, load_backbone
 from xwam_ft.model.tiny import untrained_text, untrained_transformer, untrained_vae
 from xwam_ft.prepare.depth.tiny import TinyDepth
 from xwam_ft.progress import progress_bar
@@ -53,7 +54,13 @@ Resume = Annotated[bool, typer.Option(help="Go on from the weights in WORK.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
 VIDEO_EPISODES, DEPTH_PICTURES = 12, 300  # a task
 HELD_OUT_EPISODES, HELD_OUT_PICTURES = 4, 60
-EVERY = 3  # pictures between the starts of two encoded clips
+EVERY = 8  # pictures between the starts of two encoded clips
+SHIPPED_RUNS = [
+    {"minutes": 28, "processes": 1, "steps": 4652, "squared": 2.0, "kl": 1e-6, "woken": 0, "lengths": [1, 5]},
+    {"minutes": 24, "processes": 2, "steps": 3400, "squared": 2.0, "kl": 1e-6, "woken": 0, "lengths": [1, 5]},
+    {"minutes": 27, "processes": 2, "steps": 3722, "squared": 2.0, "kl": 1e-7, "woken": 21, "lengths": [1, 5]},
+]
+"""Of the VAE that ships: what `--shipped` goes on from."""
 CONSOLE = Console(highlight=False)
 
 
@@ -77,7 +84,14 @@ def corpus(work: Work, worker: Annotated[int, typer.Option()] = 0, workers: Anno
 
 
 @app.command()
-def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, resume: Resume = False) -> None:
+def vae(
+    work: Work,
+    minutes: Minutes = 50,
+    threads: Threads = 1,
+    seed: int = 0,
+    resume: Resume = False,
+    shipped: Annotated[bool, typer.Option(help="Begin with the weights that ship.")] = False,
+) -> None:
     """Train the VAE and measure its latents."""
     rank = _join(threads)
     corpus_of.require_renders(work)
@@ -86,6 +100,9 @@ def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, 
     model, before = untrained_vae(), []
     if resume:
         model, before = _trained_vae(work), _measured(work, "vae")["runs"]
+    elif shipped:
+        model = load_backbone("tiny", dtype="float32", parts=("vae",)).vae.requires_grad_(True)
+        before = SHIPPED_RUNS
     woken = vae_of.wake(model, data, seed)
 
     def look(averaged: Any, step: int, at: float) -> None:
@@ -97,10 +114,11 @@ def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, 
     if rank:
         return
     model = model.bfloat16().float()  # as it ships: what is measured is what is used
+    told = {"squared": vae_of.SQUARED, "kl": vae_of.KL, "woken": woken, "lengths": [1, *vae_of.LENGTHS]}
     mean, std = vae_of.latent_statistics(model, data, 128, seed)
     measured = {
-        "runs": [*before, run | {"squared": vae_of.SQUARED, "kl": vae_of.KL, "woken": woken}],
-        "lengths": [1, *vae_of.LENGTHS],
+        "runs": [*before, run | told],
+        "lengths": told["lengths"],
         "latents_mean": mean,
         "latents_std": std,
         "held_out": vae_of.held_out(model, unseen, 64, seed),
@@ -123,9 +141,10 @@ def video(work: Work, minutes: Minutes = 25, threads: Threads = 1, seed: int = 0
         return
     prior = prior.bfloat16().float()
     measured: dict[str, Any] = {"runs": [run]}
-    measured["clips"] = len(data.video)
+    measured["clips"] = {4 * span - 3: len(video) for span, video in data.video.items()}
     measured["held_out_psnr"] = {
-        task: video_of.generated_psnr(prior, model, work, task, 16, 20) for task in corpus_of.HELD_OUT
+        name: {task: video_of.generated_psnr(prior, model, work, task, 16, 20, future) for task in corpus_of.HELD_OUT}
+        for name, future in video_of.FUTURES.items()
     }
     _save(work / "video", prior, measured)
 
@@ -169,6 +188,7 @@ def pack(
         save_file(views, folder / "transformer" / "view_embedding.safetensors")
         estimator = load_file(work / "depth_estimator.safetensors")
         save_file({name: value.bfloat16() for name, value in estimator.items()}, folder / "depth.safetensors")
+        write_json_atomic(folder / CLIPS_FILE, {"frames": measured["vae"]["lengths"]})
         write_text_atomic(folder / "README.md", card(measured, folder))
     CONSOLE.print(f"weights: {out}")
 
@@ -227,13 +247,12 @@ def _latents(work: Path, model: Any, rank: int) -> video_of.Latents:
         for task in share:
             encoded = video_of.encode_task(model, work, task, EVERY)
             with atomic_path(folder / f"{task}.safetensors") as path:
-                save_file({"video": encoded}, path)
+                save_file(encoded, path)
             advance(1)
     if dist.is_initialized():
         dist.barrier()
-    videos = [load_file(folder / f"{task}.safetensors")["video"] for task in tasks]
-    numbers = torch.cat([torch.full((len(video),), number) for number, video in enumerate(videos)])
-    return video_of.Latents(torch.cat(videos), numbers, tuple(instruction(task) for task in tasks))
+    encoded = [load_file(folder / f"{task}.safetensors") for task in tasks]
+    return video_of.joined(encoded, tuple(instruction(task) for task in tasks))
 
 
 def _processes() -> int:

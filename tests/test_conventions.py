@@ -193,6 +193,44 @@ def test_normalisation_maps_quantiles_to_one_without_clipping(contract: Contract
     np.testing.assert_allclose(conventions.denormalise_action(contract, wanted), values, atol=1e-12)
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), steps=st.integers(1, 8))
+def test_scaling_by_step_is_inverted_exactly_and_each_step_has_its_own(
+    contract: Contract, seed: int, steps: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    by_step, low, high = scaled_by_step(contract, rng)
+    action = rng.normal(0, 3, (2, steps, 7))
+    normalised = conventions.normalise_action(by_step, action)
+    np.testing.assert_allclose(conventions.denormalise_action(by_step, normalised), action, atol=1e-9)
+    middle, half = (high + low)[:steps] / 2, (high - low)[:steps] / 2
+    np.testing.assert_allclose(normalised, (action - middle) / half, atol=1e-9)
+
+
+def test_scaling_by_step_refuses_what_is_no_chunk(contract: Contract) -> None:
+    by_step, low, _ = scaled_by_step(contract, np.random.default_rng(0))
+    for shape in ((7,), (9, 7)):
+        with pytest.raises(ValueError, match="not steps of a chunk of 8"):
+            conventions.normalise_action(by_step, np.zeros(shape))
+    assert Contract.model_validate_json(by_step.to_bytes()) == by_step
+    assert b"action_scaling" not in contract.to_bytes(), "contracts by chunk keep their bytes"
+    assert b"action_step" not in contract.to_bytes()
+    with pytest.raises(ValueError, match="no scales of 8 steps"):
+        Contract.model_validate(contract.model_dump() | {"action_scaling": "step"})
+    short = contract.quantiles.model_copy(update={"action_step_low": low[:7].tolist()})
+    with pytest.raises(ValueError, match=r"not finite pairs|no scales"):
+        Contract.model_validate(contract.model_dump() | {"action_scaling": "step", "quantiles": short.model_dump()})
+
+
+def scaled_by_step(plain: Contract, rng: np.random.Generator) -> tuple[Contract, np.ndarray, np.ndarray]:
+    """A contract of 8 steps of 7 numbers with random scales."""
+    low = rng.normal(0, 1, (8, 7))
+    high = low + rng.uniform(1e-3, 2, (8, 7))
+    scales = {"action_step_low": low.tolist(), "action_step_high": high.tolist()}
+    tree = plain.model_dump() | {"action_scaling": "step", "quantiles": plain.quantiles.model_dump() | scales}
+    return Contract.model_validate(tree), low, high
+
+
 def test_quaternions_pass_through_normalisation_and_come_back_canonical(contract: Contract) -> None:
     state = trajectory(7, contract, False)
     proprio = conventions.normalise_proprio(contract, state)

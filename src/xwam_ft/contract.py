@@ -229,18 +229,30 @@ class DepthCode(Part):
 class Quantiles(Part):
     """q01 and q99 of every number of the proprio [P] and of the action [Da]; equal pairs are widened beforehand.
 
-    Quaternions are not normalised: their pair is (-1, 1).
+    Quaternions are not normalised: their pair is (-1, 1). `action_step_*` [Ta, Da], where the contract's
+    `action_scaling` is "step": mean - std and mean + std of every number at every step of a chunk.
     """
 
     proprio_low: tuple[float, ...]
     proprio_high: tuple[float, ...]
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    action_step_low: tuple[tuple[float, ...], ...] | None = None
+    action_step_high: tuple[tuple[float, ...], ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Contracts without scales of steps keep the bytes, and so the hash, that they had before there were any."""
+        tree: dict[str, Any] = handler(self)
+        return {name: value for name, value in tree.items() if value is not None}
 
     @model_validator(mode="after")
     def _ordered(self) -> Quantiles:
-        for name in ("proprio", "action"):
-            low, high = np.array(getattr(self, f"{name}_low")), np.array(getattr(self, f"{name}_high"))
+        for name in ("proprio", "action", "action_step"):
+            ends = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if ends == (None, None):
+                continue
+            low, high = (np.array([] if end is None else end) for end in ends)
             if low.shape != high.shape or not np.all(np.isfinite(low) & np.isfinite(high)) or np.any(high <= low):
                 raise ValueError(f"{name} quantiles are not finite pairs with low < high")
         return self
@@ -263,9 +275,21 @@ class Contract(Part):
     quantiles: Quantiles
     prompts: tuple[str, ...]  # every instruction seen, sorted
     recorded: Recorded | None = None
+    action_scaling: Literal["chunk", "step"] = "chunk"  # one range a number, or one for it at each step of a chunk
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Contracts scaled by chunk keep the bytes, and so the hash, that they had before there was a choice."""
+        tree: dict[str, Any] = handler(self)
+        if self.action_scaling == "chunk":
+            del tree["action_scaling"]
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
+        steps, of_steps = self.timing.action_steps, self.quantiles.action_step_low
+        if self.action_scaling == "step" and np.shape(of_steps or ()) != (steps, self.action_dim):
+            raise ValueError(f"action_scaling is step, and the quantiles have no scales of {steps} steps")
         for what, names in (("camera", [c.name for c in self.cameras]), ("slot", [s.name for s in self.slots])):
             if len(set(names)) != len(names):
                 raise ValueError(f"two {what}s share a name: {names}")

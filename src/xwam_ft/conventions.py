@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract, Slot
 
+    Bound = tuple[float, ...] | ndarray
+
 
 def state_slices(contract: Contract) -> dict[str, slice]:
     """Where each slot stands in a state vector [P]."""
@@ -81,11 +83,31 @@ def normalise_proprio(contract: Contract, state: Float[ndarray, "*n p"]) -> Floa
 
 
 def normalise_action(contract: Contract, action: Float[ndarray, "*n da"]) -> Float[ndarray, "*n da"]:
-    return _normalise(action, contract.quantiles.action_low, contract.quantiles.action_high)
+    """2 (x - low) / (high - low) - 1, without clipping.
+
+    Args:
+        action: where the contract scales each step of a chunk, [.., k, Da]: the first k steps of chunks.
+    """
+    return _normalise(action, *_action_bounds(contract, action.shape))
 
 
 def denormalise_action(contract: Contract, action: Float[ndarray, "*n da"]) -> Float[ndarray, "*n da"]:
-    return _denormalise(action, contract.quantiles.action_low, contract.quantiles.action_high)
+    """Inverse of `normalise_action`."""
+    return _denormalise(action, *_action_bounds(contract, np.shape(action)))
+
+
+def _action_bounds(
+    contract: Contract, shape: tuple[int, ...]
+) -> tuple[Float[ndarray, "*k da"], Float[ndarray, "*k da"]]:
+    known = contract.quantiles
+    if contract.action_scaling == "chunk":
+        return np.asarray(known.action_low), np.asarray(known.action_high)
+    low, high = np.asarray(known.action_step_low), np.asarray(known.action_step_high)
+    if len(shape) < 2 or shape[-2] > len(low):
+        raise ValueError(
+            f"actions of shape {shape} are not steps of a chunk of {len(low)}, and each step has its scale"
+        )
+    return low[: shape[-2]], high[: shape[-2]]
 
 
 def denormalise_proprio(contract: Contract, proprio: Float[ndarray, "*n p"]) -> Float[ndarray, "*n p"]:
@@ -256,12 +278,12 @@ def _needed(slot: Slot, along: np.ndarray | None) -> np.ndarray:
     return along
 
 
-def _normalise(value: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
+def _normalise(value: np.ndarray, low: Bound, high: Bound) -> np.ndarray:
     bottom, top = np.asarray(low), np.asarray(high)
     return 2.0 * (value - bottom) / (top - bottom) - 1.0
 
 
-def _denormalise(value: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
+def _denormalise(value: np.ndarray, low: Bound, high: Bound) -> np.ndarray:
     bottom, top = np.asarray(low), np.asarray(high)
     return (np.asarray(value, dtype=np.float64) + 1.0) / 2.0 * (top - bottom) + bottom
 

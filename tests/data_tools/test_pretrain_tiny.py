@@ -138,8 +138,13 @@ def test_the_video_loss_trains_transformer_text_and_views_and_no_action(corpus: 
 
     encoder, tokenizer = untrained_text()
     prior = video.Prior(untrained_transformer(), encoder, tokenizer)
-    latents = torch.randn(6, 48, 2, 3, 6, 8).half()
-    data = video.Latents(latents, torch.tensor([0, 0, 0, 1, 1, 1]), ("open the door", "hammer"))
+    four = torch.randn(6, 48, 4, 3, 6, 8).half()
+    data = video.joined([{"4": four[:3]}, {"4": four[3:], "2": four[:2, :, :2]}], ("open the door", "hammer"))
+    assert {span: len(clips) for span, clips in data.video.items()} == {4: 6, 3: 6, 2: 8}
+    assert data.task[2].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    with torch.no_grad():
+        for span, views in ((3, 1), (4, 2)):
+            assert 0.2 < float(video.loss_of(prior, data, torch.Generator().manual_seed(0), span, views)) < 20
     loss = video.loss_of(prior, data, torch.Generator().manual_seed(0))
     assert 0.2 < float(loss) < 20
     loss.backward()
@@ -148,6 +153,22 @@ def test_the_video_loss_trains_transformer_text_and_views_and_no_action(corpus: 
     assert heads <= without
     assert not {name for name in without - heads if name.endswith(".weight")}
     assert float(prior.network.view_embedding.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.slow
+def test_the_longest_clips_at_every_rate_are_encoded_once_and_cut(corpus: Path) -> None:
+    import _tiny_video as video
+    from xwam_ft.model.tiny import untrained_vae
+
+    vae = untrained_vae().eval()
+    found = video.encode_task(vae, corpus, "hammer", 5)
+    # Episodes of 7, 9, 3 and 26 pictures; starts 0, 5 | 10, 15 | - | 20, 25, .., 40 (the last four in the fourth).
+    assert {span: tuple(tensor.shape) for span, tensor in found.items()}["4"][1:] == (48, 4, 3, 6, 8)
+    with np.load(corpus / "video" / "hammer.npz") as file:
+        rgb = file["rgb"]
+    first = video._encode(vae, video._pixels(rgb[None, 20:25]), views=3)
+    longest = found["4"][0].float()  # the first start with 13 pictures before its episode's end, at stride 1
+    torch.testing.assert_close(longest[None, :, :2], first, atol=2e-2, rtol=1e-2)
 
 
 @pytest.mark.sim

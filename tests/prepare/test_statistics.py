@@ -7,7 +7,7 @@ import pytest
 
 from xwam_ft import conventions
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, DepthCode, Image, Slot, Timing
-from xwam_ft.prepare.statistics import Motion, chunk_actions, placeholder, quantiles, widen
+from xwam_ft.prepare.statistics import Motion, chunk_actions, encoded_chunks, placeholder, quantiles, widen
 
 TIMING = Timing(fps=10, frame_skip=2, action_skip=1, clip_frames=5)
 
@@ -164,3 +164,41 @@ def test_chunks_encoded_together_are_those_encoded_alone(convention: str) -> Non
             alone_masks.append(conventions.command_to_action_mask(draft, episode.command_mask[rows]))
     np.testing.assert_array_equal(values, np.concatenate(alone))
     np.testing.assert_array_equal(masks, np.concatenate(alone_masks))
+
+
+def test_by_step_every_number_has_mean_0_and_spread_1_at_every_step() -> None:
+    rng = np.random.default_rng(0)
+    state = np.cumsum(rng.normal(0, 0.1, (300, 2)), axis=0)
+    slots = (joint("relative_to_chunk_start"), gripper("g"))
+    plain = contract(*slots)
+    by_step = placeholder({**plain.model_dump(), "slots": slots, "timing": TIMING, "action_scaling": "step"})
+    mask = np.ones_like(state)
+    mask[40:60, 1] = 0
+    episodes = [one(state[:200], state[:200] + 0.01, mask[:200]), one(state[200:], state[200:] + 0.02, mask[200:])]
+    found = quantiles(by_step, episodes)
+    assert found.model_copy(update={"action_step_low": None, "action_step_high": None}) == quantiles(plain, episodes)
+    scaled = by_step.model_copy(update={"quantiles": found})
+    values: list[list[np.ndarray]] = [[] for _ in range(8)]
+    for encoded, valid in encoded_chunks(scaled, episodes):
+        normalised = conventions.normalise_action(scaled, encoded)
+        for step in range(encoded.shape[1]):
+            values[step].append(np.where(valid[:, step] > 0, normalised[:, step], np.nan))
+    for step in range(8):
+        column = np.concatenate(values[step])
+        np.testing.assert_allclose(np.nanmean(column, axis=0), 0.0, atol=1e-9)
+        np.testing.assert_allclose(np.nanstd(column, axis=0), 1.0, atol=1e-9)
+
+
+def test_by_step_what_never_moves_gets_the_floor_and_grippers_share() -> None:
+    slots = (joint("relative_to_chunk_start"), gripper("left"), gripper("right"))
+    plain = contract(*slots)
+    by_step = placeholder({**plain.model_dump(), "slots": slots, "timing": TIMING, "action_scaling": "step"})
+    state = np.zeros((50, 3))
+    command = np.zeros((50, 3))
+    command[:, 2] = 1.0
+    found = quantiles(by_step, [one(state, command)])
+    assert found.action_step_low is not None
+    assert found.action_step_high is not None
+    for low, high in zip(found.action_step_low, found.action_step_high, strict=True):
+        assert (low[0], high[0]) == pytest.approx((-0.5e-3, 0.5e-3))
+        assert (low[1], high[1]) == (low[2], high[2]) == pytest.approx((0.0, 1.0))

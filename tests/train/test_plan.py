@@ -300,3 +300,12 @@ def test_too_few_clips_for_a_task_are_said_with_what_was_measured(shard_set: Sha
     assert said.startswith("about 1,500 clips of each of 2 instructions")
     assert "14 %" in said
     assert too_few_clips(FEW * tasks + 1, shard_set) is None
+
+
+def test_clips_of_a_length_the_vae_does_not_know_are_refused_before_any_work(
+    recipe: Recipe, shard_set: ShardSet
+) -> None:
+    longer = shard_set.contract.timing.model_copy(update={"clip_frames": 17})
+    contract = shard_set.contract.model_copy(update={"timing": longer})
+    with pytest.raises(UserError, match=r"backbone tiny: clips of 17 frames, .* trained on clips of .*clip_frames to"):
+        make_plan(recipe, replace(shard_set, contract=contract))

@@ -91,6 +91,8 @@ def reference_config(weights: RunWeights, contract: Contract) -> tuple[dict[str,
     layout = Layout.of(contract)
     if (layout.proprio, layout.action) != (PROPRIO, ACTION):
         return config, "constructor values alone: the robot's slots are not X-WAM's two arms (see contract.json)"
+    if contract.action_scaling != "chunk":
+        return config, "constructor values alone: X-WAM has no scale for each step of a chunk (see contract.json)"
     timing, image = contract.timing, contract.image
     config["dataset"] = {
         "sequence_length": timing.clip_frames,

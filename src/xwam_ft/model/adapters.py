@@ -22,6 +22,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.branch import DEPTH, MAIN, lora_layers, use_adapters
+from xwam_ft.model.lora_forward import use_short_forward
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.model.reference import check_state
 
@@ -88,6 +89,8 @@ def _inject(config: LoraConfig, module: Any, name: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the second adapter is meant
         inject_adapter_in_model(config, module, adapter_name=name)
+    for layer in lora_layers(module):
+        use_short_forward(layer)
 
 
 def _pattern(network: JointNetwork, layers: list[str]) -> str:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xwam_ft.model.tokens import HELD, Span
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 Module: TypeAlias = Any
@@ -36,6 +36,13 @@ class KeysValues(NamedTuple):
     values: Float[Tensor, "b heads n d"]
 
 
+class SharedText(NamedTuple):
+    """Projected text of a batch in which several samples have the same: each once, and which one a sample has."""
+
+    rows: Float[Tensor, "u s d"]
+    place: Int[Tensor, " b"]
+
+
 class Rotary(NamedTuple):
     """Cosines and sines of every token's rotation, float32."""
 
@@ -47,7 +54,15 @@ class Rotary(NamedTuple):
 
 
 def rotate(x: Float[Tensor, "b n heads d"], rotary: Rotary) -> Float[Tensor, "b n heads d"]:
-    """Rotate neighbouring channel pairs in real arithmetic (float32), back to the dtype of x."""
+    """Rotate neighbouring channel pairs (float32), back to the dtype of x.
+
+    In real arithmetic, which compilers and GPUs fuse; on a CPU that runs operation by operation as one complex product,
+    which is a fifth of the passes over memory, most of them in the backward pass.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        turn = torch.complex(rotary.cos, rotary.sin)[:, None]
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotary.cos[:, None], rotary.sin[:, None]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
@@ -57,8 +72,13 @@ def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 3 d"], scale: Float[Tensor, "b 3 d"], spans: Sequence[Span]
 ) -> Float[Tensor, "b n d"]:
     """x * (1 + scale) + shift, with the shift and scale of each token's span."""
-    parts = [torch.addcmul(_of(shift, s), x[:, s.start : s.stop], 1 + _of(scale, s)) for s in spans]
+    parts = [torch.addcmul(_of(shift, s), own, 1 + _of(scale, s)) for s, own in zip(spans, _cut(x, spans), strict=True)]
     return torch.cat(parts, dim=1)
+
+
+def _cut(x: Float[Tensor, "b n d"], spans: Sequence[Span]) -> tuple[Float[Tensor, "b m d"], ...]:
+    """The tokens of each span: in one split, since each slice on its own would cost a whole gradient of zeros."""
+    return x.split([span.stop - span.start for span in spans], dim=1)
 
 
 def _of(values: Float[Tensor, "b 3 d"], span: Span) -> Float[Tensor, "b m d"]:
@@ -71,9 +91,8 @@ def add_gated(
     x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], gate: Float[Tensor, "b 3 d"], spans: Sequence[Span]
 ) -> Float[Tensor, "b n d"]:
     """x + gate * update in float32, with the gate of each token's span."""
-    update = update.float()
-    parts = [torch.addcmul(x[:, s.start : s.stop], update[:, s.start : s.stop], _of(gate, s)) for s in spans]
-    return torch.cat(parts, dim=1)
+    streams = zip(spans, _cut(x, spans), _cut(update.float(), spans), strict=True)
+    return torch.cat([torch.addcmul(kept, added, _of(gate, s)) for s, kept, added in streams], dim=1)
 
 
 def linear_float32(linear: Module, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
@@ -87,8 +106,11 @@ def weight_dtype(linear: Module) -> torch.dtype:
     return dtype if dtype.is_floating_point else linear.bias.dtype
 
 
-def text_keys_values(block: Module, text: Float[Tensor, "b s d"]) -> KeysValues:
+def text_keys_values(block: Module, text: Float[Tensor, "b s d"] | SharedText) -> KeysValues:
     """Cross-attention keys and values of projected text: they depend on neither noise nor step."""
+    if isinstance(text, SharedText):
+        once = text_keys_values(block, text.rows)
+        return KeysValues(once.keys[text.place], once.values[text.place])
     attention = block.attn2
     text = text.to(weight_dtype(attention.to_k))
     keys = attention.norm_k(attention.to_k(text))
@@ -98,7 +120,7 @@ def text_keys_values(block: Module, text: Float[Tensor, "b s d"]) -> KeysValues:
 def block_forward(
     block: Module,
     x: Float[Tensor, "b n d"],
-    text: Float[Tensor, "b s d"] | KeysValues,
+    text: Float[Tensor, "b s d"] | SharedText | KeysValues,
     time: Float[Tensor, "b 3 6 d"],
     rotary: Rotary,
     spans: Sequence[Span],
@@ -139,10 +161,20 @@ def _attend(
     kernel: SDPBackend | None = getattr(attention, "sdpa_backend", None)  # attention.py
     if kernel is None and query.device.type == "cpu" and query.shape[2] <= SHORT:
         # torch's fused kernel takes a third of a training step at a hundred tokens: its backward is slow there.
-        kernel = SDPBackend.MATH
-    with nullcontext() if kernel is None else sdpa_kernel(kernel):
-        out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
+        out = plain_attention(query, seen)
+    else:
+        with nullcontext() if kernel is None else sdpa_kernel(kernel):
+            out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
     return attention.to_out[0](out.transpose(1, 2).flatten(2).to(h.dtype))
+
+
+def plain_attention(query: Float[Tensor, "b heads n d"], seen: KeysValues) -> Float[Tensor, "b heads n d"]:
+    """softmax(query keys^T / sqrt(d)) values, product by product: torch's "math" kernel in fewer passes."""
+    folded = [part.flatten(0, 1) for part in (query, seen.keys, seen.values)]  # (b heads) n d
+    scores = torch.baddbmm(
+        query.new_zeros(()), folded[0], folded[1].transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5
+    )
+    return torch.bmm(scores.softmax(dim=-1), folded[2]).unflatten(0, query.shape[:2])
 
 
 def _heads(attention: Module, x: Float[Tensor, "b n d"], rotary: Rotary | None = None) -> Float[Tensor, "b heads n e"]:

@@ -48,7 +48,11 @@ class Layout:
             proprio=tuple(f"{slot.name}.{name}" for slot in contract.slots for name in slot.elements),
             action=tuple(f"{slot.name}.{name}" for slot in contract.slots for name in slot.action_elements),
             cameras=tuple(contract.camera_names),
-            conventions={slot.name: slot.convention for slot in contract.slots if slot.convention is not None},
+            conventions={
+                slot.name: slot.convention + ("" if contract.action_scaling == "chunk" else ", scaled by step")
+                for slot in contract.slots
+                if slot.convention is not None
+            },
         )
 
     @classmethod

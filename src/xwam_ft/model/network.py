@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from xwam_ft.model.blocks import KeysValues, Module, Rotary, linear_float32, modulate
+from xwam_ft.model.blocks import KeysValues, Module, Rotary, SharedText, linear_float32, modulate
 from xwam_ft.model.branch import DepthBranch, Twin, branch_blocks, run_block, text_of_block
 from xwam_ft.model.tokens import SequenceLayout, rotary_tables, sinusoid, to_tokens, unpatchify
 
@@ -83,14 +83,14 @@ class Prediction:
 class TextContext:
     """An instruction, projected; with its cross-attention keys and values of every block where it is reused."""
 
-    projected: Float[Tensor, "b s d"]
+    projected: Float[Tensor, "b s d"] | SharedText
     blocks: tuple[KeysValues, ...] | None = None
     depth_blocks: tuple[KeysValues, ...] | None = None
 
-    def of_block(self, index: int) -> Float[Tensor, "b s d"] | KeysValues:
+    def of_block(self, index: int) -> Float[Tensor, "b s d"] | SharedText | KeysValues:
         return self.projected if self.blocks is None else self.blocks[index]
 
-    def of_depth_block(self, index: int) -> Float[Tensor, "b s d"] | KeysValues:
+    def of_depth_block(self, index: int) -> Float[Tensor, "b s d"] | SharedText | KeysValues:
         return self.projected if self.depth_blocks is None else self.depth_blocks[index]
 
     @staticmethod
@@ -104,7 +104,7 @@ class TextContext:
             return tuple(KeysValues(*map(torch.cat, zip(*of, strict=True))) for of in zip(*kept, strict=True)) or None
 
         return TextContext(
-            torch.cat([context.projected for context in contexts]),
+            torch.cat([c.projected for c in contexts if not isinstance(c.projected, SharedText)]),  # encoded: none is
             joined([context.blocks for context in contexts]),
             joined([context.depth_blocks for context in contexts]),
         )
@@ -218,7 +218,7 @@ class JointNetwork(nn.Module):
             action_held: actions that are given clean, as conditions: they are at timestep 0, not at `t_action`.
         """
         layout = self._layout(latents, action, proprio)
-        context = text if isinstance(text, TextContext) else TextContext(self._project_text(text))
+        context = text if isinstance(text, TextContext) else TextContext(self._project_batch(text))
         embedding, time = self._embed_time(t_video, t_action)
         rotary = self._rotary(layout)
         x = self._embed_tokens(latents, action, proprio)
@@ -273,6 +273,14 @@ class JointNetwork(nn.Module):
     def _project_text(self, text: Float[Tensor, "b s dt"]) -> Float[Tensor, "b s d"]:
         embedder = self.transformer.condition_embedder.text_embedder
         return embedder(text.to(embedder.linear_1.weight.dtype))
+
+    def _project_batch(self, text: Float[Tensor, "b s dt"]) -> Float[Tensor, "b s d"] | SharedText:
+        """Project the text of a batch; on a CPU, where the rest is as slow, instructions that come twice only once."""
+        plain = text.requires_grad or torch.compiler.is_compiling()  # `unique` has no gradient
+        if text.device.type != "cpu" or len(text) == 1 or plain:
+            return self._project_text(text)
+        rows, place = text.unique(dim=0, return_inverse=True)
+        return self._project_text(text) if len(rows) == len(text) else SharedText(self._project_text(rows), place)
 
     def _embed_time(
         self, t_video: Float[Tensor, " b"], t_action: Float[Tensor, " b"]

@@ -67,6 +67,7 @@ def contract_of(
             "slots": tuple(plan_.slot for plan_ in accepted[0].slots),
             "depth": plan.code,
             "prompts": tuple(prompts),
+            "action_scaling": spec.action_scaling,
         }
     )
     train = Motions([job for job in accepted if job.number not in chosen])

@@ -330,6 +330,7 @@ class Embodiment(Filled):
     timing: TimingSpec
     slots: Annotated[dict[Name, SlotSpec], Field(min_length=1)]
     depth: DepthRange = DepthRange()
+    action_scaling: Literal["chunk", "step"] = "chunk"  # a range a number, or one for it at each step of a chunk
     held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
     instruction: str | None = None  # for episodes recorded without one
 

@@ -31,7 +31,8 @@ def distributions(contract: Contract, train: Sequence[Motion]) -> str:
     """A violin a number: normalised training states, and normalised actions of all clip starts, by slot."""
     states = conventions.normalise_proprio(contract, statistics.all_states(train))
     raw, masks = statistics.chunk_actions(contract, train)
-    actions = conventions.normalise_action(contract, raw)
+    # One range a number, whatever the contract scales by: the steps of all chunks are one violin.
+    actions = conventions.normalise_action(contract.model_copy(update={"action_scaling": "chunk"}), raw)
     state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)
     panels: list[tuple[str, Sequence[str], list[np.ndarray], str]] = []
     for slot in contract.slots:

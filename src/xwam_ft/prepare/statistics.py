@@ -8,13 +8,15 @@ Rules (X-WAM's, where it has them):
     floor       ranges narrower than 1e-3 m, 1e-3 rad or 1e-2 of anything else are widened to that around their
                 middle, so that what never moves does not explode
     absent      slots the robot lacks: (-1, 1)
+    by step     where the contract scales each step of a chunk (`action_scaling: step`): mean - std and mean + std of
+                every number at every step, pooled and widened as above: mean 0 and spread 1 (step_scaling.py)
 Actions are encoded chunks from every start of a clip with two real pictures, valid steps only; beyond `MAX_STARTS`
 starts an even subset is taken, and so of states beyond `MAX_STATES`: what is held does not grow with the recordings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
-    from xwam_ft.contract import Slot
+    from xwam_ft.contract import Slot, Timing
 
 FLOOR = {"m": 1e-3, "rad": 1e-3}
 FLOOR_ELSE = 1e-2
@@ -51,7 +53,11 @@ def placeholder(contract_without: dict[str, object]) -> Contract:
     slots: tuple[Slot, ...] = draft["slots"]  # pyright: ignore[reportAssignmentType]
     proprio = sum(slot.state_width for slot in slots)
     action = sum(slot.action_width for slot in slots)
+    timing: Timing = draft["timing"]  # pyright: ignore[reportAssignmentType]
+    by_step = draft.get("action_scaling") == "step"
     draft["quantiles"] = Quantiles(
+        action_step_low=((-1.0,) * action,) * timing.action_steps if by_step else None,
+        action_step_high=((1.0,) * action,) * timing.action_steps if by_step else None,
         proprio_low=(-1.0,) * proprio,
         proprio_high=(1.0,) * proprio,
         action_low=(-1.0,) * action,
@@ -68,11 +74,21 @@ def chunk_actions(
     Args:
         stride: between starts; None: such that there are at most about `MAX_STARTS`.
     """
+    nothing = np.zeros((0, contract.action_dim))
+    values, masks = [nothing], [nothing]
+    for encoded, mask in encoded_chunks(contract, episodes, stride=stride):
+        values.append(encoded.reshape(-1, contract.action_dim))
+        masks.append(mask.reshape(-1, contract.action_dim))
+    return np.concatenate(values), np.concatenate(masks)
+
+
+def encoded_chunks(
+    contract: Contract, episodes: Sequence[Motion], *, stride: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same as chunks: actions and mask [n, k, Da] of some starts of an episode, their first k steps."""
     timing = contract.timing
     stride = starts_stride(episodes) if stride is None else stride
     ahead = np.arange(timing.action_steps) * timing.action_skip
-    values: list[np.ndarray] = [np.zeros((0, contract.action_dim))]
-    masks: list[np.ndarray] = [np.zeros((0, contract.action_dim))]
     for episode in episodes:
         frames = len(episode.state)
         starts = np.arange(0, max(1, frames - timing.frame_skip), stride)
@@ -83,10 +99,7 @@ def chunk_actions(
             encoded = conventions.encode_actions(
                 contract, episode.command[rows], episode.state[some], episode.state[rows]
             )
-            values.append(encoded.reshape(-1, contract.action_dim))
-            mask = conventions.command_to_action_mask(contract, episode.command_mask[rows])
-            masks.append(mask.reshape(-1, contract.action_dim))
-    return np.concatenate(values), np.concatenate(masks)
+            yield encoded, conventions.command_to_action_mask(contract, episode.command_mask[rows])
 
 
 def starts_stride(episodes: Sequence[Motion]) -> int:
@@ -101,7 +114,7 @@ def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
     proprio_low, proprio_high = np.full(contract.state_dim, -1.0), np.full(contract.state_dim, 1.0)
     action_low, action_high = np.full(contract.action_dim, -1.0), np.full(contract.action_dim, 1.0)
     state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)
-    pools = _gripper_pools(contract)
+    pools = gripper_pools(contract)
     for slot in contract.slots:
         if not slot.present:
             continue
@@ -136,7 +149,14 @@ def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
                 bound = max(abs(value) for value in _q(values))
                 low, high = -bound, bound
             action_low[at], action_high[at] = widen(low, high, unit)
+    of_steps: dict[str, tuple[tuple[float, ...], ...]] = {}
+    if contract.action_scaling == "step":
+        from xwam_ft.prepare.step_scaling import step_ranges
+
+        low, high = step_ranges(contract, episodes)
+        of_steps = {"action_step_low": low, "action_step_high": high}
     return Quantiles(
+        **of_steps,
         proprio_low=tuple(proprio_low.tolist()),
         proprio_high=tuple(proprio_high.tolist()),
         action_low=tuple(action_low.tolist()),
@@ -164,7 +184,7 @@ def widen(low: float, high: float, unit: str) -> tuple[float, float]:
     return middle - floor / 2.0, middle + floor / 2.0
 
 
-def _gripper_pools(contract: Contract) -> dict[str, list[str]]:
+def gripper_pools(contract: Contract) -> dict[str, list[str]]:
     """Single-number grippers by name -> all those in the same units, in order; they share their ranges."""
     grippers = [slot for slot in contract.slots if slot.kind == "gripper" and slot.present and slot.state_width == 1]
     return {
