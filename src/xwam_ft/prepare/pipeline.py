@@ -29,6 +29,7 @@ from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, p
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
 from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_text
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.workers import outcomes
 
@@ -328,6 +329,7 @@ def _finish(
     seconds["assemble"] = time.perf_counter() - clock
     kept = [results[job.number] for job in accepted]
     say_depth(depth, plan, console)
+    say_limits(contract, console)
     return PrepareReport(
         out=out,
         episodes=len(kept),
