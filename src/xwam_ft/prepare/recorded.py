@@ -113,8 +113,10 @@ def _part(
     slot: Slot, state: np.ndarray, command: np.ndarray, known: np.ndarray, contract: Contract, stride: int
 ) -> _Part:
     if slot.kind != "pose":
-        same = slot.command_units in (None, slot.units) and slot.kind != "gripper"
-        return _part_of_numbers(state if same else None, command, known, contract, stride)
+        same = slot.command_units in (None, slot.units)
+        part = _part_of_numbers(state if same else None, command, known, contract, stride)
+        # A gripper's commands may be an effort, and its states none that could be commanded.
+        return part if slot.kind != "gripper" else (command[known][::stride], part[1])
     skip = contract.timing.action_skip
     steps: list[np.ndarray] = []
     for later, earlier in (
@@ -130,7 +132,7 @@ def _part(
 def _part_of_numbers(
     state: np.ndarray | None, command: np.ndarray, known: np.ndarray, contract: Contract, stride: int
 ) -> _Part:
-    """`state`: None where commands are in other numbers, or may push beyond it for their force alone."""
+    """`state`: None where commands are in other units."""
     skip = contract.timing.action_skip
     steps = [np.abs(command[skip:] - command[:-skip])[known[skip:]]]
     values = [command[known]]
