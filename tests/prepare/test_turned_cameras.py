@@ -16,6 +16,7 @@ from xwam_ft.pictures import resize_nearest, turn_pictures
 from xwam_ft.policy.request import implausible
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.depth_only import estimate_depth
+from xwam_ft.prepare.inspect import inspect
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.shards import Segment, ShardSet
 
@@ -94,3 +95,19 @@ def test_a_change_of_aspect_is_said(tmp_path: Path, lerobot: Any) -> None:
     same = lerobot.embodiment.replace("width: 32", "width: 48")
     prepared(raw, tmp_path / "same", same)
     assert "aspect-changed" not in (tmp_path / "same" / "findings.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("name", "told"), [("libero_spatial", True), ("my_kitchen", False)])
+def test_sources_known_to_stand_on_their_head_are_mentioned(
+    tmp_path: Path, lerobot: Any, name: str, told: bool
+) -> None:
+    raw = lerobot.v21(tmp_path / name, lerobot.recording([12, 12]))
+    console = Console(record=True, width=300, file=(tmp_path / "log").open("w"))
+    inspect(raw, None, console)
+    assert ("rotate: 180, mirror: true" in console.export_text()) == told
+    embodiment = tmp_path / "toy.yaml"
+    options: Any = {"workers": 0, "strict": False, "urdf_dirs": [], "depth": None}
+    for number, text in enumerate((lerobot.embodiment, turned(lerobot.embodiment, 180, True))):
+        embodiment.write_text(text)
+        pipeline.prepare([raw], tmp_path / f"out{number}", embodiment=embodiment, console=console, **options)
+        assert ("renders pictures with their rows" in console.export_text()) == (told and number == 0)

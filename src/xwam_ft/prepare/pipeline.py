@@ -31,6 +31,7 @@ from xwam_ft.prepare.findings import FindingGroup, Severity, grouped, numbers_te
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
+from xwam_ft.prepare.upside_down import upside_down
 from xwam_ft.prepare.workers import outcomes
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ def prepare(
     if plan.cache is not None:
         text = f"estimates are kept in {plan.cache}; remove it when no other preparation needs them"
         console.print(text, markup=False)
+    if all(not camera.rotate and not camera.mirror for camera in spec.cameras.values()):
+        for hint in filter(None, dict.fromkeys(upside_down(source.info) for source in sources)):
+            console.print(Text("note", STYLES["note"]), end=" ")
+            console.print(hint, markup=False, soft_wrap=True)
     if (size := _odd_size(spec.image.height, spec.image.width)) is not None:
         console.print(Text("warning", STYLES["warning"]), end=" ")
         console.print(size, markup=False, soft_wrap=True)
