@@ -22,5 +22,5 @@ def upside_down(info: SourceInfo) -> str | None:
         return None
     return (
         f"{named[0]} renders pictures with their rows from the bottom up: look at {listed(cameras)}, and where one "
-        "stands on its head write `rotate: 180, mirror: true` (`rotate: 180` alone where others turned it so) for that camera"
+        "stands on its head write `rotate: 180, mirror: true` for it (`rotate: 180` alone where others turned it)"
     )
