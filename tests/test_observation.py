@@ -13,7 +13,8 @@ from xwam_ft import conventions, observation
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Contract, Limits, Quantiles, Slot
 from xwam_ft.errors import UserError
 from xwam_ft.kinematics import load_chain
-from xwam_ft.pictures import resize_pictures
+from xwam_ft.limits import Recorded
+from xwam_ft.pictures import resize_pictures, turn_pictures
 
 Make = Callable[..., Contract]
 POSE = (0.1, -0.2, 0.3, 1.0, 0.0, 0.0, 0.0)
@@ -301,3 +302,84 @@ def test_an_absent_arm_is_not_asked_for(contract_with: Make) -> None:
     encoded = observation.encode(contract, observed(state={"gripper": [0.04]}))
     np.testing.assert_array_equal(encoded.state, [0] * 7 + [0.04])
     assert list(observation.decode(contract, np.zeros((2, 7)), encoded.state).slots) == ["gripper"]
+
+
+@pytest.mark.parametrize(("rotate", "mirror"), [(180, False), (90, True), (0, True)])
+def test_live_pictures_are_turned_as_recorded_ones_were(contract_with: Make, rotate: int, mirror: bool) -> None:
+    plain = contract_with()
+    turned = [plain.cameras[0].model_copy(update={"rotate": rotate, "mirror": mirror}), plain.cameras[1]]
+    value = observed()
+    encoded = observation.encode(contract_with(cameras=tuple(turned)), value).pictures
+    upright = turn_pictures(value["images"]["front"], rotate, mirror=mirror)
+    np.testing.assert_array_equal(encoded[0], resize_pictures(upright[None], 32, 64)[0])
+    np.testing.assert_array_equal(encoded[1], observation.encode(plain, value).pictures[1])
+
+
+def test_a_tool_that_points_down_is_shown_without_jumps_and_live_as_in_training(contract_with: Make) -> None:
+    angle = np.deg2rad(180 + np.linspace(-40, 40, 81))  # about x, through w = 0
+    turns = np.stack([np.cos(angle / 2), np.sin(angle / 2), 0 * angle, 0 * angle], axis=1)
+    state = np.zeros((81, 8))
+    state[:, 3:7] = conventions.canonical_quaternion(turns)
+    assert (np.abs(np.diff(state[:, 3:7], axis=0)).max(axis=1) > 1).sum() == 1  # as w >= 0 has it
+    around = {"tool": (0.0, 1.0, 0.0, 0.0)}
+    contract = contract_with(recorded=Recorded(hemispheres=around))
+    shown = conventions.normalise_proprio(contract, state)
+    assert np.abs(np.diff(shown[:, 3:7], axis=0)).max() < 0.02
+    for row in (0, 40, 41, 80):
+        for sign in (1.0, -1.0):  # a driver may report either
+            reported = {"tool": [*state[row, :3], *(sign * state[row, 3:7])], "gripper": [state[row, 7]]}
+            live = observation.encode(contract, observed(state=reported))
+            np.testing.assert_allclose(live.proprio, shown[row], atol=1e-12)
+    # What the model says of it is the same orientation, and a state again has w >= 0.
+    np.testing.assert_allclose(conventions.denormalise_proprio(contract, shown), state, atol=1e-9)
+    plain = conventions.normalise_proprio(contract_with(), state)
+    np.testing.assert_allclose(plain[:, 3:7], state[:, 3:7], atol=1e-15)  # contracts without one mean what they meant
+
+
+def test_recorded_limits_hold_where_nothing_is_stated(contract_with: Make) -> None:
+    known = {"gripper": Limits(low=(0.0,), high=(0.06,), speed=(1.0,)), "tool": Limits(low=(0, -1, 0), high=(1, 1, 1))}
+    plain = contract_with()
+    contract = contract_with(recorded=Recorded(limits=known))
+    raw = np.zeros((3, 7))
+    raw[:, 2], raw[:, 6] = [0.0, -0.5, -2.3], [0.05, 0.04, 2.3]
+    commands = decoded(contract, raw)
+    assert commands.clamped == {"tool": 2, "gripper": 1}
+    np.testing.assert_allclose(commands.table[:, 2], [0.3, 0.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(commands.table[:, 7], [0.05, 0.04, 0.06], atol=1e-12)
+    within = np.zeros((3, 7))
+    within[:, 6] = 0.05
+    assert decoded(contract, within).clamped == {}
+    np.testing.assert_array_equal(decoded(contract, within).table, decoded(plain, within).table)
+    grip = plain.slot("gripper").model_copy(update={"limits": Limits(speed=(0.1,))})  # stated in part
+    slots = (plain.slot("tool"), grip)
+    assert contract_with(slots=slots, recorded=Recorded(limits=known)).limits("gripper") == Limits(
+        low=(0.0,), high=(0.06,), speed=(0.1,)
+    )
+
+
+def test_joints_are_held_after_inverse_kinematics(tmp_path: Path, contract_with: Make) -> None:
+    contract = kinematic_contract(contract_with, tmp_path)
+    chain = contract.slot("tool").chain
+    assert chain is not None
+    seed = np.array([0.1, 0.4, 0.6, 0.2, 0.5, 0.0])
+    state = np.concatenate([conventions.matrix_pose(chain.forward(seed[None]))[0], [0.04]])
+    goal = seed + np.linspace(0, 1, 5)[1:, None] * np.array([0.8, 0.0, 0.0, 0.0, 0.0, 0.0])
+    poses = conventions.matrix_pose(chain.forward(goal))
+    commands = np.concatenate([poses, np.full((4, 1), 0.04)], axis=1)
+    action = conventions.normalise_action(contract, conventions.encode_actions(contract, commands, state))
+    request = observed(state={"tool": seed, "gripper": [0.02, 0.06]})
+    free = observation.decode(contract, action, state, request)
+    np.testing.assert_allclose(free.slots["tool"], goal, atol=1e-6)
+    assert free.clamped == {}
+    held = Limits(joints=Limits(low=(-0.5,) * 6, high=(0.5, 0.5, 0.7, 0.5, 0.6, 0.5), speed=(1.5,) * 6))
+    limited = contract.model_copy(update={"recorded": Recorded(limits={"tool": held})})
+    bounded = observation.decode(limited, action, state, request)
+    np.testing.assert_allclose(bounded.slots["tool"][:, 0], [0.25, 0.4, 0.5, 0.5], atol=1e-6)  # 0.15 rad a period
+    assert bounded.clamped["tool"] >= 4
+    missed = np.abs(goal[:, 0] - bounded.slots["tool"][:, 0])  # about the first joint's axis
+    np.testing.assert_allclose(bounded.residual["tool"][:, 1], missed, atol=1e-6)
+    wide = Limits(joints=Limits(low=(-3.0,) * 6, high=(3.0,) * 6, speed=(100.0,) * 6))
+    unlimited = contract.model_copy(update={"recorded": Recorded(limits={"tool": wide})})
+    calm = observation.decode(unlimited, action, state, request)
+    np.testing.assert_array_equal(calm.slots["tool"], free.slots["tool"])
+    assert calm.clamped == {}

@@ -15,6 +15,10 @@ from xwam_ft.pictures import (
     resize_intrinsics,
     resize_nearest,
     resize_pictures,
+    turn_back,
+    turn_intrinsics,
+    turn_pictures,
+    turned_axes,
 )
 
 SIZES = [((48, 64), (24, 32)), ((48, 64), (26, 40)), ((27, 31), (32, 48)), ((40, 40), (40, 20)), ((1, 5), (4, 5))]
@@ -134,3 +138,44 @@ def test_the_picture_edges_stay_the_edges() -> None:
     fx, fy, cx, cy = resize_intrinsics((1.0, 1.0, -0.5, -0.5), SOURCE, TARGET)
     assert (cx, cy) == (-0.5, -0.5)
     assert (fx, fy) == (200 / 320, 128 / 240)
+
+
+TURNS = [(rotate, mirror) for rotate in (0, 90, 180, 270) for mirror in (False, True)]
+
+
+@pytest.mark.parametrize(("rotate", "mirror"), TURNS)
+def test_a_turned_camera_projects_where_its_turned_picture_shows_it(rotate: int, mirror: bool) -> None:
+    height, width = 48, 64
+    intrinsics, pose = (50.0, 60.0, 30.0, 25.0), np.eye(4)
+    pose[:3, :3], pose[:3, 3] = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0], (0.1, 0.2, -0.3)
+    pose[:3, :3] *= np.sign(np.linalg.det(pose[:3, :3]))
+    seen = (pose @ np.array([0.1, -0.15, 0.8, 1.0]))[:3]  # in front of it
+
+    def pixel(values: tuple[float, ...], camera: np.ndarray) -> tuple[float, float]:
+        x, y, z = camera[:3, :3].T @ (seen - camera[:3, 3])
+        return values[0] * x / z + values[2], values[1] * y / z + values[3]
+
+    column, row = pixel(intrinsics, pose)
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    picture[round(row), round(column)] = 255
+    turned_pose = pose.copy()
+    turned_pose[:3, :3] = pose[:3, :3] @ turned_axes(rotate)
+    assert np.linalg.det(turned_pose[:3, :3]) == pytest.approx(1)
+    there = pixel(turn_intrinsics(intrinsics, (height, width), rotate, mirror=mirror), turned_pose)
+    turned = turn_pictures(picture, rotate, mirror=mirror)
+    assert turned.shape == ((width, height, 3) if rotate % 180 else (height, width, 3))
+    shown = np.argwhere(turned[..., 0] == 255)[0]
+    assert np.abs(shown[::-1] - there).max() < 0.51
+    # Rotated by itself: exactly; what the pixel's centre loses above is the rounding of the picture alone.
+    np.testing.assert_array_equal(turn_back(turned, rotate, mirror=mirror), picture)
+
+
+def test_turning_is_clockwise_and_depth_turns_alike() -> None:
+    picture = np.zeros((1, 2, 3, 3), dtype=np.uint8)
+    picture[0, 0, 0] = 1  # the top left
+    assert turn_pictures(picture, 90, mirror=False)[0, 0, 1, 0] == 1  # is the top right
+    assert turn_pictures(picture, 90, mirror=True)[0, 0, 0, 0] == 1
+    depth = picture[..., 0].astype(np.float32)
+    np.testing.assert_array_equal(
+        turn_pictures(depth, 270, mirror=True), turn_pictures(picture, 270, mirror=True)[..., 0]
+    )

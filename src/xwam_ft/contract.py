@@ -233,18 +233,14 @@ class Quantiles(Part):
     `action_scaling` is "step": mean - std and mean + std of every number at every step of a chunk.
     """
 
+    LATER: ClassVar = ("action_step_low", "action_step_high")
+
     proprio_low: tuple[float, ...]
     proprio_high: tuple[float, ...]
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     action_step_low: tuple[tuple[float, ...], ...] | None = None
     action_step_high: tuple[tuple[float, ...], ...] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Contracts without scales of steps keep the bytes, and so the hash, that they had before there were any."""
-        tree: dict[str, Any] = handler(self)
-        return {name: value for name, value in tree.items() if value is not None}
 
     @model_validator(mode="after")
     def _ordered(self) -> Quantiles:
@@ -263,7 +259,7 @@ COUNTED = ("quantiles", "prompts", "recorded")
 
 
 class Contract(Part):
-    LATER: ClassVar = ("recorded",)
+    LATER: ClassVar = ("recorded", "action_scaling")
 
     schema_version: Literal[1] = SCHEMA_VERSION
     embodiment: str
@@ -276,14 +272,6 @@ class Contract(Part):
     prompts: tuple[str, ...]  # every instruction seen, sorted
     recorded: Recorded | None = None
     action_scaling: Literal["chunk", "step"] = "chunk"  # one range a number, or one for it at each step of a chunk
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Contracts scaled by chunk keep the bytes, and so the hash, that they had before there was a choice."""
-        tree: dict[str, Any] = handler(self)
-        if self.action_scaling == "chunk":
-            del tree["action_scaling"]
-        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:

@@ -63,6 +63,11 @@ def turn_pictures(pictures: Any, rotate: int, *, mirror: bool) -> Any:
     return np.ascontiguousarray(np.flip(turned, rows + 1)) if mirror else np.ascontiguousarray(turned)
 
 
+def turn_back(pictures: Any, rotate: int, *, mirror: bool) -> Any:
+    """The inverse of `turn_pictures`: mirrored turns undo themselves."""
+    return turn_pictures(pictures, rotate if mirror else -rotate % 360, mirror=mirror)
+
+
 def turn_intrinsics(intrinsics: Intrinsics, size: tuple[int, int], rotate: int, *, mirror: bool) -> Intrinsics:
     """Intrinsics after `turn_pictures` of pictures of `size` (height, width); fx is negative after mirroring."""
     fx, fy, cx, cy = intrinsics

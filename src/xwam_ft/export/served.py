@@ -11,6 +11,7 @@ import numpy as np
 
 from xwam_ft import conventions, observation
 from xwam_ft.errors import UserError
+from xwam_ft.pictures import turn_back
 from xwam_ft.policy.policy import clip_observation
 from xwam_ft.policy.request import command_table, example_observation
 
@@ -40,7 +41,10 @@ def recorded_request(shards: ShardSet, clip: Clip) -> dict[str, Any]:
     """
     contract, places = shards.contract, conventions.state_slices(shards.contract)
     request = example_observation(contract, clip.instruction)
-    request["images"] = {name: clip.rgb[view, 0] for view, name in enumerate(contract.camera_names)}
+    request["images"] = {  # as the robot's cameras give them, where they are turned
+        camera.name: turn_back(clip.rgb[view, 0], camera.rotate, mirror=camera.mirror)
+        for view, camera in enumerate(contract.cameras)
+    }
     for name in _recorded_slots(contract, clip):
         request["state"][name] = np.asarray(clip.proprio[0][places[name]], dtype=np.float64)
     return request

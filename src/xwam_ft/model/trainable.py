@@ -46,6 +46,13 @@ def trainable_network(
         depth_shared=form == "adapter" and not brought,
     )
     network = build_network(backbone, config, recipe.seed, layout=Layout.of(contract), report=report)
+    turned = contract.recorded.hemispheres if contract.recorded else {}
+    if backbone.joint is not None and turned and report is not None:
+        slots = ", ".join(turned)
+        report.append(
+            f"quaternions of {slots}: shown with another sign than the w >= 0 these weights know; to keep that, "
+            "prepare with `quaternion: w_positive` in the slot"
+        )
     network.gradient_checkpointing = model.gradient_checkpointing
     copies = share_branch(network) if form == "adapter" and brought else None
     prepare_for_training(network, model.lora, model.depth, train=model.train, seed=recipe.seed)

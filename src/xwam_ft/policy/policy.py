@@ -169,7 +169,7 @@ class Policy:
                 "observation.options.chunk",
                 "ask for more commands than are given, or leave it out",
             )
-        warnings = implausible(self.contract, inputs)
+        warnings = implausible(self.contract, inputs, request["images"])
         encoded = time.perf_counter()
         chosen = next((n for n in (seed, options.seed) if n is not None), (self.settings.seed + self.calls) % 2**63)
         action = self.infer_batch([inputs], [chosen], self._settings(options), prefix)[0][: options.chunk]

@@ -26,6 +26,7 @@ KEYS = ("images", "state", "prompt", "options")
 OPTIONS = ("seed", "action_steps", "guidance", "chunk", "prefix")
 WHERE = "observation.options"
 MAX_STEPS = 1000
+ASPECT = 0.02  # by which a picture's width to height may differ from the recordings'
 FAR = 3.0
 """A state this far out on the scale where 1 % and 99 % of the recordings lie at -1 and 1 gets a warning."""
 
@@ -95,9 +96,28 @@ def read_options(request: Mapping[str, Any], contract: Contract) -> Options:
     )
 
 
-def implausible(contract: Contract, inputs: EncodedObservation) -> tuple[str, ...]:
-    """What about an observation is unlike anything recorded: most often degrees, millimetres, or a dead camera."""
+def implausible(
+    contract: Contract, inputs: EncodedObservation, images: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """What about an observation is unlike anything recorded: degrees, millimetres, a dead camera, another aspect.
+
+    Args:
+        images: the pictures as they came, before they were turned and resized.
+    """
     found: list[str] = []
+    for camera in contract.cameras:
+        sides = contract.image.height, contract.image.width
+        if images is None or np.asarray(images[camera.name]).shape[:2] == sides:
+            continue  # brought to the model's size already
+        height, width = np.asarray(images[camera.name]).shape[:2]
+        if camera.rotate % 180:
+            height, width = width, height
+        recorded = camera.source_width, camera.source_height
+        if abs(np.log((width / height) / (recorded[0] / recorded[1]))) > ASPECT:
+            found.append(
+                f"camera {camera.name!r} gives {width}x{height}; recordings were {recorded[0]}x{recorded[1]}, so what "
+                "it shows is stretched otherwise: is it in the same mode, and turned as it was?"
+            )
     for name, picture in zip(contract.camera_names, inputs.pictures, strict=True):
         if picture.min() == picture.max():
             found.append(f"camera {name!r} shows one colour only: is it covered, or not started?")

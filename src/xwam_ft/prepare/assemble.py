@@ -13,8 +13,9 @@ from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
 from xwam_ft.prepare import statistics
 from xwam_ft.prepare.embodiment_slots import contract_camera
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Motions
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.fingerprint import RECORD
+from xwam_ft.prepare.recorded import recorded
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry
 from xwam_ft.shards import META, SegmentMeta, Split
 
@@ -70,8 +71,11 @@ def contract_of(
             "action_scaling": spec.action_scaling,
         }
     )
-    train = Motions([job for job in accepted if job.number not in chosen])
-    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, train)}), chosen
+    jobs = [job for job in accepted if job.number not in chosen]
+    train = Motions(jobs)
+    keep = [name for name, slot in spec.slots.items() if slot.quaternion == "w_positive"]
+    known = recorded(draft, train, lambda place: load_joints(jobs[place]), keep)
+    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, train), "recorded": known}), chosen
 
 
 def write_set(

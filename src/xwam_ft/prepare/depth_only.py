@@ -1,6 +1,7 @@
 """The depth stage alone: recordings -> one depth video a camera and episode, which `--depth files:` takes.
 
-`OUT/episode-NNNNNN/CAMERA.mkv`, NNNNNN being the dataset's own number: 16-bit gray at the embodiment's picture size,
+`OUT/episode-NNNNNN/CAMERA.mkv`, NNNNNN being the dataset's own number: 16-bit gray at the embodiment's picture size (as
+recorded, where the camera is turned),
 whole millimetres or, for relative depth, inverse depth over the episode's range; 0 = none. An episode's folder appears
 when it is complete, and what is there is not made again.
 """
@@ -19,6 +20,7 @@ from xwam_ft.bundled import named_file
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, write_json_atomic
 from xwam_ft.media import write_gray16
+from xwam_ft.pictures import turn_back
 from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import load_embodiment
@@ -116,7 +118,9 @@ def _estimate(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: Depth
         near_far = None
         if job.depth.code.kind == "metric":
             near_far = camera.depth_range or depth_code.require_metric(job.depth.code)
-        write_gray16(folder / f"{camera.name}.mkv", (_counts(frame, near_far) for frame in codes), job.fps)
+        # As the pictures were recorded, which is what `files:` takes.
+        back = (turn_back(_counts(frame, near_far), camera.rotate, mirror=camera.mirror) for frame in codes)
+        write_gray16(folder / f"{camera.name}.mkv", back, job.fps)
     del rgb, codes
     shutil.rmtree(scratch)
 

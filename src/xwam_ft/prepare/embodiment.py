@@ -133,10 +133,14 @@ class CameraSpec(Filled):
     """`source`: the feature of the recordings. Calibration left out is taken from meta/calibration.json if there.
 
     `channels: bgr`: the recordings have red and blue the wrong way round (RGB given to cv2.imencode); they are swapped.
+    `rotate`: degrees clockwise by which recorded pictures are turned upright, `mirror`: then mirrored left to right.
+    Calibration is that of the pictures as recorded, and is turned with them.
     """
 
     source: str
     channels: Literal["rgb", "bgr"] = "rgb"
+    rotate: Literal[0, 90, 180, 270] = 0
+    mirror: bool = False
     kind: Literal["static", "wrist"] | None = None
     intrinsics: tuple[float, float, float, float] | None = None  # fx fy cx cy at source resolution
     pose: Matrix4 | None = None
@@ -173,11 +177,15 @@ class TimingSpec(Filled):
 
 
 class LimitsSpec(Filled):
-    """A single number holds for all of a slot; `speed` of a pose is always two, [m/s, rad/s]."""
+    """A single number holds for all of a slot; `speed` of a pose is always two, [m/s, rad/s].
+
+    `joints`: the same of the joints of a pose `from: joints`.
+    """
 
     low: float | list[float] | None = None
     high: float | list[float] | None = None
     speed: PositiveFloat | list[PositiveFloat] | None = None
+    joints: LimitsSpec | None = None
 
 
 class DeltaSpec(Filled):
@@ -211,6 +219,7 @@ class SlotSpec(Filled):
     zeros: list[float] | None = None
     rotation: Form = "wxyz"
     rotation_units: Literal["rad", "deg"] = "rad"
+    quaternion: Literal["continuous", "w_positive"] | None = None  # as the model is shown it; left out: continuous
     frame: str | None = None
     reduce: Literal["mean", "max", "norm"] | None = None
     command: Literal["recorded", "delta", "next_state", "none"] = "recorded"
@@ -247,6 +256,8 @@ class SlotSpec(Filled):
             self._from_joints()
         elif given := [name for name in JOINT_FIELDS if getattr(self, name) is not None]:
             raise ValueError(f"{listed(given)}: only for `from: joints`")
+        if self.quaternion is not None and self.kind != "pose":
+            raise ValueError("`quaternion` is for a pose")
         self._reduced()
         self._commanded()
         self._calibrated()

@@ -15,11 +15,14 @@ from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
-from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, SlotSpec, StereoPair
+from xwam_ft.pictures import turn_intrinsics, turn_pictures, turned_axes
+from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, LimitsSpec, SlotSpec, StereoPair
 from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy import ndarray
 
     from xwam_ft.prepare.episode import Table
     from xwam_ft.prepare.sources import SourceInfo
@@ -47,9 +50,15 @@ class CameraPlan:
     depth: DepthVideo | None
     depth_range: tuple[float, float] | None = None  # its own near and far, metres
     swap: bool = False  # red and blue are recorded the wrong way round
-    # Filled in by `calibrated`: fx fy cx cy at source resolution, and the pair for stereo matching.
+    rotate: int = 0  # degrees clockwise, then
+    mirror: bool = False  # left to right: how recorded pictures become upright
+    # Filled in by `calibrated`: fx fy cx cy of the pictures as recorded, and the pair for stereo matching.
     intrinsics: tuple[float, float, float, float] | None = None
     stereo: StereoPair | None = None
+
+    def turn(self, pictures: ndarray) -> ndarray:
+        """Pictures or depth as recorded -> upright."""
+        return turn_pictures(pictures, self.rotate, mirror=self.mirror)
 
 
 def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
@@ -90,7 +99,8 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
             depth = DepthVideo(source=found, unit=depth.unit)
         span = spec.depth_range
         near_far = None if span is None else (span.near, span.far)
-        plans.append(CameraPlan(name, source, depth, near_far, spec.channels == "bgr"))
+        swap = spec.channels == "bgr"
+        plans.append(CameraPlan(name, source, depth, near_far, swap, rotate=spec.rotate, mirror=spec.mirror))
     return plans
 
 
@@ -103,8 +113,8 @@ def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo
     found: list[CameraPlan] = []
     for plan in plans:
         spec = embodiment.cameras[plan.name]
-        # The picture's size does not matter to the calibration.
-        camera = contract_camera(embodiment, plan, info, (1, 1))
+        # The picture's size does not matter to a calibration that is not turned.
+        camera = contract_camera(embodiment, replace(plan, rotate=0, mirror=False), info, (1, 1))
         pair = spec.stereo
         if pair is not None:
             source = _feature(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
@@ -114,7 +124,11 @@ def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo
 
 
 def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, size: tuple[int, int]) -> Camera:
-    """The contract's camera; what the embodiment leaves out comes from the recordings' meta/calibration.json."""
+    """The contract's camera; what the embodiment leaves out comes from the recordings' meta/calibration.json.
+
+    Args:
+        size: height and width of the pictures as recorded, which the calibration is of; the contract's is upright.
+    """
     spec = embodiment.cameras[plan.name]
     keys = (plan.source, plan.source.rsplit(".", 1)[-1], plan.name)
     recorded: dict[str, Any] = next((info.calibration[key] for key in keys if key in info.calibration), {})
@@ -125,7 +139,7 @@ def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, 
     if kind == "wrist" and mount is None:
         pose = None  # a hand-eye transform means nothing without the slot it hangs on
     try:
-        return Camera(
+        camera = Camera(
             name=plan.name,
             kind=kind,
             source_height=size[0],
@@ -135,6 +149,7 @@ def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, 
             mount=mount,
             depth_range=plan.depth_range,
         )
+        return _upright(camera, plan)
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise UserError(
@@ -142,6 +157,23 @@ def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, 
             info.path / "meta" / "calibration.json",
             "write intrinsics as [fx, fy, cx, cy] and pose as a 4x4 matrix",
         ) from None
+
+
+def _upright(camera: Camera, plan: CameraPlan) -> Camera:
+    """A camera of the pictures as recorded -> that of the turned ones."""
+    if not plan.rotate and not plan.mirror:
+        return camera
+    size = camera.source_height, camera.source_width
+    pose, intrinsics = camera.pose, camera.intrinsics
+    if pose is not None:
+        turned = np.array(pose, dtype=np.float64)
+        turned[:3, :3] = turned[:3, :3] @ turned_axes(plan.rotate)
+        pose = tuple(tuple(row) for row in turned.tolist())
+    if intrinsics is not None:
+        intrinsics = turn_intrinsics(intrinsics, size, plan.rotate, mirror=plan.mirror)
+    height, width = size[::-1] if plan.rotate % 180 else size
+    parts = {"source_height": height, "source_width": width, "pose": pose, "intrinsics": intrinsics}
+    return camera.model_copy(update={**parts, "rotate": plan.rotate, "mirror": plan.mirror})
 
 
 def plan_slots(embodiment: Embodiment, info: SourceInfo, where: Path, urdf_dirs: list[Path]) -> list[SlotPlan]:
@@ -250,7 +282,7 @@ def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str
     if spec.command_units is not None and spec.command == "recorded" and spec.kind != "pose":
         command_units = si_units(spec.command_units, len(elements))
     try:
-        limits = _limits(spec, 3 if spec.kind == "pose" else len(elements))
+        limits = _limits(spec.limits, 3 if spec.kind == "pose" else len(elements), len(names), spec.kind)
         return Slot(
             name=name,
             kind=spec.kind,
@@ -284,16 +316,21 @@ def _elements(spec: SlotSpec, names: tuple[str, ...], full: Sequence[str]) -> tu
     return names, si_units(spec.units or "1", len(names))
 
 
-def _limits(spec: SlotSpec, width: int) -> Limits | None:
-    if spec.limits is None:
+def _limits(given: LimitsSpec | None, width: int, joints: int, kind: str) -> Limits | None:
+    """`joints`: how many a kinematic slot has."""
+    if given is None:
         return None
 
     def row(value: float | list[float] | None, width: int) -> tuple[float, ...] | None:
         return None if value is None else tuple(value) if isinstance(value, list) else (value,) * width
 
-    given = spec.limits
-    speeds = 1 if spec.kind == "pose" else width  # of a pose one number is not enough, which the contract says
-    return Limits(low=row(given.low, width), high=row(given.high, width), speed=row(given.speed, speeds))
+    speeds = 1 if kind == "pose" else width  # of a pose one number is not enough, which the contract says
+    return Limits(
+        low=row(given.low, width),
+        high=row(given.high, width),
+        speed=row(given.speed, speeds),
+        joints=_limits(given.joints, joints, joints, "joints"),
+    )
 
 
 def _feature(name: str, info: SourceInfo, where: str) -> str:
@@ -332,6 +369,22 @@ def _from_changes(
     start = state if one else columns
     commands = start[0] + np.cumsum(change, axis=0) if along else start + change
     return commands if one else slot_state(slot, commands)
+
+
+def joint_motion(plans: list[SlotPlan], table: Table, action_skip: int) -> dict[str, np.ndarray]:
+    """Joints of the kinematic slots, [2, F, J]: states and commands, as `motion` takes them before their pose."""
+    found: dict[str, np.ndarray] = {}
+    for plan in plans:
+        if plan.slot.chain is None or plan.state is None:
+            continue
+        joints = plan.state.read(table)
+        told = joints[np.minimum(np.arange(len(joints)) + action_skip, len(joints) - 1)]
+        if plan.command is not None:
+            told = plan.command.read(table)
+        if plan.command is not None and plan.delta is not None:
+            told = joints[0] + np.cumsum(told, axis=0) if plan.delta.to == "command" else joints + told
+        found[plan.slot.name] = np.stack([joints, told])
+    return found
 
 
 def motion(

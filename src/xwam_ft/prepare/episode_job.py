@@ -34,7 +34,7 @@ from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
-from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, motion
+from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, joint_motion, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.findings import Finding, Names, Rejected, Severity, reject_errors
 from xwam_ft.prepare.statistics import Motion
@@ -49,6 +49,7 @@ SEGMENT_FRAMES = 400
 SAMPLES = 6  # pictures of a contact sheet
 RESULT = "result.json"
 MOTION_FILE = "motion.npz"
+JOINTS = "joints "  # of a kinematic slot, in that file
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,13 @@ def load_motion(job: EpisodeJob) -> Motion:
         return Motion(archive["state"], archive["command"], archive["command_mask"])
 
 
+def load_joints(job: EpisodeJob) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Joint states and commands of the kinematic slots, [F, J] each."""
+    with np.load(job.folder / MOTION_FILE) as archive:
+        names = [name for name in archive if name.startswith(JOINTS)]
+        return {name.removeprefix(JOINTS): (archive[name][0], archive[name][1]) for name in names}
+
+
 class Motions(Sequence[Motion]):
     """The motions of episodes that are done, each read when it is looked at and not kept."""
 
@@ -230,7 +238,9 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.findings += oddities
     result.success = episode.success if table.success is None else table.success
     result.padded_starts = padded_starts(len(state), job.timing)
-    np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask)
+    joints = joint_motion(job.slots, table, job.timing.action_skip)
+    of_joints = {f"{JOINTS}{name}": values for name, values in joints.items()}
+    np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask, **of_joints)  # pyright: ignore[reportArgumentType]
     result.seconds["read"] = time.perf_counter() - started
 
     scratch = folder / "scratch"
@@ -304,12 +314,15 @@ def decode_view(
         if camera.swap:
             pictures = np.ascontiguousarray(pictures[..., ::-1])
         result.sizes.setdefault(camera.name, [int(size) for size in pictures.shape[1:3]])
-        rgb[block] = resize_pictures(pictures, height, width)
+        upright = camera.turn(pictures)
+        rgb[block] = resize_pictures(upright, height, width)
         seconds["decode"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        depth = None if stage is None else stage.read(episode, camera, rows, pictures)
+        # Estimators know upright pictures; what was recorded or made of recorded pictures is turned afterwards.
+        given, turn = (pictures, camera.turn) if job.depth.estimator is None else (upright, np.asarray)
+        depth = None if stage is None else stage.read(episode, camera, rows, given)
         if depth is not None and codes is not None:
-            resized = resize_nearest(depth, height, width)  # pyright: ignore[reportArgumentType]  # indexes any dtype
+            resized = resize_nearest(turn(depth), height, width)  # pyright: ignore[reportArgumentType]  # indexes any dtype
             if relative is not None:
                 relative[block] = resized
             else:

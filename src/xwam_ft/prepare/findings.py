@@ -51,6 +51,10 @@ CHECKS = {
     "swapped-camera": "the cameras' files or plugs were exchanged; rename them",
     "same-pictures": "two cameras of the embodiment file show the same pictures; mend `source`",
     "other-size": "record every episode at one size; what differs is stretched to the same size",
+    "quaternion-sign": "nothing needs to be done for new weights; X-WAM's weights know w >= 0 alone: keep it with "
+    "`quaternion: w_positive` in the slot, and mind the jumps, or choose a tool frame that is turned half around",
+    "aspect-changed": "nothing needs to be done: the policy does the same to live pictures; choose `image` of the "
+    "camera's aspect where shapes matter",
     "depth-holes": "look at the depth sensor's range, or estimate depth instead",
     "depth-range": "mend `unit` of the recorded depth, or `depth_range` of the camera: what is outside is a wall there",
     "depth-drift": "the unit or calibration of depth changed between episodes; record or convert them alike",

@@ -22,6 +22,7 @@ from xwam_ft.prepare.known_robots import known_embodiments, said_of
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.starter import starter
+from xwam_ft.prepare.upside_down import upside_down
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
         write_text_atomic(write, starter(info, evidence, proposal, raw))
     _print_overview(info, episodes, lengths, console)
     _print_cameras(info, episodes, console)
+    if (hint := upside_down(info)) is not None:
+        console.print(_plain(hint), soft_wrap=True)
     _print_columns(columns, len(tables), console)
     _print_evidence(evidence, console)
     for sentence in said_of(known_embodiments(info)):

@@ -31,8 +31,10 @@ from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, p
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, names_of, run
 from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.sources.beside import unnamed
+from xwam_ft.prepare.upside_down import upside_down
 from xwam_ft.prepare.workers import outcomes
 from xwam_ft.strict_yaml import Overrides
 
@@ -118,6 +120,10 @@ def prepare(
     if plan.cache is not None:
         text = f"estimates are kept in {plan.cache}; remove it when no other preparation needs them"
         console.print(text, markup=False)
+    if all(not camera.rotate and not camera.mirror for camera in spec.cameras.values()):
+        for hint in filter(None, dict.fromkeys(upside_down(source.info) for source in sources)):
+            console.print(Text("note", STYLES["note"]), end=" ")
+            console.print(hint, markup=False, soft_wrap=True)
     if (size := _odd_size(spec.image.height, spec.image.width)) is not None:
         console.print(Text("warning", STYLES["warning"]), end=" ")
         console.print(size, markup=False, soft_wrap=True)
@@ -376,6 +382,7 @@ def _finish(
     seconds["assemble"] = time.perf_counter() - clock
     kept = [results[job.number] for job in accepted]
     say_depth(depth, plan, console)
+    say_limits(contract, console)
     return PrepareReport(
         out=out,
         episodes=len(kept),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xwam_ft.contract import Contract, Slot
+    from xwam_ft.limits import Limits
     from xwam_ft.prepare.depth import DepthPlan
     from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
 
@@ -172,7 +173,36 @@ def _slot_rows(contract: Contract, slot: Slot, states: np.ndarray, actions: np.n
             row["action_range"] = _span(quantiles.action_low[at], quantiles.action_high[at])
             row["action_ends"] = _ends(actions[:, at])
         rows.append(row)
-    return {"slot": slot, "rows": rows}
+    return {"slot": slot, "rows": rows, "limits": _limit_rows(contract, slot)}
+
+
+def _limit_rows(contract: Contract, slot: Slot) -> list[dict[str, str]]:
+    """What commands are held in, by number, and whether somebody stated it."""
+    found, stated = contract.limits(slot.name), slot.limits
+    if found is None or not slot.present or not slot.commanded:
+        return []
+    names = list(slot.elements[:3] if slot.kind == "pose" else slot.elements)
+    rows = _rows_of(names, found, stated)
+    if slot.kind == "pose" and found.speed is not None:
+        source = "recorded" if stated is None or stated.speed is None else "stated"
+        along = [("along its path", f"{found.speed[0]:.3g} m/s"), ("its turn", f"{found.speed[1]:.3g} rad/s")]
+        rows = [{**row, "speed": ""} for row in rows]
+        rows += [{"name": name, "bounds": "", "speed": speed, "source": source} for name, speed in along]
+    if found.joints is not None:
+        rows += _rows_of(list(slot.columns), found.joints, stated and stated.joints)
+    return rows
+
+
+def _rows_of(names: Sequence[str], found: Limits, stated: Limits | None) -> list[dict[str, str]]:
+    whole = stated is not None and stated == stated.completed(found)
+    source = "stated" if whole else "recorded, with a margin" if stated is None else "in part recorded"
+    nothing = [""] * len(names)
+    bounds = nothing if found.low is None or found.high is None else list(map(_span, found.low, found.high))
+    speeds = nothing if found.speed is None else [f"{value:.3g}" for value in found.speed] + nothing
+    return [
+        {"name": name, "bounds": bound, "speed": speed, "source": source}
+        for name, bound, speed in zip(names, bounds, speeds, strict=False)
+    ]
 
 
 def _span(low: float, high: float) -> str:

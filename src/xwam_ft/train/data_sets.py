@@ -18,6 +18,7 @@ import numpy as np
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare import statistics
+from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.prepare.statistics import Motion
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
@@ -105,7 +106,7 @@ def corrupt(what: str, shard_set: ShardSet, shard: str) -> UserError:
 
 
 def shared_contract(sets: Sequence[ShardSet]) -> Contract:
-    """The first set's contract, where all are equal; otherwise with the quantiles and prompts of all.
+    """The first set's contract, where all are equal; otherwise with what the recordings of all say.
 
     Raises:
         UserError: they differ in anything else.
@@ -117,7 +118,9 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
         return first.contract
     prompts = tuple(sorted({prompt for one in sets for prompt in one.contract.prompts}))
     draft = first.contract.model_copy(update={"prompts": prompts})
-    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, _Motions(sets))})
+    motions = _Motions(sets)
+    known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
+    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, motions), "recorded": known})
 
 
 def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:

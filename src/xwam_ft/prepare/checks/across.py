@@ -12,10 +12,12 @@ import numpy as np
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
+    from xwam_ft.contract import Camera, Image
     from xwam_ft.prepare.statistics import Motion
 
 APART = 6.0  # mean difference of two cameras' usual pictures (0..255) below which they cannot be told apart
 SWAPPED = 0.5  # of the distance to the own camera's usual picture
+ASPECT = 0.02  # by which width to height may change without a word
 PADDED = 0.5  # of all clip starts, above which most clips are cut short
 SAME = 1.0  # mean difference below which pictures are the same
 
@@ -67,6 +69,21 @@ def check_sizes(sizes: Mapping[int, Mapping[str, Sequence[int]]]) -> dict[int, l
             if list(size) != list(usual):
                 text = f"camera {camera!r} is {size[0]}x{size[1]}, and {usual[0]}x{usual[1]} in the first episode"
                 found.setdefault(number, []).append(Finding("other-size", "warning", text, camera, camera, 0))
+    return found
+
+
+def check_aspect(cameras: Sequence[Camera], image: Image) -> list[Finding]:
+    """Cameras whose pictures are stretched to the image's aspect."""
+    found: list[Finding] = []
+    for camera in cameras:
+        stretch = (image.width / image.height) / (camera.source_width / camera.source_height)
+        if abs(np.log(stretch)) > ASPECT:
+            more, axis = (stretch - 1, "wider") if stretch > 1 else (1 / stretch - 1, "taller")
+            text = (
+                f"camera {camera.name!r}: {camera.source_width}x{camera.source_height} becomes "
+                f"{image.width}x{image.height}, and what it shows {more:.0%} {axis} than it is"
+            )
+            found.append(Finding("aspect-changed", "note", text, camera.name, camera.name, 0))
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.checks.across import (
+    check_aspect,
     check_duplicates,
     check_padding,
     check_same,
@@ -20,6 +21,7 @@ from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.grippers import check_grippers
+from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
 from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
@@ -81,6 +83,7 @@ def check_against_contract(
     skip = contract.timing.frame_skip
     add(check_padding({n: (result.padded_starts, max(0, result.frames - skip)) for n, result in kept.items()}))
     add(check_sizes({number: result.sizes for number, result in kept.items()}))
+    add(dict.fromkeys(kept, check_aspect(contract.cameras, contract.image)))
     add(check_swapped(signatures))
     add(check_same(signatures))
     hashes = {number: content_hash(motion) for number, motion in motions.items()}
@@ -90,6 +93,7 @@ def check_against_contract(
         grids = {n: result.depth_grids[camera.name] for n, result in kept.items() if camera.name in result.depth_grids}
         if camera.kind == "static":
             add({number: [finding] for number, finding in check_drift(camera.name, grids).items()})
+    add(check_quaternions(contract, motions))
     for number, motion in motions.items():
         results[number].findings += check_calibration(contract, motion)
     train = [job for job in accepted if job.number not in held_out]

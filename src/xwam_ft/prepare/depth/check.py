@@ -101,7 +101,7 @@ def _pairs(
         rows = frames[first : first + BLOCK]
         recorded = Sensor().read(episode, camera, rows, empty)
         assert recorded is not None
-        metres = resize_nearest(recorded, *codes.shape[1:])[:, ::step, ::step]  # pyright: ignore[reportArgumentType]
+        metres = resize_nearest(camera.turn(recorded), *codes.shape[1:])[:, ::step, ::step]  # pyright: ignore[reportArgumentType]
         value = np.asarray(codes[list(rows)])[:, ::step, ::step]
         known = np.isfinite(metres) & (metres > near) & (metres < far)
         yield value, metres, known & (value != depth_code.INVALID)

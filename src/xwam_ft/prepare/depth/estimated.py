@@ -55,7 +55,9 @@ class Estimated(DepthStage):
                 return None
             require_length(episode, camera.depth.source)
             prompt = Sensor().read(episode, camera, rows, pictures)
-        focal = None if camera.intrinsics is None else camera.intrinsics[0]
+            prompt = None if prompt is None else camera.turn(prompt)
+        across = 1 if camera.rotate % 180 else 0  # pictures are upright, intrinsics as recorded
+        focal = None if camera.intrinsics is None else abs(camera.intrinsics[across])
         if self.cache is None:
             return self._estimate(pictures, focal, prompt)
         path = self._place(self.cache, pictures, focal, prompt)
