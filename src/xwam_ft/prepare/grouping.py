@@ -89,7 +89,7 @@ def limbs_of(columns: Sequence[str], values: Values, robot: str = "") -> list[Li
 
 def is_nothing(column: str) -> bool:
     """Whether a column counts, times or judges, so that it is no number of the robot."""
-    return NOTHING.search("_".join(_words(column))) is not None
+    return NOTHING.search("_".join(_words(column))) is not None and not HAND.search(column)  # an index finger
 
 
 def read_name(column: str, sides: dict[str, str]) -> Name:

@@ -37,6 +37,8 @@ def known_embodiments(info: SourceInfo) -> list[Known]:
         return []
     recorded = {element(column) for column in info.columns} | set(info.columns)
     robot = set(_words(info.robot)) | set(_words(info.path.resolve().name))
+    if "ACT/ALOHA" in info.format and {"left_gripper", "right_gripper"} <= recorded:
+        robot.add("aloha")
     found: list[Known] = []
     for file in files:
         columns = _columns(yaml.safe_load(file.read_text(encoding="utf-8")))

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.errors import listed
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import stand_in
 from xwam_ft.prepare.episode import Problem
 
@@ -119,6 +119,21 @@ def unnamed(info: SourceInfo, episodes: Iterable[Episode]) -> list[str]:
         which = "is" if len(names) == 1 else f"({listed(names, SHOWN)}) that are"
         sentences.append(f"{what} {which} not read: no episode is listed with {'it' if len(names) == 1 else 'them'}")
     return sentences
+
+
+def require_apart(raws: list[Path], out: Path) -> None:
+    """Raise a `UserError` where OUT would be made among the recordings, which it must never touch."""
+    made = out.resolve()
+    for raw in raws:
+        recordings = raw.resolve()
+        if made == recordings or recordings in made.parents:
+            where = "is RAW itself" if made == recordings else f"lies in RAW ({raw})"
+            raise UserError(f"OUT {where}", out, f"give a folder outside the recordings, such as {_aside(recordings)}")
+
+
+def _aside(recordings: Path) -> Path:
+    folder = recordings.parent if recordings.is_file() else recordings
+    return folder.with_name(f"{folder.name}_shards")
 
 
 def _paths(episode: Episode) -> list[Path]:
