@@ -19,6 +19,8 @@ from rich.console import Console
 from scipy.spatial.transform import Rotation
 
 from xwam_ft.media import write_rgb
+from xwam_ft.prepare.action_semantics import guess_actions
+from xwam_ft.prepare.camera_kind import guess_kind
 from xwam_ft.prepare.inspect import inspect, propose_timing
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.shards import ShardSet
@@ -282,3 +284,49 @@ def test_most_episodes_give_many_clips(lengths: list[int]) -> None:
     found = propose_timing(30, np.array(lengths))
     span = (found.clip_frames - 1) * found.frame_skip + 1
     assert sum(length >= 2 * span for length in lengths) >= 0.6 * len(lengths)
+
+
+def test_numbers_without_names_that_may_be_a_pose_are_left_open(tmp_path: Path) -> None:
+    """A tool that points down, as LIBERO's sets for openpi have it: x y z, a rotation vector, two fingers."""
+    turn = np.array([3.1, 0.05, -0.1]) + paths(FRAMES, (0.03, 0.1, 0.1))
+    fingers = grip(FRAMES, 0, 0.04)[:, None] * [1, -1]
+    state = np.c_[paths(FRAMES, (0.3, 0.2, 0.1)), turn, fingers]
+    text, tree = started(lerobot(tmp_path / "raw", [state] * 2, ["state"], {"front": False}), tmp_path)
+    arm, hand = tree["slots"].values()
+    assert (arm["kind"], arm["units"], len(arm["columns"])) == ("TODO", "TODO", 6)
+    assert "kind: TODO  # joints, or a pose" in text
+    assert (hand["kind"], len(hand["columns"])) == ("gripper", 2)
+
+
+@pytest.mark.parametrize(
+    ("camera", "moving", "kind"),
+    [
+        ("wrist", True, "wrist"),
+        ("cam_left_wrist", False, "wrist"),
+        ("gripper_cam", True, "wrist"),
+        ("robot0_eye_in_hand", True, "wrist"),
+        ("top", False, "static"),
+        ("agentview", True, "static"),
+        ("ego_view", False, "static"),
+        ("head", True, "wrist"),
+        ("cam_1", True, "wrist"),
+    ],
+)
+def test_a_cameras_name_counts_for_its_kind(camera: str, moving: bool, kind: str) -> None:
+    """A name that says it decides; a head moves or does not, and what says nothing is what the pictures are."""
+    found = guess_kind([0.9 if moving else 0.05] * 8, f"observation.images.{camera}")
+    assert found.kind == kind
+    agrees = kind == ("wrist" if moving else "static")
+    assert found.sure == ("sure" if agrees else "likely")
+    assert guess_kind([], f"observation.images.{camera}").sure == ("unsure" if camera == "cam_1" else "likely")
+
+
+def test_an_action_of_which_one_column_says_otherwise_is_not_sure() -> None:
+    state = paths(200, (1.0, 0.8, 0.9))
+    told = commands(state)
+    assert guess_actions([state], [told]).sure == "sure"
+    told[:, 1] = np.random.default_rng(0).normal(size=200)
+    found = guess_actions([state], [told])
+    assert (found.kind, found.sure) == ("target", "likely")
+    assert "1 column says otherwise" in found.why
+    assert guess_actions([state[:, :1]], [commands(state[:, :1])]).sure == "likely"  # one column alone

@@ -39,7 +39,7 @@ class ActionGuess:
 
     @property
     def why(self) -> str:
-        but = f"; {self.others} column{'s' if self.others > 1 else ''} say otherwise" if self.others else ""
+        but = f"; {self.others} column{'s say' if self.others > 1 else ' says'} otherwise" if self.others else ""
         return (
             f"as a target it explains {max(0.0, self.as_target):.0%} of itself, as a change {self.as_change:.0%}{but}"
         )

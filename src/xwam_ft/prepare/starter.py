@@ -113,10 +113,11 @@ def _slot(group: Group, shared: Counter[str], free: list[str]) -> list[str]:
     unit = group.units
     stated = unit.unit if unit.unit is not None and unit.sure != "unsure" else None
     maybe = f"{unit.unit}? " if unit.unit is not None and stated is None else ""
+    stated, maybe = (None, f"{unit.unit}? ") if group.doubt and stated else (stated, maybe)
     units = f'"{stated}"' if stated == "1" else stated or "TODO"
     lines = [
         f"  {group.name}:",
-        f"    kind: {group.kind}",
+        f"    kind: {f'TODO  # {group.doubt}' if group.doubt else group.kind}",
         f"    columns: [{', '.join(_quoted(_short(member, shared)) for member in group.columns)}]"
         + (f"  # {group.why}" if group.why and not (group.kind == "pose" and group.form) else ""),
         f"    units: {units}  # {maybe}{unit.sure}: {unit.why}",
