@@ -242,3 +242,33 @@ def test_the_like_of_many_episodes_is_told_once(v21: Path, toy: Path, tmp_path: 
     text = prepared(v21, tmp_path / "out", toy)
     assert text.count("rejected v21 episode") == 1
     assert "rejected for the like: episode 2" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("run_1.bag", r"holds ROS 1 bags \(run_1.bag\).*rosbags-convert"),
+        ("demos.zip", r"holds archives \(demos.zip\).*unpack"),
+        ("demos.tar.gz", r"holds archives \(demos.tar.gz\).*unpack"),
+        ("replay.zarr", "Zarr store"),
+        ("run.db3", "without their metadata.yaml.*reindex"),
+        ("episode_0.pkl", r"pickles.*\.npz"),
+        ("notes.txt", "is not a dataset xwam-ft can read"),
+    ],
+)
+def test_recordings_of_kinds_that_are_not_read_are_named(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=said):
+        open_source(tmp_path)
+
+
+def test_a_lerobot_set_without_its_meta_is_named(v21: Path) -> None:
+    (v21 / "meta" / "info.json").rename(v21 / "meta" / "infos.json")
+    with pytest.raises(UserError, match=r"no meta/info.json. Fix: rename infos.json to info.json"):
+        open_source(v21)
+    (v21 / "meta").rename(v21 / "meta_")
+    with pytest.raises(UserError, match=r"no meta/info.json. Fix: rename meta_ to meta"):
+        open_source(v21)
+    shutil.rmtree(v21 / "meta_")
+    with pytest.raises(UserError, match=r"no meta/info.json. Fix: copy or download the whole dataset"):
+        open_source(v21)

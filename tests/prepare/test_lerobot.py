@@ -227,3 +227,49 @@ def test_versions_2_0_and_2_1_are_read_alike(v21: Path) -> None:
     for one, other in zip(newer, [episode.table.read().columns for episode in source.episodes()], strict=True):
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def edit_rows(root: Path, change: Any) -> None:
+    path = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        change(row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_whole_numbers_that_an_edit_made_floats_of_are_read(v30: Path) -> None:
+    edit_rows(v30, lambda row: row.update(length=float(row["length"]), episode_index=float(row["episode_index"])))
+    assert [(episode.index, episode.length) for episode in open_source(v30).episodes()] == [(0, 14), (1, 11), (2, 12)]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [("length", "length is nan"), ("data/chunk_index", "does not say where 'data' of episode 2 is")],
+)
+def test_numbers_that_an_edit_lost_are_a_sentence(v30: Path, column: str, said: str) -> None:
+    edit_rows(v30, lambda row: row.update({column: float("nan") if row["episode_index"] == 2 else float(row[column])}))
+    with pytest.raises(UserError, match=said):
+        open_source(v30).episodes()
+
+
+def test_lost_times_leave_the_sum_of_the_lengths(v30: Path, lerobot: Any) -> None:
+    edit_rows(v30, lambda row: row.update({f"videos/{lerobot.camera}/from_timestamp": float("nan")}))
+    assert not any(episode.problems for episode in open_source(v30).episodes())
+
+
+def test_a_version_that_the_files_have_not_is_not_believed(v21: Path, v30: Path, made: Any) -> None:
+    """Half-converted sets: meta/info.json says one version, and the files are those of the other."""
+    for root, said, read in ((v21, "v3.0", "v2.1"), (v30, "v2.1", "v3.0")):
+        edit_info(root, codebase_version=said, data_path="data/{nothing}.parquet")
+        source = open_source(root)
+        assert source.info.format == f"LeRobot {read}"
+        first = source.episodes()[0]
+        assert f"says version {said[1:]}, its files are those of {read}" in first.notes[-1]
+        np.testing.assert_array_equal(first.table.read().columns["observation.state/j1"], made.states[0][:, 0])
+
+
+def test_a_count_that_is_not_that_of_the_list_is_noted(v21: Path) -> None:
+    edit_info(v21, total_episodes=5)
+    assert "says 5 episodes, 3 are listed" in open_source(v21).episodes()[0].notes[-1]
+    edit_info(v21, total_episodes=3)
+    assert not open_source(v21).episodes()[0].notes

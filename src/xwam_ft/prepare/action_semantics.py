@@ -4,7 +4,7 @@ For each column c of the action and s of the state, over leads k of up to half a
     as a target    1 - sum (c[t] - s[t+k])^2 / sum (c - mean c)^2         near 1 where c is where the robot goes
     as a change    correlation^2 of c[t] and s[t+k] - s[t]                near 1 where c is how far it goes
 Positions say little about changes and changes little about positions, so that the two tell each other apart. The median
-over the columns that move decides.
+over the columns that move decides; it is not sure where one of them says otherwise, or where only one moves.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ class ActionGuess:
     lead: int  # frames by which the command is ahead of the state
     as_target: float
     as_change: float
+    others: int = 0  # columns that say otherwise
 
     @property
     def why(self) -> str:
-        return f"as a target it explains {max(0.0, self.as_target):.0%} of itself, as a change {self.as_change:.0%}"
+        but = f"; {self.others} column{'s say' if self.others > 1 else ' says'} otherwise" if self.others else ""
+        return (
+            f"as a target it explains {max(0.0, self.as_target):.0%} of itself, as a change {self.as_change:.0%}{but}"
+        )
 
 
 def guess_actions(states: Sequence[Float[ndarray, "f n"]], commands: Sequence[Float[ndarray, "f n"]]) -> ActionGuess:
@@ -49,18 +53,26 @@ def guess_actions(states: Sequence[Float[ndarray, "f n"]], commands: Sequence[Fl
         return ActionGuess("unknown", "unsure", 0, 0.0, 0.0)
     pairs = [(s[:, alive], c[:, alive]) for s, c in pairs]
     leads = range(min(LEADS, min(len(s) for s, _ in pairs) - 2) + 1)
-    target = [_as_target(pairs, k) for k in leads]
-    change = [_as_change(pairs, k) for k in leads if k > 0]
+    targets = [_as_target(pairs, k) for k in leads]
+    changes = [_as_change(pairs, k) for k in leads if k > 0]
+    target = [float(np.median(each)) for each in targets]
+    change = [float(np.median(each)) for each in changes]
     lead = int(np.argmax(target))
     best, moved = float(target[lead]), float(max(change, default=0.0))
     step = _rms([s[1:] - s[:-1] for s, _ in pairs])
     copied = float(np.median(_rms([c - s for s, c in pairs]) / step)) < EXACT
     following = float(np.median(_rms([c[:-1] - s[1:] for s, c in pairs]) / step)) < EXACT
     count = sum(len(s) for s, _ in pairs)
+    others = int(np.count_nonzero(targets[lead] < 0.5))  # columns that are no targets
     if copied or following:
-        return ActionGuess("copy" if copied else "next_state", _sure(count, True), 0 if copied else 1, best, moved)
+        clear = others == 0 and alive.sum() > 1
+        return ActionGuess(
+            "copy" if copied else "next_state", _sure(count, clear), 0 if copied else 1, best, moved, others
+        )
     if best > 0.5 and best >= moved - 0.1:
-        return ActionGuess("target", _sure(count, best > 0.9), lead, best, moved)
+        return ActionGuess(
+            "target", _sure(count, best > 0.9 and not others and alive.sum() > 1), lead, best, moved, others
+        )
     if moved > 0.3 and best < 0.2:
         return ActionGuess("delta", _sure(count, moved > 0.5), 0, best, moved)
     return ActionGuess("unknown", "unsure", lead, best, moved)
@@ -78,20 +90,21 @@ def _alive(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return (states.std(axis=0) > 1e-5) & (commands.std(axis=0) > 1e-5)
 
 
-def _as_target(pairs: list[tuple[np.ndarray, np.ndarray]], lead: int) -> float:
+def _as_target(pairs: list[tuple[np.ndarray, np.ndarray]], lead: int) -> np.ndarray:
+    """By column, as in the module's head."""
     told = np.concatenate([c[: len(c) - lead] for _, c in pairs])
     reached = np.concatenate([s[lead:] for s, _ in pairs])
     total = ((told - told.mean(axis=0)) ** 2).sum(axis=0)
-    return float(np.median(1 - ((told - reached) ** 2).sum(axis=0) / np.maximum(total, 1e-18)))
+    return 1 - ((told - reached) ** 2).sum(axis=0) / np.maximum(total, 1e-18)
 
 
-def _as_change(pairs: list[tuple[np.ndarray, np.ndarray]], lead: int) -> float:
+def _as_change(pairs: list[tuple[np.ndarray, np.ndarray]], lead: int) -> np.ndarray:
     told = np.concatenate([c[: len(c) - lead] for _, c in pairs])
     moved = np.concatenate([s[lead:] - s[: len(s) - lead] for s, _ in pairs])
     told, moved = told - told.mean(axis=0), moved - moved.mean(axis=0)
     scale = np.sqrt((told**2).sum(axis=0) * (moved**2).sum(axis=0))
     correlation = (told * moved).sum(axis=0) / np.maximum(scale, 1e-18)
-    return float(np.median(np.maximum(correlation, 0.0) ** 2))
+    return np.maximum(correlation, 0.0) ** 2
 
 
 def _rms(parts: list[np.ndarray]) -> np.ndarray:

@@ -46,6 +46,7 @@ class Group:
     explicit: bool = False  # an embodiment file has to list the commands
     ends: tuple[float, float] | None = None  # of one number of a gripper
     command_ends: tuple[float, float] | None = None
+    doubt: str = ""  # what else than its kind it may be
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def _group(name: str, limb: Limb, info: SourceInfo, tables: list[Table]) -> Grou
         limb.why,
         explicit,
         *grip,
+        doubt=limb.doubt,
     )
 
 

@@ -7,6 +7,7 @@ note      worth knowing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -163,6 +164,11 @@ def problem_findings(problems: Iterable[str]) -> list[Finding]:
         Finding("unreadable-recording", "error", str(text), getattr(text, "camera", ""), fix=getattr(text, "fix", ""))
         for text in problems
     ]
+
+
+def shape_of(reason: str) -> str:
+    """A reason without its numbers: of many episodes with one fault, one is told in full."""
+    return re.sub(r"\d+", "#", reason)
 
 
 Names = Mapping[int, tuple[str, int]]

@@ -25,6 +25,7 @@ NOTHING = re.compile(
     r"(?:^|_)(?:reward|rewards|done|terminated|truncated|success|step|steps|frame|frames|index|idx|id|episode|stamp|"
     r"timestamp|timestamps|time|seq|sec|nsec|nanosec)$"
 )
+DOUBT = "joints, or a pose: nothing names these numbers, and they may be x y z and rotvec or rpy"
 ENDS, AT_ENDS = 0.15, 0.6  # a hand is within this share of its range of one end or the other, for so much of the time
 FORMS = {
     3: "rotvec, or rpy",
@@ -48,6 +49,7 @@ class Limb:
         form: of a pose's rotation, where names or numbers say it.
         maybe: what the form may be, where they do not.
         why: what else than names told it.
+        doubt: what else it may be, where that is open.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class Limb:
     form: str | None = None
     maybe: str = ""
     why: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def limbs_of(columns: Sequence[str], values: Values, robot: str = "") -> list[Li
 
 def is_nothing(column: str) -> bool:
     """Whether a column counts, times or judges, so that it is no number of the robot."""
-    return NOTHING.search("_".join(_words(column))) is not None
+    return NOTHING.search("_".join(_words(column))) is not None and not HAND.search(column)  # an index finger
 
 
 def read_name(column: str, sides: dict[str, str]) -> Name:
@@ -248,10 +251,24 @@ def _unnamed(columns: tuple[str, ...], side: str, stem: str, numbers: np.ndarray
             found.append(Limb("joints", part[:-1] if hands else part, each, stem, why=why))
             found += [Limb("gripper", part[-1:], each, "gripper", why=why)] if hands else []
         return found
+    if count in (6, 7, 8) and _pose_like(numbers):
+        found = [replace(joints, columns=columns[:6], doubt=DOUBT)]
+        return [
+            *found,
+            *([Limb("gripper", columns[6:], side, "gripper", why="behind six numbers")] if count > 6 else []),
+        ]
     if count in (6, 7, 8) and _hand_like(numbers[:, -1]):
         why = "the last number stays at its two ends, as a hand does"
         return [replace(joints, columns=columns[:-1]), Limb("gripper", columns[-1:], side, "gripper", why=why)]
     return [joints]
+
+
+def _pose_like(numbers: np.ndarray) -> bool:
+    """Whether six numbers may be a place within reach and a rotation of a tool that mostly points down."""
+    if not len(numbers):
+        return False
+    place, turn = np.abs(numbers[:, :3]), np.abs(numbers[:, 3:6])
+    return bool(place.max() < 1.5 and turn.max() < np.pi + 0.3 and np.median(turn, axis=0).max() > 2.6)
 
 
 def _hand_like(column: np.ndarray) -> bool:

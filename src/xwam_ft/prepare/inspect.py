@@ -16,7 +16,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
 from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
 from xwam_ft.prepare.evidence import Evidence, gather
-from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings
+from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings, shape_of
 from xwam_ft.prepare.grouping import HAND
 from xwam_ft.prepare.known_robots import known_embodiments, said_of
 from xwam_ft.prepare.sources import open_source
@@ -147,7 +147,7 @@ def guess_of(name: str, low: float, high: float) -> str:
         return "position, m?" if size < 5 else "position, mm?"
     if re.fullmatch(r"(eef?_|ee_|quat_?)?q?[wxyz]", element):
         return "quaternion?"
-    if HAND.search(element):
+    if HAND.search(name.split("/")[-1]):
         return "gripper or hand"
     if size <= 3.5:
         return "rad?"
@@ -196,6 +196,14 @@ def _print_problems(
         console.print(f"  what to do: {_plain(group.fix)}", style="dim", soft_wrap=True)
     if len(groups) > MOST_PROBLEMS:
         console.print(f"[yellow]and {len(groups) - MOST_PROBLEMS} further problems[/]")
+    said: dict[str, dict[str, list[int]]] = {}
+    for i, episode in enumerate(episodes):
+        for note in episode.notes:
+            said.setdefault(shape_of(note), {}).setdefault(note, []).append(i)
+    for notes in list(said.values())[:MOST_PROBLEMS]:
+        where = episodes_text(sorted({i for of_it in notes.values() for i in of_it}), names)
+        more = f" (and {len(notes) - 1} like it)" if len(notes) > 1 else ""
+        console.print(f"[yellow]note[/] {_plain(f'{where}: {next(iter(notes))}{more}')}", soft_wrap=True)
     for note in (*info.notes, *unnamed(info, episodes)):
         console.print(f"[yellow]note[/] {_plain(note)}", soft_wrap=True)
 

@@ -11,6 +11,7 @@ import yaml
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.evidence import element
+from xwam_ft.prepare.joint_units import UNITS
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.sources import SourceInfo
@@ -37,6 +38,8 @@ def known_embodiments(info: SourceInfo) -> list[Known]:
         return []
     recorded = {element(column) for column in info.columns} | set(info.columns)
     robot = set(_words(info.robot)) | set(_words(info.path.resolve().name))
+    if "ACT/ALOHA" in info.format and {"left_gripper", "right_gripper"} <= recorded:
+        robot.add("aloha")
     found: list[Known] = []
     for file in files:
         columns = _columns(yaml.safe_load(file.read_text(encoding="utf-8")))
@@ -48,6 +51,18 @@ def known_embodiments(info: SourceInfo) -> list[Known]:
         if (fits and of_its_own) or named:
             found.append(Known(file.stem, fits, named))
     return sorted(found, key=lambda known: (not known.fits, known.name))
+
+
+def known_units(known: list[Known]) -> dict[str, str]:
+    """Column -> the unit all fitting files state for it; where they differ, or it needs a calibration, none."""
+    stated: dict[str, set[str]] = {}
+    for one in known:
+        tree = yaml.safe_load((bundled(FOLDER) / f"{one.name}.yaml").read_text(encoding="utf-8")) if one.fits else {}
+        for slot in tree.get("slots", {}).values():
+            columns, units = slot.get("columns", []), slot.get("units")
+            for i, column in enumerate(columns if isinstance(columns, list) else []):
+                stated.setdefault(str(column), set()).add(str(units[i] if isinstance(units, list) else units))
+    return {column: next(iter(units)) for column, units in stated.items() if len(units) == 1 and units <= set(UNITS)}
 
 
 def said_of(known: list[Known]) -> list[str]:

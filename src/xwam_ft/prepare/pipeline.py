@@ -9,7 +9,6 @@ of an uninterrupted run.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from dataclasses import dataclass, field, replace
@@ -29,11 +28,11 @@ from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_dept
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, names_of, run
-from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped
+from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
-from xwam_ft.prepare.sources.beside import unnamed
+from xwam_ft.prepare.sources.beside import require_apart, unnamed
 from xwam_ft.prepare.upside_down import upside_down
 from xwam_ft.prepare.workers import outcomes
 from xwam_ft.strict_yaml import Overrides
@@ -101,7 +100,7 @@ def prepare(
     """
     started = time.perf_counter()
     embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
-    _require_apart(raws, out)
+    require_apart(raws, out)
     spec = load_embodiment(embodiment, overrides)
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
@@ -143,21 +142,6 @@ def prepare(
     report.seconds["all"] = time.perf_counter() - started
     _say(report, console)
     return report
-
-
-def _require_apart(raws: list[Path], out: Path) -> None:
-    """Raise a `UserError` where OUT would be made among the recordings, which it must never touch."""
-    made = out.resolve()
-    for raw in raws:
-        recordings = raw.resolve()
-        if made == recordings or recordings in made.parents:
-            where = "is RAW itself" if made == recordings else f"lies in RAW ({raw})"
-            raise UserError(f"OUT {where}", out, f"give a folder outside the recordings, such as {_aside(recordings)}")
-
-
-def _aside(recordings: Path) -> Path:
-    folder = recordings.parent if recordings.is_file() else recordings
-    return folder.with_name(f"{folder.name}_shards")
 
 
 def _staging(out: Path) -> Path:
@@ -323,7 +307,7 @@ def run_all(
                 if strict:
                     fix = next((finding.fix for finding in outcome.of("error") if finding.fix), "mend it")
                     raise UserError(outcome.reason, name, f"{fix}; or leave --strict out, which goes on without it")
-                alike = refused.setdefault(_shape(outcome.reason), [])
+                alike = refused.setdefault(shape_of(outcome.reason), [])
                 if not alike:
                     progress.console.print(f"rejected {name}: {outcome.reason}", markup=False, soft_wrap=True)
                 alike.append(number)
@@ -332,11 +316,6 @@ def run_all(
             told = episodes_text(sorted(alike[1:]), names_of(results.values()))
             console.print(f"rejected for the like: {told}", markup=False, soft_wrap=True)
     return [results[job.number] for job in jobs]
-
-
-def _shape(reason: str) -> str:
-    """A reason without its numbers: of many episodes with one fault, one is told in full."""
-    return re.sub(r"\d+", "#", reason)
 
 
 def _finish(
@@ -353,7 +332,7 @@ def _finish(
     accepted = [job for job, result in zip(jobs, results, strict=True) if result.reason is None]
     rejected = [result for result in results if result.reason is not None]
     if not accepted:
-        shapes = {_shape(result.reason or ""): result.reason or "" for result in reversed(rejected)}
+        shapes = {shape_of(result.reason or ""): result.reason or "" for result in reversed(rejected)}
         reasons = list(reversed(shapes.values()))
         groups = grouped((result.number, finding) for result in rejected for finding in result.of("error"))
         remedies = list(dict.fromkeys(group.fix for group in groups))[:3]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.errors import listed
 from xwam_ft.prepare.evidence import Evidence, Group, element, slot_columns, slug
-from xwam_ft.prepare.known_robots import known_embodiments, said_of
+from xwam_ft.prepare.known_robots import known_embodiments, known_units, said_of
+from xwam_ft.prepare.unit_guess import UnitGuess
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.inspect import TimingProposal
@@ -27,12 +29,14 @@ ACTIONS = {
         "target nor as a change",
     ),
 }
+UNIT_ENDING = re.compile(r"[_./](rad|deg|mm|m)(?:\.pos)?$")
 SNAP = 0.03  # of a gripper's range: how far its end may be from 0, 1 or 100 to be meant by it
 
 
 def starter(info: SourceInfo, evidence: Evidence, proposal: TimingProposal, raw: Path) -> str:
     """A commented embodiment file; it loads once every TODO is replaced. What is unsure is a TODO."""
     known = known_embodiments(info)
+    units = known_units(known)
     lines = [
         f"# Starter for {raw.name} ({info.format}, {info.robot}, {_rate(info)}). Recordings do not say",
         "# units, kinds of camera or what an action is: what stands here was guessed from numbers and pictures, each",
@@ -56,7 +60,7 @@ def starter(info: SourceInfo, evidence: Evidence, proposal: TimingProposal, raw:
     taken = {column for group in evidence.groups for column in group.commands}
     free = [column for column in info.command_columns if column not in taken]
     for group in evidence.groups:
-        lines += _slot(group, shared, free)
+        lines += _slot(with_known_unit(group, units), shared, free)
     if free:
         lines.append(f"# recorded commands that no slot has: {', '.join(free)}")
     if idle := [column for column in info.state_columns if column not in slot_columns(info)]:
@@ -109,10 +113,11 @@ def _slot(group: Group, shared: Counter[str], free: list[str]) -> list[str]:
     unit = group.units
     stated = unit.unit if unit.unit is not None and unit.sure != "unsure" else None
     maybe = f"{unit.unit}? " if unit.unit is not None and stated is None else ""
+    stated, maybe = (None, f"{unit.unit}? ") if group.doubt and stated else (stated, maybe)
     units = f'"{stated}"' if stated == "1" else stated or "TODO"
     lines = [
         f"  {group.name}:",
-        f"    kind: {group.kind}",
+        f"    kind: {f'TODO  # {group.doubt}' if group.doubt else group.kind}",
         f"    columns: [{', '.join(_quoted(_short(member, shared)) for member in group.columns)}]"
         + (f"  # {group.why}" if group.why and not (group.kind == "pose" and group.form) else ""),
         f"    units: {units}  # {maybe}{unit.sure}: {unit.why}",
@@ -135,6 +140,19 @@ def _slot(group: Group, shared: Counter[str], free: list[str]) -> list[str]:
     if command != "delta":
         return lines
     return [*lines, "    delta: {to: TODO}  # state: of the state at its own step; command: of the command before"]
+
+
+def with_known_unit(group: Group, units: dict[str, str]) -> Group:
+    """The group with the unit its columns' names or a shipped file say, where the numbers leave it open."""
+    if group.units.sure != "unsure" or group.units.why.startswith(("no numbers", "servo")):
+        return group
+    endings = {match[1] if (match := UNIT_ENDING.search(name.lower())) else "" for name in group.columns}
+    shipped = {units.get(element(name), "") for name in group.columns}
+    for said, why in ((endings, "by the columns' names"), (shipped, "as in the shipped file of these columns")):
+        unit = next(iter(said)) if len(said) == 1 else ""
+        if unit and group.units.unit in (None, unit):
+            return replace(group, units=UnitGuess(unit, "likely", f"{why}; {group.units.why}"))
+    return group
 
 
 def _grip(group: Group) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare import plugins
+from xwam_ft.prepare.sources.beside import unread_kind, without_meta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,11 @@ def open_source(path: Path) -> Source:
     for reader in known:
         if reader.detect(path):
             return reader.read(path)
+    if (seen := without_meta(path)) is not None:
+        raise UserError(seen[0], path, seen[1])
     nested = next((child for child in _inside(path) if any(reader.detect(child) for reader in known)), None)
+    if nested is None and (seen := unread_kind(path)) is not None:
+        raise UserError(seen[0], path, seen[1])
     hint = "" if nested is None else f"; there is a dataset in {nested}"
     raise UserError(
         f"is not a dataset xwam-ft can read{hint}",

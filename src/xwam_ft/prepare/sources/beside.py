@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.errors import listed
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import stand_in
 from xwam_ft.prepare.episode import Problem
 
@@ -90,6 +90,43 @@ def unreadable(path: Path, reason: str, kind: str, camera: str = "") -> Problem:
     return Problem(f"{path} is not a readable {kind} ({reason})", "copy or download it again", camera)
 
 
+UNREAD = {
+    ".bag": (
+        "holds ROS 1 bags ({})",
+        "convert them: `pip install rosbags`, `rosbags-convert --src A.bag --dst A`, as MCAP",
+    ),
+    ".db3": ("holds ROS 2 bags of SQLite ({}) without their metadata.yaml", "`ros2 bag reindex`, then convert to MCAP"),
+    ".zarr": ("holds a Zarr store ({})", "write it out as a plain folder or a LeRobot set, an episode each"),
+    ".zip": ("holds archives ({})", "unpack them first"),
+    ".tar": ("holds archives ({})", "unpack them first"),
+    ".gz": ("holds compressed files ({})", "unpack them first"),
+    ".zst": ("holds compressed files ({})", "unpack them first"),
+    ".pkl": ("holds pickles ({})", "write them out as .npz or .csv: pickles run code and are not opened"),
+}
+
+
+def without_meta(path: Path) -> tuple[str, str] | None:
+    """Of a LeRobot set whose meta/info.json is not found: what is wrong, and what to do."""
+    there = {child.name for child in path.iterdir()} if path.is_dir() else set[str]()
+    if not {"data", "videos"} <= there and not {"data", "meta"} <= there:
+        return None
+    lost = path / "meta" / "info.json" if (path / "meta").is_dir() else path / "meta"
+    near = _misspelt(lost, ("data", "videos", "images"))
+    fix = f"rename {near.name} to {lost.name}" if near else "copy or download the whole dataset, its meta/ folder too"
+    return "has the folders of a LeRobot set and no meta/info.json", fix
+
+
+def unread_kind(path: Path) -> tuple[str, str] | None:
+    """What a folder or file of no known format shows of itself, and what to do."""
+    if path.is_file() and (other := stand_in(path)) is not None:
+        return other
+    names = [path] if path.is_file() else sorted(path.iterdir())
+    for suffix, (what, fix) in UNREAD.items():
+        if found := [name.name for name in names if suffix in (name.suffix.lower(), Path(name.stem).suffix.lower())]:
+            return what.format(listed(found, SHOWN)), fix
+    return None
+
+
 def located(root: Path, name: str) -> Path:
     """The file a dataset names, relative to it; of a path of another machine, the end that is in the dataset.
 
@@ -119,6 +156,21 @@ def unnamed(info: SourceInfo, episodes: Iterable[Episode]) -> list[str]:
         which = "is" if len(names) == 1 else f"({listed(names, SHOWN)}) that are"
         sentences.append(f"{what} {which} not read: no episode is listed with {'it' if len(names) == 1 else 'them'}")
     return sentences
+
+
+def require_apart(raws: list[Path], out: Path) -> None:
+    """Raise a `UserError` where OUT would be made among the recordings, which it must never touch."""
+    made = out.resolve()
+    for raw in raws:
+        recordings = raw.resolve()
+        if made == recordings or recordings in made.parents:
+            where = "is RAW itself" if made == recordings else f"lies in RAW ({raw})"
+            raise UserError(f"OUT {where}", out, f"give a folder outside the recordings, such as {_aside(recordings)}")
+
+
+def _aside(recordings: Path) -> Path:
+    folder = recordings.parent if recordings.is_file() else recordings
+    return folder.with_name(f"{folder.name}_shards")
 
 
 def _paths(episode: Episode) -> list[Path]:

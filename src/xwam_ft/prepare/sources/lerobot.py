@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,13 @@ def read(path: Path) -> Source:
     """
     meta = read_info(path)
     version = version_of(meta)
-    if version.startswith("3") or (not version and (path / "meta" / "episodes").is_dir()):
+    third, second = ((path / "meta" / name).exists() for name in ("episodes", "episodes.jsonl"))
+    if third != second and version[:1] in ("2", "3"):  # half-converted sets say a version that their files have not
+        layout = "3.0" if third else "2.1"
+        if layout[0] != version[0]:
+            meta = {**meta, "said_version": version, "codebase_version": layout, "data_path": None, "video_path": None}
+            version = layout
+    if version.startswith("3") or (not version and third):
         from xwam_ft.prepare.sources.lerobot_v3 import LeRobotV3
 
         return LeRobotV3(path, meta)
@@ -133,6 +140,21 @@ class LeRobotSet(Source):
             notes=tuple(notes or ()),
         )
 
+    def told_of_meta(self, episodes: list[Episode], listed: int) -> list[Episode]:
+        """The episodes, the first with a note where meta/info.json says other things than what is there."""
+        where = self.path / "meta" / "info.json"
+        notes: list[str] = []
+        if (said := self.meta.get("said_version")) is not None:
+            notes.append(
+                f"{where} says version {said}, its files are those of v{self.meta['codebase_version']}, as read"
+            )
+        total = self.meta.get("total_episodes")
+        if isinstance(total, int) and total != listed:
+            notes.append(f"{where} says {total} episodes, {listed} are listed")
+        if not notes or not episodes:
+            return episodes
+        return [replace(episodes[0], notes=(*episodes[0].notes, *notes)), *episodes[1:]]
+
     def leftovers(self) -> dict[int, Path]:
         """Folders of pictures that a recording did not come to encode, by episode (episode_7 or episode-7)."""
         folders = [path for path in sorted((self.path / "images").glob("*/episode*")) if path.is_dir()]
@@ -167,6 +189,7 @@ class LeRobotV2(LeRobotSet):
                 "lists no episode", self.path / "meta" / "episodes.jsonl", "record some, or restore the file"
             )
         known = [self._episode(index, rows[index], texts) for index in sorted(rows)]
+        known = self.told_of_meta(known, len(rows))
         return [*known, *self.unlisted({**self.leftovers(), **self._tables()}, set(rows))]
 
     def _scanned(self) -> dict[int, dict[str, Any]]:

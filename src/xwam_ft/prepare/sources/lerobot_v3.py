@@ -7,6 +7,7 @@ a doubt, by the pictures: lerobot_places.py. Everything is keyed by value, never
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class LeRobotV3(LeRobotSet):
         tasks = self._tasks()
         known = [self._episode(row, starts, data_starts, tasks) for row in ordered]
         known[0] = replace(known[0], notes=(*known[0].notes, *_more_rows(listed_rows)))
+        known = self.told_of_meta(known, len(rows))
         return [*known, *self.unlisted(self.leftovers(), set(rows))]
 
     def _meta_rows(self) -> list[dict[str, Any]]:
@@ -58,8 +60,12 @@ class LeRobotV3(LeRobotSet):
                 rows += pq.read_table(file, columns=names).to_pylist()
             except (pa.ArrowException, OSError):
                 raise _broken(file) from None
-        if any(not isinstance(row.get(name), int) for row in rows for name in ("episode_index", "length")):
-            raise UserError("lacks the columns episode_index and length", files[0], "restore meta/episodes")
+        for row in rows:
+            for name in ("episode_index", "length"):
+                if (number := _whole(row.get(name))) is None:
+                    what = f"has no whole numbers in the columns episode_index and length ({name} is {row.get(name)!r})"
+                    raise UserError(what, files[0], "write meta/episodes again, or copy it from before it was edited")
+                row[name] = number
         return rows
 
     def _tasks(self) -> dict[int, str]:
@@ -83,7 +89,7 @@ class LeRobotV3(LeRobotSet):
     def _place(self, row: dict[str, Any], prefix: str) -> tuple[int, int]:
         try:
             return int(row[f"{prefix}/chunk_index"]), int(row[f"{prefix}/file_index"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):  # a NaN too
             raise UserError(
                 f"does not say where {prefix!r} of episode {row['episode_index']} is",
                 self.path / "meta" / "episodes",
@@ -99,10 +105,10 @@ class LeRobotV3(LeRobotSet):
         found: dict[int, tuple[Path, Place]] = {}
         for (chunk, number), rows in by_file.items():
             file = self.file("video_path", V3_VIDEO, {"video_key": key, **_names(chunk, number)})
-            rows.sort(key=lambda r: (float(r.get(f"{prefix}/from_timestamp") or 0), r["episode_index"]))
+            times = {row["episode_index"]: _time(row.get(f"{prefix}/from_timestamp")) for row in rows}
+            rows.sort(key=lambda row: (times[row["episode_index"]] or 0.0, row["episode_index"]))
             lengths = [int(row["length"]) for row in rows]
-            times = [row.get(f"{prefix}/from_timestamp") for row in rows]
-            stated = [None if time is None else float(time) for time in times]
+            stated = [times[row["episode_index"]] for row in rows]
             counted = counted_frames(file)
             placed = (
                 places(file, lengths, stated, counted, float(self.meta["fps"])) if counted else [Place(0)] * len(rows)
@@ -146,6 +152,16 @@ class LeRobotV3(LeRobotSet):
             if place.note:
                 notes.append(place.note)
         return self.episode(row, data, first_row, tasks, videos, problems, notes)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also where editing made floats of them."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    return int(value) if fits else None
+
+
+def _time(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _broken(file: Path) -> UserError:
