@@ -26,6 +26,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes, read_json, write_bytes_atomic
 from xwam_ft.kinematics import Chain
 from xwam_ft.limits import Limits, Part, Recorded
+from xwam_ft.pictures import turn_intrinsics, turned_axes
 
 SCHEMA_VERSION = 1
 POSE_ELEMENTS = ("x", "y", "z", "qw", "qx", "qy", "qz")
@@ -56,6 +57,21 @@ class Camera(Part):
     depth_range: tuple[PositiveFloat, PositiveFloat] | None = None  # metres; where it differs from `depth`'s
     rotate: Literal[0, 90, 180, 270] = 0
     mirror: bool = False
+
+    def turned(self, rotate: int, *, mirror: bool) -> Camera:
+        """This camera of pictures as recorded -> that of its turned pictures."""
+        if not rotate and not mirror:
+            return self
+        size, pose, intrinsics = (self.source_height, self.source_width), self.pose, self.intrinsics
+        if pose is not None:
+            matrix = np.array(pose, dtype=np.float64)
+            matrix[:3, :3] = matrix[:3, :3] @ turned_axes(rotate)
+            pose = tuple(tuple(row) for row in matrix.tolist())
+        if intrinsics is not None:
+            intrinsics = turn_intrinsics(intrinsics, size, rotate, mirror=mirror)
+        height, width = size[::-1] if rotate % 180 else size
+        parts = {"source_height": height, "source_width": width, "pose": pose, "intrinsics": intrinsics}
+        return self.model_copy(update={**parts, "rotate": rotate, "mirror": mirror})
 
 
 class Image(Part):

@@ -98,6 +98,11 @@ def test_a_stated_range_that_the_states_do_not_have() -> None:
             {"gripper_open": 0.0, "gripper_closed": 0.08, "units": ("m",)},
             "an opening in metres is the larger the wider",
         ),
+        (
+            [(0.08 * s, 0.08 * c) for s, c in grips()],
+            {"gripper_open": 0.0, "gripper_closed": 0.08},
+            "an opening in metres is the larger the wider",
+        ),
         (grips(), {"gripper_open": 0.0, "gripper_closed": 1.0, "column": "gripper_width"}, "named after what grows"),
         (grips(), {"column": "gripper_closure"}, "named after what grows as it closes"),
     ],

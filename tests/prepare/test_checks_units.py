@@ -62,6 +62,7 @@ def test_degrees_stated_as_radians_and_the_reverse() -> None:
     )
     ((severity, text),) = said(joint_plan("deg"), arm())
     assert (severity, text.endswith("they look like radians")) == ("error", True)
+    assert "radians" in said(joint_plan("deg"), arm(size=1.0))[0][1]  # of a small motion
     assert said(joint_plan("rad"), arm()) == []
     assert said(joint_plan("deg"), arm() * DEG) == []
 

@@ -15,7 +15,7 @@ from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
-from xwam_ft.pictures import turn_intrinsics, turn_pictures, turned_axes
+from xwam_ft.pictures import turn_pictures
 from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, LimitsSpec, SlotSpec, StereoPair
 from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
 
@@ -149,7 +149,7 @@ def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, 
             mount=mount,
             depth_range=plan.depth_range,
         )
-        return _upright(camera, plan)
+        return camera.turned(plan.rotate, mirror=plan.mirror)
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise UserError(
@@ -157,23 +157,6 @@ def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, 
             info.path / "meta" / "calibration.json",
             "write intrinsics as [fx, fy, cx, cy] and pose as a 4x4 matrix",
         ) from None
-
-
-def _upright(camera: Camera, plan: CameraPlan) -> Camera:
-    """A camera of the pictures as recorded -> that of the turned ones."""
-    if not plan.rotate and not plan.mirror:
-        return camera
-    size = camera.source_height, camera.source_width
-    pose, intrinsics = camera.pose, camera.intrinsics
-    if pose is not None:
-        turned = np.array(pose, dtype=np.float64)
-        turned[:3, :3] = turned[:3, :3] @ turned_axes(plan.rotate)
-        pose = tuple(tuple(row) for row in turned.tolist())
-    if intrinsics is not None:
-        intrinsics = turn_intrinsics(intrinsics, size, plan.rotate, mirror=plan.mirror)
-    height, width = size[::-1] if plan.rotate % 180 else size
-    parts = {"source_height": height, "source_width": width, "pose": pose, "intrinsics": intrinsics}
-    return camera.model_copy(update={**parts, "rotate": plan.rotate, "mirror": plan.mirror})
 
 
 def plan_slots(embodiment: Embodiment, info: SourceInfo, where: Path, urdf_dirs: list[Path]) -> list[SlotPlan]:

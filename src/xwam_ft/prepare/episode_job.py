@@ -95,9 +95,7 @@ class EpisodeResult:
     signatures: dict[str, list[float]] = field(default_factory=dict[str, Any])  # camera -> its usual picture
     depth_grids: dict[str, list[float | None]] = field(default_factory=dict[str, Any])  # camera -> metres
     pictures_hash: str = ""
-    seconds_apart: list[float] = field(
-        default_factory=list[float]
-    )  # recorded times between frames: least, median, most
+    seconds_apart: list[float] = field(default_factory=list[float])  # between frames: least, median, most
     thumbnails: dict[str, str] = field(default_factory=dict[str, str])  # "camera:frame" -> JPEG in base64
 
     @property
@@ -180,8 +178,7 @@ def load_motion(job: EpisodeJob) -> Motion:
 def load_joints(job: EpisodeJob) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Joint states and commands of the kinematic slots, [F, J] each."""
     with np.load(job.folder / MOTION_FILE) as archive:
-        names = [name for name in archive if name.startswith(JOINTS)]
-        return {name.removeprefix(JOINTS): (archive[name][0], archive[name][1]) for name in names}
+        return {n.removeprefix(JOINTS): (archive[n][0], archive[n][1]) for n in archive if n.startswith(JOINTS)}
 
 
 class Motions(Sequence[Motion]):
@@ -238,8 +235,7 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.findings += oddities
     result.success = episode.success if table.success is None else table.success
     result.padded_starts = padded_starts(len(state), job.timing)
-    joints = joint_motion(job.slots, table, job.timing.action_skip)
-    of_joints = {f"{JOINTS}{name}": values for name, values in joints.items()}
+    of_joints = {JOINTS + name: both for name, both in joint_motion(job.slots, table, job.timing.action_skip).items()}
     np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask, **of_joints)  # pyright: ignore[reportArgumentType]
     result.seconds["read"] = time.perf_counter() - started
 
@@ -351,10 +347,9 @@ def decode_view(
         if levels:
             ends = depth_checks.held_shares(codes)
             result.depth_ends[camera.name] = [round(share, 4) for share in ends]
-            near_far = camera.depth_range or depth_code.require_metric(job.depth.code)
-            stated = job.depth.estimator is None and job.depth.spec != "stereo"
-            metres = float(np.median(levels))
-            found = depth_checks.check_range(camera.name, ends, metres, near_far, recorded=stated)
+            stated, metres = job.depth.estimator is None and job.depth.spec != "stereo", float(np.median(levels))
+            span = camera.depth_range or depth_code.require_metric(job.depth.code)
+            found = depth_checks.check_range(camera.name, ends, metres, span, recorded=stated)
             result.findings += reject_errors(found)
     for name, value in seconds.items():
         result.seconds[name] = result.seconds.get(name, 0.0) + value

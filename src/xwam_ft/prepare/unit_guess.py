@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TURN, HALF_TURN = 2 * np.pi, 3.3  # a little more than half of one
 TURNS = 1.5 * TURN  # of a joint of an arm; more is a wheel, or another unit
+SMOOTH = 15.0  # of its usual step, from which a range is a motion and not noise
 REACH = 5.0  # m
 PERCENT = 110.0  # what LeRobot's percentages reach beyond their calibrated range
 
@@ -79,7 +80,9 @@ def _doubt_joints(unit: str, values: np.ndarray) -> Doubt | None:
     guess, sizes = _joints(values), np.abs(values).max(axis=0)
     size, count, span = float(sizes.max()), len(sizes), float(np.median(np.ptp(values, axis=0)))
     seen = f"values reach {size:.4g}"
-    small = size <= TURN and size > 1.2 and span > 0.2  # what an arm's radians look like
+    steps = np.median(np.abs(np.diff(values, axis=0)), axis=0) if len(values) > 1 else np.ones(count)
+    moves = float(np.median(np.ptp(values, axis=0) / np.maximum(steps, 1e-9))) > SMOOTH
+    small = size <= TURN and span > 0.2 and moves  # what an arm's radians look like
     if unit == "rad":
         beyond = int(np.sum(sizes > TURNS))
         if not beyond:
@@ -92,7 +95,7 @@ def _doubt_joints(unit: str, values: np.ndarray) -> Doubt | None:
         whole = bool(np.all(values == np.round(values)))
         return Doubt(whole and size > 1000, f"{seen}: they look like {'servo ticks' if whole else 'several turns'}")
     if unit in ("deg", "range_m100_100", "range_0_100") and small:
-        return Doubt(count >= 4 and span > 0.5, f"{seen} and span {span:.2g}: they look like radians")
+        return Doubt(count >= 4 and span > 0.8, f"{seen} and span {span:.2g}: they look like radians")
     if unit in ("range_m100_100", "range_0_100") and size > PERCENT:
         return Doubt(True, f"{seen}: they look like {'servo ticks' if size > 400 else 'degrees'}")
     if unit == "range_0_100" and values.min() < 100.0 - PERCENT:

@@ -83,7 +83,7 @@ def check_aspect(cameras: Sequence[Camera], image: Image) -> list[Finding]:
                 f"camera {camera.name!r}: {camera.source_width}x{camera.source_height} becomes "
                 f"{image.width}x{image.height}, and what it shows {more:.0%} {axis} than it is"
             )
-            found.append(Finding("aspect-changed", "note", text, camera.name, camera.name, 0))
+            found.append(Finding("aspect-changed", "note", text, camera.name))
     return found
 
 

@@ -25,6 +25,7 @@ AGAINST = -0.5  # of -1..1: what moves against its command
 OUTSIDE = 0.25  # of the stated range, by which states may leave it
 BEYOND = 0.6  # of the stated range, by which commands may push beyond the states; of the seen range twice as much
 PUSHED, REACHED = 0.15, 0.05  # of the range: a gripper held open by what it grips, and one that arrives
+WIDTH = (0.02, 0.2)  # metres between fingers, whatever unit is stated
 WIDER = re.compile(r"open|width|apert", re.IGNORECASE)
 TIGHTER = re.compile(r"clos", re.IGNORECASE)
 
@@ -128,7 +129,8 @@ def _stated_sense(slot: Slot, opening: float, pairs: list[tuple[np.ndarray, np.n
         pairs: states and commands that can be compared.
     """
     why = ""
-    if slot.units[0] == "m" and opening < 0:
+    size = abs(opening)
+    if opening < 0 and (slot.units[0] == "m" or (WIDTH[0] <= size <= WIDTH[1] and slot.gripper_open == 0)):
         why = "an opening in metres is the larger the wider"
     names = {bool(WIDER.search(name)) for name in slot.columns}
     tight = {bool(TIGHTER.search(name)) for name in slot.columns}
