@@ -28,7 +28,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from xwam_ft.model.adapters import prepare_for_training, trainable_state
 from xwam_ft.model.network import JointNetwork, NetworkConfig
-from xwam_ft.recipe import DepthSpec, LoraSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 place, blocks, width = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 transformer = WanTransformer3DModel(
     patch_size=(1, 2, 2), num_attention_heads=width // 64, attention_head_dim=64, in_channels=48, out_channels=48,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from _optimizers import MuonAndAdamW, Report, convolutions, train_by_clock
+from _optimizers import MuonAndAdamW, convolutions
+from xwam_ft.model.precision import fast_autocast
 from xwam_ft.prepare.depth.tiny import FARTHEST, NEAREST, TinyDepth
 
 BATCH = 16
@@ -60,18 +61,20 @@ def loss_of(log: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def train_depth(network: TinyDepth, data: Renders, *, seconds: float, seed: int, report: Report) -> int:
-    """Train in place for a time; returns the steps done."""
-    rng = np.random.default_rng(seed)
+def optimizer_of(network: TinyDepth) -> MuonAndAdamW:
+    return MuonAndAdamW(*convolutions(network), (PEAK, PEAK))
 
-    def loss_of_step(_: int) -> torch.Tensor:
-        rgb, wanted = data.batch(rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+
+def steps_of(network: TinyDepth, data: Renders, seed: int) -> Callable[[int], torch.Tensor]:
+    """The loss of a step; what it draws depends on seed and step alone."""
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        rgb, wanted = data.batch(np.random.default_rng([seed, step]))
+        with fast_autocast():
             log = network(rgb)
         return loss_of(log.float(), wanted)
 
-    optimizer = MuonAndAdamW(*convolutions(network), (PEAK, PEAK))
-    return train_by_clock(network, optimizer, loss_of_step, seconds=seconds, warmup=WARMUP, report=report)
+    return loss_of_step
 
 
 def depth_errors(network: TinyDepth, rgb: np.ndarray, metres: np.ndarray) -> dict[str, float]:

@@ -5,7 +5,7 @@ The network is the product's own joint network without action and state tokens; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from _optimizers import MuonAndAdamW, Report, train_by_clock
+from _optimizers import MuonAndAdamW
 from xwam_ft.evaluate.metaworld import instruction
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.noise import add_noise, shift
+from xwam_ft.model.precision import fast_autocast
 from xwam_ft.model.sampler import SampleNoise, sample
 from xwam_ft.model.solver import SHIFT
 
@@ -98,24 +99,30 @@ def loss_of(prior: Prior, data: Latents, rng: torch.Generator) -> torch.Tensor:
     noised[:, :, 0] = clean[:, :, 0]
     told = torch.where(torch.rand(BATCH, generator=rng) < TEXT_DROPOUT, len(data.prompts), data.task[index])
     used, place = told.unique(return_inverse=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with fast_autocast():
         text = prior.embed([(*data.prompts, "")[number] for number in used.tolist()])[place]
         found = prior.velocity(noised, text, sigma).float()
     return F.mse_loss(found[:, :, 1:], (noise - clean)[:, :, 1:])
 
 
-def train_video(prior: Prior, data: Latents, *, seconds: float, seed: int, report: Report) -> int:
-    """Train in place for a time; returns the steps done."""
+def optimizer_of(prior: Prior) -> MuonAndAdamW:
+    """Of everything but the encoders and decoders of actions and states, which no video trains."""
     parameters = {
         name: value for name, value in prior.named_parameters() if "action_" not in name and "proprio_" not in name
     }
     matrices = {name: value for name, value in parameters.items() if value.ndim == 2 and ".blocks." in name}
     others = [value for name, value in parameters.items() if name not in matrices]
-    optimizer = MuonAndAdamW(list(matrices.values()), others, (MUON, ADAMW))
-    rng = torch.Generator().manual_seed(seed)
-    return train_by_clock(
-        prior, optimizer, lambda _: loss_of(prior, data, rng), seconds=seconds, warmup=WARMUP, report=report
-    )
+    return MuonAndAdamW(list(matrices.values()), others, (MUON, ADAMW))
+
+
+def steps_of(prior: Prior, data: Latents, seed: int) -> Callable[[int], torch.Tensor]:
+    """The loss of a step; what it draws depends on seed and step alone."""
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        words = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+        return loss_of(prior, data, torch.Generator().manual_seed(int(words[0] >> np.uint64(1))))
+
+    return loss_of_step
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Compare our network and sampler with a golden file of the reference implementation.
+"""Compare our network, sampler or training step with a golden file of the reference implementation.
 
 Prints the largest relative error of every output. Exit code 0: all within bounds (1e-5 for forward and guided
-outputs, 1e-4 for sampled ones); 1: some are not; 2: the file cannot be used.
+outputs, 1e-4 for sampled ones, 1e-6 for losses and 5e-5 for gradients of a training step); 1: some are not; 2: the
+file cannot be used.
 """
 
 from __future__ import annotations

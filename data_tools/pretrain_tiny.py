@@ -7,22 +7,24 @@
     python data_tools/pretrain_tiny.py pack WORK
 
 Needs `pip install 'xwam-ft[sim]'` and a renderer. No action and no state is used, and no picture of a held-out task
-(_tiny_corpus.HELD_OUT). Training goes by the clock, so a faster machine makes more steps in the same time; so do
-several processes: `torchrun --nproc-per-node 2 data_tools/pretrain_tiny.py vae WORK`.
+(_tiny_corpus.HELD_OUT). Training goes by the clock, which counts CPU time: a faster machine makes more steps in the
+same time, and so do several processes: `torchrun --nproc-per-node 2 data_tools/pretrain_tiny.py vae WORK`. A stage that
+was killed goes on when its command is given again, also with more or fewer minutes; `--resume` begins another run from
+the weights of one that is finished.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import typer
@@ -34,6 +36,7 @@ import _tiny_corpus as corpus_of
 import _tiny_depth as depth_of
 import _tiny_vae as vae_of
 import _tiny_video as video_of
+from _optimizers import Look, MuonAndAdamW, Training
 from _tiny_card import card
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import EXIT_CODE, UserError
@@ -48,7 +51,7 @@ Work = Annotated[Path, typer.Argument(help="Folder for renders and weights.")]
 Minutes = Annotated[float, typer.Option(min=0.01, help="How long to train.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the weights in WORK.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
-VIDEO_EPISODES, DEPTH_PICTURES = 16, 300  # a task
+VIDEO_EPISODES, DEPTH_PICTURES = 12, 300  # a task
 HELD_OUT_EPISODES, HELD_OUT_PICTURES = 4, 60
 EVERY = 3  # pictures between the starts of two encoded clips
 CONSOLE = Console(highlight=False)
@@ -84,23 +87,23 @@ def vae(work: Work, minutes: Minutes = 50, threads: Threads = 1, seed: int = 0, 
     if resume:
         model, before = _trained_vae(work), _measured(work, "vae")["runs"]
     woken = vae_of.wake(model, data, seed)
-    with _clock("vae", minutes) as report:
-        steps = vae_of.train_vae(model, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
+
+    def look(averaged: Any, step: int, at: float) -> None:
+        found = vae_of.held_out(averaged, unseen, 16, seed)
+        _log(work / "vae.looks.jsonl", {"minutes": round(at, 1), "steps": step, **found})
+
+    steps_of = vae_of.steps_of(model, data, seed + 1000 * rank)
+    run = _train("vae", work, model, vae_of.optimizer_of(model), steps_of, minutes, vae_of.WARMUP, seed, look)
     if rank:
         return
     model = model.bfloat16().float()  # as it ships: what is measured is what is used
     mean, std = vae_of.latent_statistics(model, data, 128, seed)
-    rng = np.random.default_rng(seed)
-    clips, depths = unseen.clips(64, rng), unseen.depths(32, rng)
     measured = {
-        "runs": [*before, _run(minutes, threads, seed, steps) | {"kl": vae_of.KL, "woken": woken}],
+        "runs": [*before, run | {"squared": vae_of.SQUARED, "kl": vae_of.KL, "woken": woken}],
+        "lengths": [1, *vae_of.LENGTHS],
         "latents_mean": mean,
         "latents_std": std,
-        "held_out_psnr": {
-            "clips": vae_of.reconstruction_psnr(model, clips),
-            "single pictures": vae_of.reconstruction_psnr(model, clips[:, :, :1]),
-            "inverse depth": vae_of.reconstruction_psnr(model, depths),
-        },
+        "held_out": vae_of.held_out(model, unseen, 64, seed),
     }
     _save(work / "vae", model, measured)
 
@@ -114,12 +117,12 @@ def video(work: Work, minutes: Minutes = 25, threads: Threads = 1, seed: int = 0
     data = _latents(work, model, rank)
     encoder, tokenizer = untrained_text()
     prior = video_of.Prior(untrained_transformer(), encoder, tokenizer)
-    with _clock("video", minutes) as report:
-        steps = video_of.train_video(prior, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
+    steps_of = video_of.steps_of(prior, data, seed + 1000 * rank)
+    run = _train("video", work, prior, video_of.optimizer_of(prior), steps_of, minutes, video_of.WARMUP, seed)
     if rank:
         return
     prior = prior.bfloat16().float()
-    measured: dict[str, Any] = {"runs": [_run(minutes, threads, seed, steps)]}
+    measured: dict[str, Any] = {"runs": [run]}
     measured["clips"] = len(data.video)
     measured["held_out_psnr"] = {
         task: video_of.generated_psnr(prior, model, work, task, 16, 20) for task in corpus_of.HELD_OUT
@@ -135,13 +138,14 @@ def depth(work: Work, minutes: Minutes = 10, threads: Threads = 1, seed: int = 0
     data = depth_of.Renders(work, corpus_of.training_tasks())
     torch.manual_seed(seed)
     network = TinyDepth()
-    with _clock("depth", minutes) as report:
-        steps = depth_of.train_depth(network, data, seconds=60 * minutes, seed=seed + 1000 * rank, report=report)
+    steps_of = depth_of.steps_of(network, data, seed + 1000 * rank)
+    run = _train(
+        "depth_estimator", work, network, depth_of.optimizer_of(network), steps_of, minutes, depth_of.WARMUP, seed
+    )
     if rank:
         return
     network = network.bfloat16().float()
-    measured: dict[str, Any] = {"runs": [_run(minutes, threads, seed, steps)]}
-    _save(work / "depth_estimator", network, measured | {"held_out": depth_of.held_out(network)})
+    _save(work / "depth_estimator", network, {"runs": [run], "held_out": depth_of.held_out(network)})
 
 
 @app.command()
@@ -178,8 +182,38 @@ def _join(threads: int) -> int:
     return dist.get_rank()
 
 
-def _run(minutes: float, threads: int, seed: int, steps: int) -> dict[str, Any]:
-    return {"minutes": minutes, "processes": _processes(), "threads": threads, "seed": seed, "steps": steps}
+def _train(
+    name: str,
+    work: Path,
+    module: torch.nn.Module,
+    optimizer: MuonAndAdamW,
+    loss_of_step: Callable[[int], torch.Tensor],
+    minutes: float,
+    warmup: int,
+    seed: int,
+    look: Look | None = None,
+) -> dict[str, Any]:
+    """Train a stage to its end, from where it was last kept; returns what its card says of the run."""
+    kept = work / f"{name}.going.pt"
+    training = Training(module, optimizer, kept, seconds=60 * minutes, warmup=warmup, look=look)
+    if training.step:
+        CONSOLE.print(f"{name}: goes on at step {training.step}, minute {training.used / 60:.1f} of {minutes:g}")
+    with _clock(name, minutes) as report:
+        steps = training.run(loss_of_step, report)
+    training.keep()  # measuring takes minutes too; `_save` ends the stage
+    return {
+        "minutes": round(training.used / 60, 1),
+        "processes": _processes(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "steps": steps,
+    }
+
+
+def _log(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    CONSOLE.print(json.dumps(row), soft_wrap=True)
 
 
 def _latents(work: Path, model: Any, rank: int) -> video_of.Latents:
@@ -230,6 +264,7 @@ def _save(stem: Path, module: torch.nn.Module, measured: dict[str, Any]) -> None
     with atomic_path(stem.with_suffix(".safetensors")) as path:
         save_model(module, str(path))  # tensors that modules share are written once
     write_json_atomic(stem.with_suffix(".json"), measured)
+    stem.with_suffix(".going.pt").unlink(missing_ok=True)
     CONSOLE.print(measured)
 
 
@@ -242,7 +277,7 @@ def _clock(what: str, minutes: float) -> Generator[Callable[[int, float, float],
 
         def report(step: int, done: float, loss: float) -> None:
             rate = step / max(60 * minutes * done, 1e-9)
-            progress.update(task, completed=done, note=f"{step} steps, {rate:.1f} steps/s, loss {loss:.4f}")
+            progress.update(task, completed=done, note=f"{step} steps, {rate:.2f} steps/s of CPU, loss {loss:.4f}")
             if step % 500 == 0:
                 progress.console.print(f"{what}: step {step}, loss {loss:.4f}")
 

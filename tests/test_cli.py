@@ -26,11 +26,19 @@ def test_a_process_ends_with_the_code_and_without_a_traceback() -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_help_lists_the_verbs() -> None:
+def test_help_lists_the_verbs_with_whole_summaries() -> None:
     done = run("--help")
     assert done.returncode == 0
     for verb in VERBS:
-        assert f"  {verb} " in done.stdout
+        [summary] = [line for line in done.stdout.splitlines() if line.startswith(f"  {verb} ")]
+        assert summary.endswith("."), "cut short"
+    assert "--install-completion" in done.stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"xwam-ft {version('xwam-ft')}\n"
 
 
 @pytest.mark.parametrize(
@@ -38,10 +46,13 @@ def test_help_lists_the_verbs() -> None:
     [
         (["prepare", "only_one", "--embodiment", "e.yaml"], ["got one path", "RAW... OUT"]),
         (["train"], ["neither just a recipe nor just --resume", "give RECIPE, or --resume RUN"]),
-        (["train", "absent.yaml"], ["absent.yaml", "does not exist"]),
+        (
+            ["train", "absent.yaml"],
+            ["absent.yaml", "is neither a file", "nor one of the recipes that ship", "tiny_cpu"],
+        ),
         (["train", "--resume", "absent"], ["absent"]),
         (["train", "--resume", "absent", "--set", "trainer.workers=2"], ["absent: is not a run folder"]),
-        (["plan", "absent.yaml"], ["absent.yaml", "does not exist"]),
+        (["plan", "tiny_cup"], ["tiny_cup", "did you mean 'tiny_cpu'?"]),
         (["inspect", "absent"], ["absent"]),
         (["export", "absent", "out"], ["absent"]),
         (["evaluate", "absent", "absent"], ["absent"]),

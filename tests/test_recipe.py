@@ -152,7 +152,7 @@ def test_a_relative_path_stays_as_typed(recipe: Path) -> None:
         (["backbone.quantize=nf4", "model.depth.branch=copy"], "cannot be copied for the depth branch"),
         (["backbone.quantize=nf4", "trainer.strategy=fsdp2"], "fsdp2 shards plain tensors"),
         (["optim.adamw_8bit=true", "trainer.strategy=fsdp2"], "fsdp2 shards plain tensors"),
-        (["trainer.precision=bf16-true"], "'32-true' or 'bf16-mixed'"),
+        (["trainer.precision=bf16-true"], "'32-true', 'bf16-mixed' or 'auto'"),
         (["optim.betas=[0.9, 1.0]"], "less than 1"),
         (["trainer.devices=0"], "greater than 0"),
         (["seed=9223372036854775808"], "less than 9223372036854775808"),

@@ -10,10 +10,13 @@ Front doors
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
     files.py          atomic writing, JSON, hashes
+    locks.py          one writer a place
     strict_yaml.py    YAML files that know their keys, and tell every mistake at once
     recipe.py         the schema of a training recipe
+    recipe_model.py   its `model` section: what trains, by which adapters
     contract.py       what prepare, train, export and policy must agree on
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
+    limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     kinematics.py     URDF chains: joints -> poses, and back
     media.py          probe, decode, encode video

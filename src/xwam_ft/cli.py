@@ -20,12 +20,28 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="xwam-ft",
-    help="Fine-tune X-WAM, a 4D world-action model, on your own teleoperation recordings.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from xwam_ft import __version__
+
+        print(f"xwam-ft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune X-WAM, a 4D world-action model, on your own teleoperation recordings."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")
@@ -49,7 +65,9 @@ def inspect(
 @app.command()
 def prepare(
     paths: Annotated[list[Path], typer.Argument(metavar="RAW... OUT", help="Recordings, then the new shard set.")],
-    embodiment: Annotated[Path, typer.Option(help="Embodiment file: cameras, timing, slots.")],
+    embodiment: Annotated[
+        Path, typer.Option(help="Embodiment file (cameras, timing, slots), or the name of one that ships.")
+    ],
     depth: Annotated[
         str | None,
         typer.Option(
@@ -60,6 +78,9 @@ def prepare(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one. The result is the same.")] = 2,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the embodiment; repeatable.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
     urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
@@ -81,17 +102,18 @@ def prepare(
         console=_console(),
         depth_check=depth_check,
         ray=ray,
+        overrides=overrides or [],
     )
 
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file, or the name of one that ships.")],
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option("--probe", help="Time a few real steps; loads the weights.")] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Find the largest micro-batch that fits in memory.")] = False,
 ) -> None:
-    """What a run will hold, fill and take, before any weight is loaded."""
+    """Count what a run will hold, fill and take; loads no weights."""
     from xwam_ft.train.plan_report import plan_recipe
 
     plan_recipe(recipe, overrides or [], _console(), probe=probe, fit=fit)
@@ -100,10 +122,10 @@ def plan(
 @app.command()
 def encode(
     shards: Shards,
-    recipe: Annotated[Path, typer.Option(help="The recipe whose backbone encodes.")],
+    recipe: Annotated[Path, typer.Option(help="The recipe (file or name) whose backbone encodes.")],
     overrides: Overrides = None,
 ) -> None:
-    """Make the latent cache of a shard set; `train` does it too where it is missing."""
+    """Make the latent cache of shards; `train` does it where missing."""
     from xwam_ft.train.run import encode_shards
 
     encode_shards(shards, recipe, overrides or [], _console())
@@ -111,7 +133,7 @@ def encode(
 
 @app.command()
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="Recipe (YAML).")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe: a YAML file, or the name of one that ships.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/<recipe>.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
@@ -142,9 +164,10 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default as trained.")] = None,
     unmerged: Annotated[bool, typer.Option("--unmerged", help="Keep adapters beside the base.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of the checkpoint; default the newest.")] = None,
     wan: Annotated[Path | None, typer.Option(help="xwam: folder of Wan's own VAE and text encoder files.")] = None,
 ) -> None:
-    """Write a deployable bundle that has proved itself, or the weights in another form."""
+    """Write a bundle that has proved itself, or another format."""
     from xwam_ft.export.export import export_run
 
     export_run(
@@ -157,6 +180,7 @@ def export(
         merged=not unmerged,
         prompts=prompt or [],
         wan=wan,
+        step=step,
         console=_console(),
     )
 
@@ -204,7 +228,11 @@ def evaluate(
     action_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Closed loop: denoising steps.")] = None,
     films: Films = 2,
 ) -> None:
-    """Open loop: action error on recorded episodes, in physical units. Closed loop: how often the task is done."""
+    """Measure errors on recordings, or success in an environment.
+
+    Open loop (SHARDS): action error on recorded episodes, in physical units. Closed loop (--env): how often the task
+    is done.
+    """
     if (shards is None) == (env is None):
         raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
     idle = CLOSED if shards else OPEN
@@ -269,7 +297,7 @@ def serve(
 
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/demo")) -> None:
-    """The whole job on the bundled recordings, on a CPU, in minutes."""
+    """Do the whole job on bundled recordings, on a CPU, in minutes."""
     from xwam_ft.demo import demo
 
     demo(out, _console())

@@ -4,7 +4,8 @@
 
 Vectors, all float, in the order of `slots`:
     state    [P]   absolute: what the robot reports. Slot widths: pose 7 (x y z in metres, quaternion w x y z with
-                   w >= 0), joints n, gripper n, vector n. The model's proprio is the normalised state, so Dp = P.
+                   w >= 0), joints n, gripper n, vector n. The model's proprio is the normalised state, so Dp = P; there
+                   a quaternion has the sign nearest to `recorded.hemispheres` of its slot, without one w >= 0.
     command  [Q]   absolute: what the robot is told; the same layout as state, commanded slots only. Under
                    `xwam_robocasa_raw` it is what a controller is told: 6 numbers for a pose, in the controller's units.
     action   [Da]  what the model predicts, per convention: pose 6 (dx dy dz in metres, rotation vector in radians,
@@ -16,24 +17,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes, read_json, write_bytes_atomic
 from xwam_ft.kinematics import Chain
+from xwam_ft.limits import Limits, Part, Recorded
 
 SCHEMA_VERSION = 1
 POSE_ELEMENTS = ("x", "y", "z", "qw", "qx", "qy", "qz")
@@ -45,12 +37,14 @@ Matrix4 = Annotated[tuple[tuple[float, ...], ...], Field(min_length=4, max_lengt
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class Camera(Part):
-    """One view. Calibration is in the OpenCV convention: x right, y down, z forward."""
+    """One view. Calibration is in the OpenCV convention: x right, y down, z forward.
+
+    Pictures of the robot's camera are turned before anything else: `rotate` degrees clockwise, then mirrored left to
+    right. Size, intrinsics and pose are those of the turned picture; fx is negative where one is mirrored.
+    """
+
+    LATER: ClassVar = ("rotate", "mirror")
 
     name: Name
     kind: Literal["static", "wrist"] = "static"
@@ -60,6 +54,8 @@ class Camera(Part):
     pose: Matrix4 | None = None  # static: camera in the base frame; wrist: camera in the frame of slot `mount`
     mount: str | None = None  # wrist: the pose slot that carries the camera
     depth_range: tuple[PositiveFloat, PositiveFloat] | None = None  # metres; where it differs from `depth`'s
+    rotate: Literal[0, 90, 180, 270] = 0
+    mirror: bool = False
 
 
 class Image(Part):
@@ -108,35 +104,6 @@ class Timing(Part):
     def action_period(self) -> float:
         """Seconds between two actions of a chunk."""
         return self.action_skip / self.fps
-
-
-class Limits(Part):
-    """Bounds of the absolute command: `low` and `high`, or `speed`, or all three.
-
-    `low`, `high`: one number an element; for a pose the first three (workspace).
-    `speed`: by how much a command may change in a second; one number an element, in its unit a second; for a pose two,
-    of the position along its path (m/s) and of the rotation about its axis (rad/s).
-    """
-
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
-    speed: tuple[PositiveFloat, ...] | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> Limits:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("`low` and `high` go together")
-        if self.low is None and self.speed is None:
-            raise ValueError("limits without a number: give `low` and `high`, or `speed`")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Contracts without speeds keep the bytes, and so the hash, that they had before there were any."""
-        tree: dict[str, Any] = handler(self)
-        if self.speed is None:
-            del tree["speed"]
-        return tree
 
 
 class Slot(Part):
@@ -219,10 +186,18 @@ class Slot(Part):
                 f"a {self.transform} of columns cannot be commanded unless `expand` says how it goes back to them"
             )
         if self.limits is not None:
-            self._limited(self.limits)
+            self.require_fitting(self.limits)
         return self
 
-    def _limited(self, limits: Limits) -> None:
+    def require_fitting(self, limits: Limits) -> None:
+        """Raise a `ValueError` unless the limits have as many numbers as this slot takes."""
+        if limits.joints is not None and self.chain is None:
+            raise ValueError("limits of joints are for a pose `from: joints`")
+        if limits.joints is not None:
+            parts = (limits.joints.low, limits.joints.high, limits.joints.speed)
+            wrong = [len(part) for part in parts if part is not None and len(part) != len(self.columns)]
+            if wrong or limits.joints.joints is not None:
+                raise ValueError(f"limits of {wrong[0] if wrong else 'more'} joints, not {len(self.columns)}")
         pose = self.kind == "pose"
         expected = self.command_width if self.for_controller else 3 if pose else self.state_width
         bounds = [bound for bound in (limits.low, limits.high) if bound is not None]
@@ -271,11 +246,13 @@ class Quantiles(Part):
         return self
 
 
-COUNTED = ("quantiles", "prompts")
+COUNTED = ("quantiles", "prompts", "recorded")
 """Fields that come from the recordings themselves, not from the embodiment."""
 
 
 class Contract(Part):
+    LATER: ClassVar = ("recorded",)
+
     schema_version: Literal[1] = SCHEMA_VERSION
     embodiment: str
     cameras: tuple[Camera, ...] = Field(min_length=1)
@@ -285,6 +262,7 @@ class Contract(Part):
     depth: DepthCode
     quantiles: Quantiles
     prompts: tuple[str, ...]  # every instruction seen, sorted
+    recorded: Recorded | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
@@ -297,6 +275,10 @@ class Contract(Part):
         for camera in self.cameras:
             if camera.mount is not None and camera.mount not in poses:
                 raise ValueError(f"camera {camera.name!r} is mounted on {camera.mount!r}, which is not a pose slot")
+        for name, limits in (self.recorded.limits if self.recorded else {}).items():
+            self.slot(name).require_fitting(limits)
+        if wrong := [name for name in (self.recorded.hemispheres if self.recorded else {}) if name not in poses]:
+            raise ValueError(f"a quaternion is named for {wrong[0]!r}, which is not a pose slot")
         return self
 
     @property
@@ -330,6 +312,11 @@ class Contract(Part):
 
     def slot(self, name: str) -> Slot:
         return next(slot for slot in self.slots if slot.name == name)
+
+    def limits(self, name: str) -> Limits | None:
+        """What commands of a slot are held in: as stated, and where nothing is stated as recorded."""
+        stated, recorded = self.slot(name).limits, self.recorded.limits.get(name) if self.recorded else None
+        return recorded if stated is None else stated.completed(recorded)
 
     def to_bytes(self) -> bytes:
         return json_bytes(self.model_dump(mode="json"))

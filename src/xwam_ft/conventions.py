@@ -8,7 +8,8 @@ Conventions (names as in the contract). Action i of a chunk that starts at t:
     xwam_robocasa_raw         the controller's input as recorded (its own units, never metres), the gripper negated;
                               only that controller can follow what is decoded
 "Relative" for a pose: position difference in the base frame, and the rotation vector of R_command * R_reference^T
-(base frame, X-WAM's form). For everything else: the difference. Quaternions are w x y z with w >= 0.
+(base frame, X-WAM's form). For everything else: the difference. Quaternions are w x y z with w >= 0, but for those the
+model is shown (`in_hemispheres`).
 
 Arrays are numpy float64 inside; leading dimension Ta is time.
 """
@@ -74,8 +75,9 @@ def decode_actions(
 
 
 def normalise_proprio(contract: Contract, state: Float[ndarray, "*n p"]) -> Float[ndarray, "*n p"]:
-    """2 (x - q01) / (q99 - q01) - 1, without clipping; quaternions untouched (their quantiles are -1 and 1)."""
-    return _normalise(state, contract.quantiles.proprio_low, contract.quantiles.proprio_high)
+    """2 (x - q01) / (q99 - q01) - 1, without clipping; a quaternion is not scaled (its quantiles are -1 and 1), and has
+    the sign that is nearest to its slot's hemisphere."""
+    return _normalise(in_hemispheres(contract, state), contract.quantiles.proprio_low, contract.quantiles.proprio_high)
 
 
 def normalise_action(contract: Contract, action: Float[ndarray, "*n da"]) -> Float[ndarray, "*n da"]:
@@ -94,6 +96,18 @@ def denormalise_proprio(contract: Contract, proprio: Float[ndarray, "*n p"]) -> 
             quaternion = slice(place.start + 3, place.stop)
             state[..., quaternion] = canonical_quaternion(state[..., quaternion])
     return state
+
+
+def in_hemispheres(contract: Contract, state: Float[ndarray, "*n p"]) -> Float[ndarray, "*n p"]:
+    """The state with every quaternion as the model is shown it: the one of q and -q nearer to what the recordings are
+    around (`contract.recorded`), so that a path through w = 0 is continuous; w >= 0 where there is no such."""
+    if contract.recorded is None or not contract.recorded.hemispheres:
+        return state
+    shown, places = np.array(state, dtype=np.float64), state_slices(contract)
+    for name, around in contract.recorded.hemispheres.items():
+        part = shown[..., places[name].start + 3 : places[name].stop]
+        part *= np.where(part @ np.asarray(around) < 0, -1.0, 1.0)[..., None]
+    return shown
 
 
 def state_mask(contract: Contract) -> Float[ndarray, " p"]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from xwam_ft import conventions
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.pictures import resize_pictures
+from xwam_ft.limits import clamp
+from xwam_ft.pictures import resize_pictures, turn_pictures
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 WHERE = "observation"
 QUATERNION_SLACK = 0.05  # what a driver's rounding may do to a unit quaternion
-SPEED_SLACK = 1.0 + 1e-9  # a command at the limit's speed is not counted as clamped for its rounding
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ def encode(contract: Contract, observation: Mapping[str, Any]) -> EncodedObserva
     _same_names("camera", images, cameras, f"{WHERE}.images")
     present = [slot for slot in contract.slots if slot.present]
     _same_names("slot", state, [slot.name for slot in present], f"{WHERE}.state")
-    pictures = [_picture(name, images[name]) for name in cameras]
+    pictures = [
+        turn_pictures(_picture(camera.name, images[camera.name]), camera.rotate, mirror=camera.mirror)
+        for camera in contract.cameras
+    ]
     resized = [resize_pictures(p[None], contract.image.height, contract.image.width)[0] for p in pictures]
     parts = [_state(slot, state[slot.name]) if slot.present else np.zeros(slot.state_width) for slot in contract.slots]
     vector = np.concatenate(parts)
@@ -122,7 +125,8 @@ def decode(
     """Normalised actions -> commands, clamped to the contract's limits; every clamped number is counted.
 
     Speeds are bounded from one command to the next, an action period each, the first from the observed state. So a
-    robot that stands outside its workspace is led back into it no faster than its speed allows.
+    robot that stands outside its workspace is led back into it no faster than its speed allows. Joints of a kinematic
+    slot are held in limits of their own after inverse kinematics; its residual says by how much the pose is missed.
 
     Args:
         action: the model's output, normalised.
@@ -149,7 +153,16 @@ def decode(
         if slot.transform == "forward_kinematics" and observation is not None:
             assert slot.chain is not None
             seed = np.asarray(_mapping(observation, "state")[name], dtype=np.float64)
-            slots[name], residual[name] = slot.chain.inverse_path(conventions.pose_matrix(command), seed)
+            targets = conventions.pose_matrix(command)
+            joints, residual[name] = slot.chain.inverse_path(targets, seed)
+            limits = contract.limits(name)
+            if limits is not None and limits.joints is not None:
+                period = contract.timing.action_period
+                bounded = clamp(joints, seed, limits.joints, period, pose=False, underway=underway)
+                if moved := int(np.count_nonzero(bounded != joints)):
+                    clamped[name] = clamped.get(name, 0) + moved
+                    joints, residual[name] = bounded, _miss(slot.chain.forward(bounded), targets)
+            slots[name] = joints
         elif slot.reduced:  # `expand: equal`
             count = len(slot.columns)
             slots[name] = np.repeat(command / (np.sqrt(count) if slot.transform == "norm" else 1.0), count, axis=1)
@@ -158,57 +171,31 @@ def decode(
     return Commands(table, slots, residual, clamped)
 
 
+def _miss(reached: Float[ndarray, "ta 4 4"], targets: Float[ndarray, "ta 4 4"]) -> Float[ndarray, "ta 2"]:
+    """Metres and radians between poses."""
+    there, wanted = conventions.matrix_pose(reached), conventions.matrix_pose(targets)
+    off = conventions.pose_difference(wanted, there)
+    return np.stack([np.linalg.norm(off[:, :3], axis=1), np.linalg.norm(off[:, 3:], axis=1)], axis=1)
+
+
 def _clamp(contract: Contract, table: np.ndarray, state: np.ndarray, underway: int) -> dict[str, int]:
     """Bring `table` inside the limits in place; return how many numbers of each slot were moved."""
     counts: dict[str, int] = {}
+    state_at = conventions.state_slices(contract)
     for name, place in conventions.command_slices(contract).items():
         slot = contract.slot(name)
-        if (limits := slot.limits) is None:
+        if (found := contract.limits(name)) is None:
             continue
-        bounded = table[:, place].copy()
-        if limits.low is not None:
-            part = bounded[:, : len(limits.low)]
-            part[...] = np.clip(part, limits.low, limits.high)
-        if limits.speed is not None and slot.present:
-            state_at = conventions.state_slices(contract)[name]
-            start = bounded[underway - 1] if underway else np.asarray(state[state_at], dtype=np.float64)
-            most = np.asarray(limits.speed) * contract.timing.action_period
-            slow = _slow_pose if slot.kind == "pose" else _slow
-            bounded[underway:] = slow(bounded[underway:], start, most)
+        if not slot.present and found.low is None:
+            continue
+        start = np.asarray(state[state_at[name]], dtype=np.float64)
+        used = found if slot.present else found.model_copy(update={"speed": None})
+        period = contract.timing.action_period
+        bounded = clamp(table[:, place], start, used, period, pose=slot.kind == "pose", underway=underway)
         if moved := int(np.count_nonzero(bounded != table[:, place])):
             counts[name] = moved
         table[:, place] = bounded
     return counts
-
-
-def _slow(commands: Float[ndarray, "ta n"], start: Float[ndarray, " n"], most: Float[ndarray, " n"]) -> np.ndarray:
-    """Commands of which each number lies within `most` of the one before it, the first within `most` of `start`."""
-    slowed: list[np.ndarray] = []
-    for command in commands:
-        change = command - start
-        start = np.where(np.abs(change) <= most * SPEED_SLACK, command, start + np.clip(change, -most, most))
-        slowed.append(start)
-    return np.array(slowed).reshape(commands.shape)
-
-
-def _slow_pose(poses: Float[ndarray, "ta 7"], start: Float[ndarray, " 7"], most: Float[ndarray, " 2"]) -> np.ndarray:
-    """The same for poses: `most` metres along the straight line, `most` radians about the axis of the turn."""
-    slowed: list[np.ndarray] = []
-    for pose in poses:
-        change = conventions.pose_difference(pose[None], start[None])[0]
-        shares = [_share(change[:3], most[0]), _share(change[3:], most[1])]
-        bounded = conventions.pose_apply((change * np.repeat(shares, 3))[None], start[None])[0]
-        # A part that is slow enough stays as it is to the bit, and so is not counted.
-        kept = [share == 1.0 for share in shares]
-        start = np.where(np.repeat(kept, (3, 4)), pose, bounded)
-        slowed.append(start)
-    return np.array(slowed).reshape(poses.shape)
-
-
-def _share(change: np.ndarray, most: float) -> float:
-    """The share of a change that brings its length to `most`; 1 where it is no longer."""
-    length = float(np.linalg.norm(change))
-    return 1.0 if length <= most * SPEED_SLACK else most / length
 
 
 def _mapping(observation: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -8,12 +8,12 @@ so that prepare, training and the robot get the same bytes on every machine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8, UInt16
+    from jaxtyping import Float, UInt8, UInt16
     from numpy import ndarray
 
 Intrinsics = tuple[float, float, float, float]  # fx fy cx cy in pixels
@@ -54,6 +54,32 @@ def resize_nearest(codes: UInt16[ndarray, "n h w"], height: int, width: int) -> 
     rows = ((np.arange(height) + 0.5) * (codes.shape[1] / height)).astype(np.intp)
     columns = ((np.arange(width) + 0.5) * (codes.shape[2] / width)).astype(np.intp)
     return codes[:, rows[:, None], columns]
+
+
+def turn_pictures(pictures: Any, rotate: int, *, mirror: bool) -> Any:
+    """Pictures [.., h, w, 3] or depth [.., h, w] turned by `rotate` degrees clockwise, then mirrored left to right."""
+    rows = pictures.ndim - (3 if pictures.shape[-1] == 3 and pictures.dtype == np.uint8 else 2)
+    turned = np.rot90(pictures, -rotate // 90, axes=(rows, rows + 1)) if rotate else pictures
+    return np.ascontiguousarray(np.flip(turned, rows + 1)) if mirror else np.ascontiguousarray(turned)
+
+
+def turn_intrinsics(intrinsics: Intrinsics, size: tuple[int, int], rotate: int, *, mirror: bool) -> Intrinsics:
+    """Intrinsics after `turn_pictures` of pictures of `size` (height, width); fx is negative after mirroring."""
+    fx, fy, cx, cy = intrinsics
+    height, width = size
+    for _ in range(rotate // 90):
+        fx, fy, cx, cy = fy, fx, height - 1 - cy, cx
+        height, width = width, height
+    return (-fx, fy, width - 1 - cx, cy) if mirror else (fx, fy, cx, cy)
+
+
+def turned_axes(rotate: int) -> Float[ndarray, "3 3"]:
+    """Axes of the camera whose picture was turned (x right, y down), as columns in those of the camera before.
+
+    Mirroring changes no axis: it is in the sign of fx.
+    """
+    quarter = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    return np.linalg.matrix_power(quarter, rotate // 90)
 
 
 def crop_size(height: int, width: int, fraction: float) -> tuple[int, int]:

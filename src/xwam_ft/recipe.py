@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.strict_yaml import Fraction, Natural, Section, parse, read_yaml
+from xwam_ft.bundled import named_file
+from xwam_ft.errors import listed
+from xwam_ft.recipe_model import ModelSpec
+from xwam_ft.strict_yaml import Fraction, Natural, Section, apply_override, parse, read_yaml
 
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -111,97 +112,6 @@ class DataSpec(Section):
         return self.augment.copies if self.augment.active else 1
 
 
-_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    "attention": tuple(f"{attention}.{name}" for attention in ("attn1", "attn2") for name in _PROJECTIONS),
-    "feedforward": ("ffn.net.0.proj", "ffn.net.2"),
-}
-"""Presets of `lora.targets`, and between them every linear layer of a Wan block (attn2 is the text's)."""
-
-
-class LoraSpec(Section):
-    """LoRA through peft on the frozen backbone. `alpha / rank` scales the update (`alpha / sqrt(rank)` with rslora).
-
-    `dora` learns the length of every output's weights beside their direction (arXiv 2402.09353). `targets` are presets
-    (`attention`, `feedforward`), layers of a block (`attn1.to_q`), or patterns of them (`attn1.*`, `*.to_v`).
-    """
-
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 16.0
-    rslora: bool = False
-    dora: bool = False
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: list[str] = Field(default=["attention", "feedforward"], min_length=1)
-
-    @field_validator("targets")
-    @classmethod
-    def _known(cls, targets: list[str]) -> list[str]:
-        layers = [name for names in LORA_TARGETS.values() for name in names]
-        for target in targets:
-            if not _layers_of(target):
-                hint = did_you_mean(target, [*LORA_TARGETS, *layers])
-                raise ValueError(f"{target!r} is no layer of a block{hint}; known: {listed([*LORA_TARGETS, *layers])}")
-        return targets
-
-    @property
-    def layers(self) -> list[str]:
-        """The linear layers of a block that `targets` name, each once."""
-        return list(dict.fromkeys(name for target in self.targets for name in _layers_of(target)))
-
-
-def _layers_of(target: str) -> list[str]:
-    if target in LORA_TARGETS:
-        return list(LORA_TARGETS[target])
-    return [name for names in LORA_TARGETS.values() for name in names if fnmatchcase(name, target)]
-
-
-class DepthSpec(Section):
-    """The depth branch, which regresses clean depth latents: the last `blocks` transformer blocks once more.
-
-    `branch: adapter` runs the frozen blocks themselves a second time under LoRA weights of the branch's own; `copy`
-    holds copies of them; `none` leaves it out. `auto` is `copy` where the backbone brings a trained depth branch, where
-    the backbone itself trains, or with `train: full`; otherwise `adapter`. `train: lora` trains LoRA, modulation
-    tables and head; `train: full` every weight of a copy (1.64 B parameters at 5B size).
-    """
-
-    branch: Literal["auto", "adapter", "copy", "none"] = "auto"
-    blocks: PositiveInt = 10
-    train: Literal["lora", "full"] = "lora"
-
-    @model_validator(mode="after")
-    def _whole_only_of_a_copy(self) -> DepthSpec:
-        if self.branch == "adapter" and self.train == "full":
-            raise ValueError(
-                "branch 'adapter' holds no blocks that train: full could train; set branch: copy, or train: lora"
-            )
-        return self
-
-
-class ModelSpec(Section):
-    """`train` says what learns beside heads and depth branch: adapters on the transformer, nothing, or all of it."""
-
-    train: Literal["lora", "heads", "full"] = "lora"
-    lora: LoraSpec = LoraSpec()
-    depth: DepthSpec = DepthSpec()
-    gradient_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _shared_blocks_are_frozen(self) -> ModelSpec:
-        if self.train == "full" and self.depth.branch == "adapter":
-            raise ValueError(
-                "with train: full the blocks that a depth branch 'adapter' shares would move with the video; "
-                "set depth.branch: copy"
-            )
-        return self
-
-    @property
-    def branch(self) -> Literal["adapter", "copy", "none"]:
-        """`depth.branch` with `auto` decided, for a backbone that brings no depth branch of its own."""
-        if self.depth.branch != "auto":
-            return self.depth.branch
-        return "copy" if self.train == "full" or self.depth.train == "full" else "adapter"
-
-
 class ActionPrefixSpec(Section):
     """Chunks that go on from known actions, for real-time chunking; `max` 0 trains none.
 
@@ -275,7 +185,7 @@ class TrainerSpec(Section):
     nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "auto"] = "32-true"
     workers: Natural = 0  # DataLoader worker processes; the run does not depend on it
     threads: Natural = 0  # torch CPU threads; 0 leaves torch's own choice
 
@@ -350,36 +260,38 @@ class Recipe(Section):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read, override and check a recipe.
 
-    A relative `data.shards` or `backbone.path` is relative to the working directory, as typed paths are.
+    A relative `data.shards` or `backbone.path` is relative to the working directory, as typed paths are; one that the
+    file holds and that is not there is looked for beside the file.
 
     Args:
-        path: YAML file.
+        path: YAML file, or the name of a recipe that ships (`tiny_cpu`, `metaworld/lora_prior`).
         overrides: `section.key=value` strings (the command line's --set), applied in order.
 
     Raises:
         UserError: file missing, not YAML, an override without "=", or any wrong key or value (all in one message).
     """
+    path = named_file(path, "recipes")
     tree = read_yaml(path)
+    _beside(tree, path.parent)
     for override in overrides or []:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse(Recipe, tree, path)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise UserError(
-            f"{override!r} is not of the form a.b=c", "--set", "write for example --set trainer.max_steps=100"
-        )
-    try:
-        value: object = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"the value {text!r} is not valid YAML", f"--set {name}", "quote it") from None
-    *sections, key = name.strip().split(".")
-    place: dict[str, Any] = tree
-    for section in sections:
-        below = place.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
-        place = below
-    place[key] = value
+def _beside(tree: dict[str, Any], folder: Path) -> None:
+    """Paths of a recipe's tree that are not where one stands, and are beside the recipe, made to lead there."""
+
+    def found(value: object) -> object:
+        if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
+            return str(folder / value)
+        return value
+
+    data, backbone = tree.get("data"), tree.get("backbone")
+    if isinstance(backbone, dict) and "path" in backbone:
+        backbone["path"] = found(backbone["path"])
+    if isinstance(data, dict) and "shards" in data:
+        shards: object = data["shards"]
+        for source in shards if isinstance(shards, list) else []:
+            if isinstance(source, dict) and "path" in source:
+                source["path"] = found(source["path"])
+        data["shards"] = found(shards)

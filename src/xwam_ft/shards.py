@@ -210,6 +210,7 @@ class ShardSet:
         """
         if not (folder / INDEX_FILE).is_file():
             what = "is not a finished shard set (no index.json)" if folder.is_dir() else "the folder does not exist"
+            what += "" if folder.is_absolute() else f"; looked at {folder.absolute()}"
             raise UserError(what, folder, "give a folder that `xwam-ft prepare` finished")
         contract = load_contract(folder / CONTRACT_FILE)
         try:

@@ -70,6 +70,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}  # pyright: ignore[reportUnknownVariableType]
 
 
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put a value of the command line (`--set a.b=c`, parsed as YAML) into a tree, in place."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"{override!r} is not of the form a.b=c", "--set", "write for example --set data.shards=shards")
+    try:
+        value: object = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the value {text!r} is not valid YAML", f"--set {name}", "quote it") from None
+    *sections, key = name.strip().split(".")
+    place: dict[str, Any] = tree
+    for section in sections:
+        below = place.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise UserError(f"{section!r} is a value, not a section", f"--set {name}", "name a key of a section")
+        place = below
+    place[key] = value
+
+
 def parse(schema: type[Schema], tree: dict[str, Any], path: Path) -> Schema:
     """Validate `tree` against a strict pydantic schema; every mistake goes into one `UserError`."""
     try:

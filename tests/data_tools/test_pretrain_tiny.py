@@ -29,15 +29,15 @@ def _tools_importable() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks of random pictures: two episodes of 7 and 9 pictures, one of 3, and 8 single ones each."""
+    """Two tasks of random pictures: episodes of 7, 9 and 3 pictures and one of 26, and 8 single ones each."""
     root = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for task in ("door-open", "hammer"):
         for kind in ("video", "depth"):
             (root / kind).mkdir(exist_ok=True)
-        rgb = rng.integers(0, 256, (19, 3, 96, 128, 3), dtype=np.uint8)
+        rgb = rng.integers(0, 256, (45, 3, 96, 128, 3), dtype=np.uint8)
         metres = rng.uniform(0.1, 4.0, (4, 96, 128)).astype(np.float16)
-        np.savez(root / "video" / f"{task}.npz", rgb=rgb, lengths=np.array([7, 9, 3]), metres=metres)
+        np.savez(root / "video" / f"{task}.npz", rgb=rgb, lengths=np.array([7, 9, 3, 26]), metres=metres)
         looks = rng.integers(0, 256, (8, 96, 128, 3), dtype=np.uint8)
         far = rng.uniform(0.1, 4.0, (8, 96, 128)).astype(np.float16)
         focal = np.array([48, 48, 48, 48, 60, 61, 62, 63], np.float32)
@@ -49,14 +49,21 @@ def test_every_kind_of_picture_is_drawn_in_range(corpus: Path) -> None:
     import _tiny_vae as vae
 
     data = vae.Pictures(corpus, ["door-open", "hammer"])
-    assert len(data.rgb) == 4, "episodes shorter than a clip are left out"
+    held = {key: sorted(len(data.rgb[index]) for index in found) for key, found in data.holding.items()}
+    assert held[5, 1] == [7, 7, 9, 9, 26, 26], "episodes shorter than a clip are left out"
+    assert held[5, 2] == [9, 9, 26, 26]
+    assert held[13, 2] == [26, 26]
+    assert held[13, 3] == []
     rng = np.random.default_rng(1)
     drawn = {
         "clips": (data.clips(3, rng), 5),
         "zoomed": (data.zoomed(3, rng), 5),
         "recoloured": (vae.recolour(data.clips(3, rng), rng), 5),
+        "longer": (data.clips(3, rng, 13), 13),
+        "longer, zoomed": (data.zoomed(3, rng, 9), 9),
         "single": (data.single(3, rng), 1),
         "depths": (data.depths(3, rng), 1),
+        "moving depths": (data.depths(3, rng, 9), 9),
     }
     for name, (pictures, frames) in drawn.items():
         assert tuple(pictures.shape) == (3, 3, frames, 96, 128), name
@@ -65,6 +72,8 @@ def test_every_kind_of_picture_is_drawn_in_range(corpus: Path) -> None:
     assert torch.equal(depth[:, 0], depth[:, 1])
     assert float(depth.min()) < -0.9
     assert float(depth.max()) > 0.9
+    moving = drawn["moving depths"][0]
+    assert not torch.equal(moving[:, :, 0], moving[:, :, 8])
 
 
 def test_the_perceptual_term_is_ssim() -> None:
@@ -102,12 +111,24 @@ def test_muon_takes_convolutions_as_matrices_and_skips_what_has_no_gradient() ->
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_orthogonal_steps_keep_directions_and_even_out_their_strength(shape: tuple[int, int]) -> None:
+    from _optimizers import orthogonal
+
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    core = u.T @ orthogonal(matrix) @ v.T
+    assert torch.allclose(core, torch.diag(core.diagonal()), atol=1e-9)
+    assert bool(((core.diagonal() > 0.6) & (core.diagonal() < 1.3)).all())
+
+
 def test_the_schedule_rises_by_steps_and_falls_by_the_clock() -> None:
     from _optimizers import schedule
 
     assert schedule(0, 0.0, 10) == pytest.approx(0.1, abs=2e-3)
     assert schedule(50, 0.0, 10) == pytest.approx(1.0, abs=2e-3)
-    assert schedule(50, 0.5, 10) == pytest.approx(0.5, abs=2e-3)
+    assert schedule(50, 0.5, 10) == pytest.approx(1.0, abs=2e-3), "level until the last part"
+    assert schedule(50, 0.8, 10) == pytest.approx(0.5, abs=2e-3)
     assert schedule(50, 1.0, 10) < 2e-3
 
 
@@ -170,29 +191,64 @@ def test_a_row_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
         table.show(tmp_path / "none")
 
 
-def test_training_by_the_clock_leaves_averaged_weights_and_tells_every_step() -> None:
+def make_training(path: Path, seconds: float) -> tuple[Any, Any, list[int]]:
+    """A convolution that learns to copy noise drawn by step; the steps whose loss was asked for."""
     import _optimizers as optimizers
 
     torch.manual_seed(0)
     net = torch.nn.Conv2d(2, 2, 1)
-    target = torch.randn(1, 2, 4, 4)
-    told: list[tuple[int, float, float]] = []
-    seen: list[torch.Tensor] = []
+    asked: list[int] = []
 
     def loss_of_step(step: int) -> torch.Tensor:
-        assert step == len(told)
-        seen.append(net.weight.detach().clone())
-        return (net(target) - target).square().mean()
+        asked.append(step)
+        x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(step))
+        return (net(x) - x).square().mean()
 
     optimizer = optimizers.MuonAndAdamW(*optimizers.convolutions(net), (3e-2, 3e-2))
-    steps = optimizers.train_by_clock(
-        net, optimizer, loss_of_step, seconds=0.5, warmup=3, report=lambda *what: told.append(what)
-    )
-    assert steps == len(told) > 10
+    return optimizers.Training(net, optimizer, path, seconds=seconds, warmup=3), loss_of_step, asked
+
+
+def by_hand(monkeypatch: pytest.MonkeyPatch, tick: float) -> None:
+    """A clock on which every step takes `tick` seconds."""
+    import _optimizers as optimizers
+
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(optimizers, "_cpu_seconds", lambda: tick * next(ticks))
+
+
+def test_training_by_the_clock_leaves_averaged_weights_and_tells_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand(monkeypatch, 1.0)
+    training, loss_of_step, asked = make_training(tmp_path / "going.pt", 40.0)
+    told: list[tuple[int, float, float]] = []
+    assert training.run(loss_of_step, lambda *what: told.append(what)) == len(told) == len(asked) == 40
     assert told[-1][2] < told[0][2]
-    assert not net.training
-    assert not any(torch.equal(net.weight, weight) for weight in seen), "the last weights, not their average"
+    assert not training.module.training
+    average = training.averaged.module.weight
+    assert torch.equal(training.module.weight, average)
     assert all(0 <= done < 1 for _, done, _ in told)
+
+
+def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_hand(monkeypatch, 70.0)
+    whole, loss_of_step, asked = make_training(tmp_path / "whole.pt", 1400.0)
+    whole.run(loss_of_step, lambda *_: None)
+    assert asked == list(range(20))
+
+    def killed(step: int, done: float, loss: float) -> None:
+        if step == 11:
+            raise KeyboardInterrupt
+
+    cut, loss_of_step, asked = make_training(tmp_path / "cut.pt", 1400.0)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(loss_of_step, killed)
+    again, loss_of_step, asked = make_training(tmp_path / "cut.pt", 1400.0)
+    assert again.step == 9, "kept every 180 seconds"
+    again.run(loss_of_step, lambda *_: None)
+    assert asked == list(range(9, 20))
+    assert torch.equal(again.module.weight, whole.module.weight)
+    assert torch.equal(again.module.bias, whole.module.bias)
 
 
 def test_what_was_not_made_yet_is_named_with_the_command_that_makes_it(

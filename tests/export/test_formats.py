@@ -24,7 +24,7 @@ from xwam_ft.model.adapters import lora_config
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
 from xwam_ft.model.checkpoints.source import open_checkpoint
 from xwam_ft.model.reference import build_from_reference, reference_name
-from xwam_ft.recipe import LoraSpec
+from xwam_ft.recipe_model import LoraSpec
 from xwam_ft.train.folder import open_run
 
 sys.path.append(str(Path(__file__).parents[1] / "model"))

@@ -31,7 +31,7 @@ from xwam_ft.policy import messages, selfcheck, wire
 from xwam_ft.policy.bundle import read_prompts
 from xwam_ft.policy.client import PolicyClient
 from xwam_ft.policy.policy import Policy
-from xwam_ft.recipe import LoraSpec
+from xwam_ft.recipe_model import LoraSpec
 from xwam_ft.shards import ShardSet
 
 QUIET = Console(quiet=True)

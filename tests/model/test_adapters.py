@@ -20,7 +20,8 @@ from xwam_ft.model.adapters import (
 from xwam_ft.model.merge import merge_adapters
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.model.summary import summary_table
-from xwam_ft.recipe import DepthSpec, LoraSpec, OptimSpec
+from xwam_ft.recipe import OptimSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 LORA = LoraSpec(rank=4, alpha=8.0)
 

@@ -14,7 +14,7 @@ from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import build_network, empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
 from xwam_ft.model.network import NetworkConfig
-from xwam_ft.recipe import DepthSpec, LoraSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 
 @pytest.fixture

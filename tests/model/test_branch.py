@@ -22,7 +22,8 @@ from xwam_ft.model.adapters import (
 from xwam_ft.model.branch import DEPTH, MAIN, SharedBlock, lora_layers
 from xwam_ft.model.merge import drop_branch, fit_depth_adapter, materialise_branch, merge_adapters, share_branch
 from xwam_ft.model.network import JointNetwork
-from xwam_ft.recipe import DepthSpec, LoraSpec, OptimSpec
+from xwam_ft.recipe import OptimSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 SHARED = dataclasses.replace(CONFIG, depth_shared=True)
 LORA = LoraSpec(rank=4, alpha=8.0)

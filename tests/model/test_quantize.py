@@ -14,7 +14,7 @@ from xwam_ft.model.backbone import Backbone, load_backbone
 from xwam_ft.model.merge import merge_adapters
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.summary import summary_table
-from xwam_ft.recipe import DepthSpec, LoraSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 SHARED = NetworkConfig(**(CONFIG.to_dict() | {"depth_shared": True}))
 

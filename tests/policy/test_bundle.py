@@ -24,7 +24,10 @@ def test_it_holds_exactly_these_files(bundle: Path, trained_run: Path) -> None:
     assert (bundle / "contract.json").read_bytes() == (trained_run / "contract.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", [*FILES, *OPTIONAL, MANIFEST])
+SEALED = [name for name in (*FILES, *OPTIONAL) if name != "README.md"]
+
+
+@pytest.mark.parametrize("name", [*SEALED, MANIFEST])
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
 def test_one_byte_changed_is_refused_by_name(copy: Path, name: str, where: float) -> None:
     data = bytearray((copy / name).read_bytes())
@@ -35,7 +38,7 @@ def test_one_byte_changed_is_refused_by_name(copy: Path, name: str, where: float
     assert str(copy / name) in str(error.value)
 
 
-@pytest.mark.parametrize("name", [*FILES, *OPTIONAL])
+@pytest.mark.parametrize("name", SEALED)
 def test_a_missing_file_is_refused_by_name(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(UserError, match=f"{name}: the file is missing"):
@@ -51,6 +54,19 @@ def test_a_foreign_file_and_a_foreign_folder_are_refused(copy: Path, tmp_path: P
     verify_bundle(copy)
     with pytest.raises(UserError, match="is not a bundle"):
         verify_bundle(tmp_path)
+
+
+def test_its_card_may_be_edited_and_a_licence_added(copy: Path) -> None:
+    card = copy / "README.md"
+    card.write_text("---\nlicense: apache-2.0\n---\n" + card.read_text())
+    (copy / "LICENSE").write_text("Apache-2.0")
+    (copy / "notes.txt").write_text("trained on Monday's recordings")
+    verify_bundle(copy)
+    card.unlink()
+    verify_bundle(copy)
+    (copy / "readme.py").write_text("")
+    with pytest.raises(UserError, match=r"not exported: readme\.py"):
+        verify_bundle(copy)
 
 
 def test_another_network_fails_the_self_check(bundle: Path) -> None:

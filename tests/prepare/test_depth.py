@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.depth import parse_depth
+from xwam_ft.prepare.depth import CHOICES, parse_depth
 from xwam_ft.prepare.depth.files import DepthFiles, parse_pattern
 from xwam_ft.prepare.depth.sensor import lerobot_log12, to_metres
 from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
@@ -50,11 +50,11 @@ def test_without_a_choice_recorded_depth_is_taken_or_asked_for() -> None:
         parse_depth("sensor", [WITH, replace(PLAIN, name="side")], [], SPAN).note
         == "side: no recorded depth, stored as invalid"
     )
-    with pytest.raises(
-        UserError, match="choose sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"
-    ):
+    with pytest.raises(UserError, match="no depth was recorded") as refused:
         parse_depth(None, [PLAIN], [], SPAN)
-    with pytest.raises(UserError, match="depth was recorded as 'front_depth': name it under `cameras`"):
+    for choice in CHOICES.replace(" or ", ", ").split(", "):  # all but the one that is not there, with what each takes
+        assert (choice in str(refused.value)) == (choice != "sensor"), choice
+    with pytest.raises(UserError, match="depth was recorded as 'front_depth', and the embodiment does not name it"):
         parse_depth(None, [PLAIN], ["front_depth"], SPAN)
     with pytest.raises(UserError, match="is `sensor` and no camera of the embodiment names a recorded depth video"):
         parse_depth("sensor", [PLAIN], [], SPAN)

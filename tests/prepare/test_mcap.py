@@ -397,3 +397,85 @@ def test_an_episode_of_another_rate_is_refused(tmp_path: Path) -> None:
     problems = [episode.problems for episode in open_source(tmp_path).episodes()]
     assert problems[:2] == [(), ()]
     assert "gives 20 pictures a second, most of the set 10" in problems[2][0]
+
+
+def stamped(streams: list[Any], clock: Any, *, late: dict[str, float] | None = None, only: tuple[str, ...] = ()) -> Any:
+    """The streams with headers that say when each message was made, by `clock`; some of them logged later."""
+    found = []
+    for topic, kind, rows in streams:
+        if only and topic not in only:
+            found.append((topic, kind, rows))
+            continue
+        made = []
+        for at, message in rows:
+            nanoseconds = bags.START + round(clock(at) * bags.SECOND)
+            stamp = {"sec": nanoseconds // bags.SECOND, "nanosec": nanoseconds % bags.SECOND}
+            head = {"header": {"stamp": stamp, "frame_id": "f"}} if "header" in message else {}
+            made.append((at + (late or {}).get(topic, 0.0), message | head))
+        found.append((topic, kind, made))
+    return found
+
+
+def shown(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """When the pictures of the slow camera were made, by what they show, and when by the joints beside them."""
+    pictures = episode.views[HIGH].read_rgb(range(episode.length))[:, 0, 0, 0]
+    return 0.02 + pictures / 4 / 10, episode.table.read().columns["observation.joint_states/j2"] / 2
+
+
+def test_pictures_that_were_logged_late_stand_beside_the_state_of_their_time(tmp_path: Path) -> None:
+    late = {HIGH: 0.2, WRIST: 0.15}
+    episode = only(bags.write_bag(tmp_path / "a.mcap", stamped(bags.arm(4.0), lambda t: t, late=late)))
+    pictures, states = shown(episode)
+    np.testing.assert_allclose(states, pictures, atol=1e-6)
+    (note,) = [note for note in episode.notes if "stamps" in note]
+    assert f"{HIGH} 200 ms (up to 200 ms)" in note
+    assert "/joint_states 0 ms" in note
+    assert "/arm/command" not in note  # has no header
+
+
+@pytest.mark.parametrize(
+    ("clock", "topics", "words"),
+    [
+        (lambda t: t - 1e6, (HIGH,), "1e+06 s before the log"),  # a camera that counts from its start
+        (lambda t: t + 0.4, (HIGH,), "-0.4 s before the log"),  # of a machine with another clock
+        (lambda t: 7.0, (HIGH,), "not steadily forward"),
+        (lambda t: 7.0 + t / 50, (HIGH,), "before the log"),
+    ],
+)
+def test_stamps_that_cannot_be_believed_give_way_to_the_log(
+    tmp_path: Path, clock: Any, topics: tuple[str, ...], words: str
+) -> None:
+    kept = without(bags.arm(4.0), "/arm/command", "/gripper_cmd", "/task")  # so that every topic has stamps
+    streams = stamped(stamped(kept, lambda t: t), clock, only=topics)
+    episode = only(bags.write_bag(tmp_path / "a.mcap", streams))
+    pictures, states = shown(episode)
+    np.testing.assert_allclose(states, pictures, atol=1e-6)
+    assert [note for note in episode.notes if f"the stamps of {HIGH} go" in note and words in note]
+
+
+def test_stamps_that_fit_each_other_and_not_the_log_are_believed(tmp_path: Path) -> None:
+    kept = without(bags.arm(4.0), "/arm/command", "/gripper_cmd", "/task")  # which have no headers
+    streams = stamped(kept, lambda t: t - 1e5)
+    converted = [(topic, kind, [(at / 100, message) for at, message in rows]) for topic, kind, rows in streams]
+    episode = only(bags.write_bag(tmp_path / "a.mcap", converted))
+    pictures, states = shown(episode)
+    np.testing.assert_allclose(states, pictures, atol=1e-6)
+    assert episode.length == len(np.arange(40))
+
+
+def test_json_says_when_it_was_made_too(tmp_path: Path) -> None:
+    at = np.arange(40) / 10
+
+    def stamp(t: float, key: str) -> dict[str, int]:
+        nanoseconds = bags.START + round(t * bags.SECOND)
+        return {"sec": nanoseconds // bags.SECOND, key: nanoseconds % bags.SECOND}
+
+    streams = [
+        ("/cam", "foxglove.CompressedImage",
+         [(t + 0.3, bags.json_picture(bags.picture(i)) | {"timestamp": stamp(t, "nsec")}) for i, t in enumerate(at)]),
+        ("/joint_states", "JointState",
+         [(t, bags.joints({"j2": t}) | {"header": {"stamp": stamp(t, "nanosec")}}) for t in np.arange(400) / 100]),
+    ]  # fmt: skip
+    episode = only(bags.write_json(tmp_path / "a.mcap", streams))
+    pictures = episode.views["/cam"].read_rgb(range(episode.length))[:, 0, 0, 0] / 4 / 10
+    np.testing.assert_allclose(episode.table.read().columns["observation.joint_states/j2"], pictures, atol=1e-6)

@@ -18,7 +18,14 @@ from xwam_ft.prepare.sources import CameraInfo, SourceInfo
 SHIPPED = Path(__file__).parents[2] / "recipes" / "embodiments"
 DATA = os.environ.get("XWAM_FT_TEST_DATA")
 WITH_URDF = ["so101_poses", "franka_panda_poses", "piper_poses", "unitree_g1_inspire_poses"]
-WITHOUT = ["aloha_viperx_joints", "ur5_poses", "xarm7_poses", "so101_normalized_joints", "unitree_g1_inspire_joints"]
+WITHOUT = [
+    "aloha_viperx_joints",
+    "ur5_poses",
+    "xarm7_poses",
+    "so101_normalized_joints",
+    "so101_joints",
+    "unitree_g1_inspire_joints",
+]
 ALSO_IN_THE_FILES = [  # what their heads say of joints instead of poses: file, base, tip, joints
     ("ur5_robot.urdf", "base_link", "tool0", 6),
     ("xarm7.urdf", "link_base", "link_eef", 7),
@@ -60,6 +67,8 @@ def test_files_without_a_urdf_resolve(name: str, tmp_path: Path) -> None:
     assert command_mask.all()
     if name == "so101_normalized_joints":  # half of a hundredth of a quarter turn, over 4095 steps
         np.testing.assert_allclose(state[0, :5], 0.5 / 100 * 1024 * 2 * np.pi / 4095)
+    if name == "so101_joints":
+        np.testing.assert_allclose(state[0], [*[np.radians(0.5)] * 5, 0.5])
     if name == "xarm7_poses":
         np.testing.assert_allclose(state[0, :3], 0.0005)
 

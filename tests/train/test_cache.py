@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from xwam_ft.contract import DepthCode
 from xwam_ft.conventions import decode_actions, denormalise_action
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
@@ -150,12 +151,19 @@ def test_the_fingerprint_follows_what_changes_the_numbers(
     assert len(same) == 8
 
 
-def test_a_depth_branch_without_depth_is_refused(recipe: Recipe, contract_with: object) -> None:
-    from xwam_ft.contract import DepthCode
-
+@pytest.mark.parametrize("branch", ["adapter", "copy"])
+def test_a_depth_branch_without_depth_is_refused(recipe: Recipe, contract_with: object, branch: str) -> None:
     bare = contract_with(depth=DepthCode(kind="none"))  # pyright: ignore
-    with pytest.raises(UserError, match=r"model\.depth\.branch is 'auto', but the shards hold no depth"):
-        wants_depth(recipe, bare)
+    asked = recipe.model.model_copy(update={"depth": recipe.model.depth.model_copy(update={"branch": branch})})
+    with pytest.raises(UserError, match=rf"model\.depth\.branch is '{branch}', but the shards hold no depth"):
+        wants_depth(recipe.model_copy(update={"model": asked}), bare)
+
+
+def test_auto_trains_without_a_depth_branch_where_there_is_no_depth(recipe: Recipe, contract_with: object) -> None:
+    bare = contract_with(depth=DepthCode(kind="none"))  # pyright: ignore
+    assert recipe.model.depth.branch == "auto"
+    assert not wants_depth(recipe, bare)
+    assert recipe.model.branch_on(depth=False) == "none"
 
 
 def test_a_full_disk_is_foreseen(

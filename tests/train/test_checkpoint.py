@@ -32,7 +32,7 @@ def state(step: int) -> RunState:
         seed=0,
         samples_per_step=4,
         learning_rates={"lora": 0.1},
-        recipe="r",
+        recipe={"model.lora.alpha": 2.0},
         contract="c",
         backbone="b",
         encoders="e",
@@ -105,7 +105,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     tree = read_json(folder / "state.json")
     (folder / "state.json").write_text(json.dumps(tree | {"schema_version": 99}))
-    with pytest.raises(UserError, match="has schema version 99, not 1"):
+    with pytest.raises(UserError, match="has schema version 99, not 2"):
         read_checkpoint(folder)
 
 

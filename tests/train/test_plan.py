@@ -193,12 +193,12 @@ def test_each_warning_names_the_value_to_change(
     def said(**values: object) -> str:
         return "\n".join(warnings(replace(plan, **values), recipe, shard_set))  # pyright: ignore[reportArgumentType]
 
-    calm = {"batch": 32, "held_out_episodes": 3, "train_clips": 32}
+    calm = {"batch": 32, "held_out_episodes": 3, "train_clips": 3_000, "steps": 1_000}
     assert said(**calm) == ""
     assert "nothing is held out" in said(**calm | {"held_out_episodes": 0})
     assert "fewer than validation.clips=2" in said(**calm | {"held_out_clips": 1})
-    assert "not every training clip" in said(**calm | {"train_clips": 10_000})
-    assert "every training clip is seen 19200 times" in said(**calm | {"steps": 19200})
+    assert "not every training clip" in said(**calm | {"train_clips": 100_000})
+    assert "every training clip is seen 640 times" in said(**calm | {"steps": 60_000})
     assert "try, in this order, model.gradient_checkpointing=true" in said(**calm | {"memory_available": 1})
     tight = tuple(replace(part, bytes=1) for part in plan.disk_free)
     assert "raise data.clip_stride" in said(**calm | {"disk_free": tight})
@@ -287,3 +287,15 @@ def test_running_out_of_memory_ends_in_advice(
 
 def test_durations_are_readable() -> None:
     assert [duration(seconds) for seconds in (12, 89, 240, 12_000)] == ["12 s", "89 s", "4 min", "3 h 20 min"]
+
+
+def test_too_few_clips_for_a_task_are_said_with_what_was_measured(shard_set: ShardSet) -> None:
+    from xwam_ft.train.enough import FEW, too_few_clips
+
+    tasks = len({entry.instruction for entry in shard_set.index.episodes if entry.split == "train"})
+    assert tasks == 2
+    said = too_few_clips(3_000, shard_set)
+    assert said is not None
+    assert said.startswith("about 1,500 clips of each of 2 instructions")
+    assert "14 %" in said
+    assert too_few_clips(FEW * tasks + 1, shard_set) is None

@@ -12,6 +12,7 @@ import numpy as np
 from xwam_ft.evaluate.imagine import UNTRAINED, make_pair, pair_rows
 from xwam_ft.evaluate.open_loop import figure, open_loop
 from xwam_ft.evaluate.pictures import contact_sheet
+from xwam_ft.export import pictures_proof
 from xwam_ft.policy.bundle import PICTURE
 from xwam_ft.policy.policy import clip_observation
 
@@ -30,32 +31,41 @@ class Shown:
         metrics: of `evaluate.open_loop`; None where nothing is held out.
         picture: a PNG, recorded above imagined; empty where the model was not run.
         split: of the clip in the picture, "held_out" or "train"; None where the model was not run.
+        proof: rows of what that clip proved: reconstructed and imagined within plausible bounds.
     """
 
     metrics: Mapping[str, Any] | None
     picture: bytes
     split: str | None
+    proof: tuple[tuple[str, str], ...] = ()
 
 
 NOT_RUN = Shown(None, b"", None)
 
 
 def measure(policy: Policy, shards: ShardSet, clips: int) -> Shown:
-    """Held-out errors on `clips` clips, and one clip imagined beside recorded."""
+    """Held-out errors on `clips` clips, and one clip imagined beside recorded.
+
+    Raises:
+        UserError: that clip is reconstructed or imagined as no sound model would.
+    """
     from PIL import Image
 
     held_out = shards.clips("held_out", 1)
-    metrics = open_loop(policy, shards, clips=clips).metrics() if held_out else None
     refs = held_out or shards.clips(None, 1)
     clip = shards.read_clip(refs[len(refs) // 2])
     contract = policy.contract
-    pair = make_pair(contract, clip, policy.imagine(clip_observation(contract, clip), policy.settings.seed))
+    proof = [pictures_proof.reconstructed(policy, clip, shards.folder)]
+    imagined = policy.imagine(clip_observation(contract, clip), policy.settings.seed)
+    proof.append(pictures_proof.imagined(imagined, clip, shards.folder))
+    pair = make_pair(contract, clip, imagined)
+    metrics = open_loop(policy, shards, clips=clips).metrics() if held_out else None
     rows = pair_rows(contract, pair, None if policy.trained else UNTRAINED)
     step = contract.timing.frame_skip / contract.timing.fps
     notes = [f"+{index * step:.2f} s" for index in range(len(pair.states))]
     stream = io.BytesIO()
     Image.fromarray(np.asarray(contact_sheet(rows, contract.camera_names, notes))).save(stream, "PNG")
-    return Shown(metrics, stream.getvalue(), "held_out" if held_out else "train")
+    return Shown(metrics, stream.getvalue(), "held_out" if held_out else "train", tuple(proof))
 
 
 def readme(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,7 @@ from rich.table import Table
 
 from xwam_ft.contract import require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.export import card, formats, proof, reference_file, served
+from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
 from xwam_ft.export.weights import RunWeights, open_weights
 from xwam_ft.files import (
     UNWRITABLE,
@@ -30,6 +32,7 @@ from xwam_ft.files import (
     write_bytes_atomic,
     write_text_atomic,
 )
+from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
 from xwam_ft.model.checkpoints.source import open_checkpoint
@@ -42,7 +45,7 @@ from xwam_ft.policy.bundle import PICTURE, SELFCHECK, bundle_config, load_policy
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed
 from xwam_ft.train.session import trainable_network
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PARTS = {"transformer": "transformer", "vae": "VAE", "text": "text encoder"}
 _NEXT = {
-    "bundle": "xwam-ft serve {out}, or Policy.load({out!r})",
+    "bundle": "xwam-ft serve {typed}, or Policy.load({out!r})",
     "peft": "PeftModel.from_pretrained(transformer, {out!r})",
     "diffusers": "pipeline.load_lora_weights({out!r}), of a WanPipeline",
 }
@@ -74,7 +77,7 @@ class _Job:
     folder: RunFolder
     checkpoint: Checkpoint
     weights: RunWeights
-    shards: ShardSet
+    shards: ShardSet | None  # of a bundle alone: its proofs and card are measured on recordings
     device: str
     dtype: str
     merged: bool
@@ -101,11 +104,13 @@ def export_run(
     merged: bool = True,
     prompts: list[str] | None = None,
     wan: Path | None = None,
+    step: int | None = None,
     console: Console,
 ) -> Path:
-    """Write the newest checkpoint of a run.
+    """Write a checkpoint of a run.
 
     Args:
+        step: that of the checkpoint; default the newest.
         format: "bundle"; "peft" or "diffusers" (the adapter alone); "xwam" (the reference implementation's names).
         ema: take the averaged weights where the run has them.
         depth: keep the depth branch.
@@ -118,11 +123,12 @@ def export_run(
         UserError: no run, no checkpoint, another backbone, a proof that fails, or `out` is taken.
     """
     _check_options(out, format, dtype, merged, prompts, wan)
-    folder = open_run(run)
+    folder = open_run(run, step=step)
     if folder.checkpoint is None:
-        raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {run}")
+        raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {quote(str(run))}")
     checkpoint, spec = folder.checkpoint, folder.recipe.backbone
-    shards = _recordings(folder, checkpoint)
+    shards = _recordings(folder) if format == "bundle" else None
+    require_sealed(folder)
     _require_base(folder, checkpoint, encoders=format in ("bundle", "xwam"))
     console.print("reading the checkpoint")
     weights = open_weights(folder.recipe, checkpoint, ema=ema, depth=depth)
@@ -134,7 +140,31 @@ def export_run(
     job = _Job(folder, checkpoint, weights, shards, device, dtype or spec.dtype, merged, origin)
     averaged = ", averaged weights" if weights.averaged else ""
     title = f"{out}: step {checkpoint.state.step}{averaged}"
-    # Proved beside `out` and renamed only then, so that what exists is what was proved.
+    table = Table("proof", "result", title=title)
+    if adapters:
+        table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
+    with sole_writer(out, "exporting to it"), _proved(out) as draft:
+        if format == "bundle":
+            _bundle(job, draft, prompts or [], table, console)
+        elif format == "xwam":
+            for row in reference_file.write(weights, folder.contract, DTYPES[job.dtype], wan, draft, console):
+                table.add_row(*row)
+        else:
+            for row in formats.write(format, weights, draft):
+                table.add_row(*row)
+    table.add_row("contract", folder.contract.sha256[:16])
+    table.add_row("backbone", str(origin["fingerprint"])[:16])
+    console.print(table)
+    console.print(f"{format}: {out}", soft_wrap=True, markup=False)
+    if format in _NEXT:
+        shown = _NEXT[format].format(out=str(out), typed=quote(str(out)))
+        console.print(f"next: {shown}", soft_wrap=True, markup=False)
+    return out
+
+
+@contextmanager
+def _proved(out: Path) -> Generator[Path]:
+    """A draft beside `out` that is renamed once it is proved, so that what exists is what was proved."""
     place = out.resolve()
     draft = place.with_name(f".{place.name}.unproved")
     shutil.rmtree(draft, ignore_errors=True)
@@ -142,27 +172,10 @@ def export_run(
         with disk_errors(out, UNWRITABLE):
             draft.mkdir(parents=True)
         with disk_errors(out):
-            table = Table("proof", "result", title=title)
-            if adapters:
-                table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
-            if format == "bundle":
-                _bundle(job, draft, prompts or [], table, console)
-            elif format == "xwam":
-                for row in reference_file.write(weights, folder.contract, DTYPES[job.dtype], wan, draft, console):
-                    table.add_row(*row)
-            else:
-                for row in formats.write(format, weights, draft):
-                    table.add_row(*row)
+            yield draft
             move_folder(draft, place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    table.add_row("contract", folder.contract.sha256[:16])
-    table.add_row("backbone", str(origin["fingerprint"])[:16])
-    console.print(table)
-    console.print(f"{format}: {out}", soft_wrap=True)
-    if format in _NEXT:
-        console.print(f"next: {_NEXT[format].format(out=str(out))}", soft_wrap=True)
-    return out
 
 
 def _check_options(
@@ -191,17 +204,10 @@ def _check_options(
         raise UserError("exists already and is not an empty folder", out, "choose another folder or remove it")
 
 
-def _recordings(folder: RunFolder, checkpoint: Checkpoint) -> ShardSet:
-    """The run's shard set, under the contract that all three were made with."""
+def _recordings(folder: RunFolder) -> ShardSet:
+    """The run's shard set, under the run's contract."""
     shards = open_sets(folder.recipe.data).joined
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
-    if folder.contract.sha256 != checkpoint.state.contract:
-        raise UserError(
-            f"is not the contract this run was trained under: its hash is {folder.contract.sha256[:12]}, the run's "
-            f"{checkpoint.state.contract[:12]}",
-            folder.path / CONTRACT_FILE,
-            "restore it; a network means nothing under another contract",
-        )
     return shards
 
 
@@ -223,6 +229,7 @@ def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool) 
 
 def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: Console) -> None:
     contract, weights, spec = job.folder.contract, job.weights, job.folder.recipe.backbone
+    assert job.shards is not None
     inputs = _recorded(job.folder, job.shards)
     console.print("embedding instructions")
     text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(job.device)
@@ -274,7 +281,12 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     table.add_row("read back, every tensor, prompt and setting is", "equal")
     shown = card.NOT_RUN
     if lacking is not None:
-        for what in ("outputs, merged against adapter", "a recorded request, read back", "served, as in process"):
+        for what in (
+            "outputs, merged against adapter",
+            *pictures_proof.WHAT,
+            "a recorded request, read back",
+            "served, as in process",
+        ):
             table.add_row(what, f"not run: {lacking}")
     else:
         shown = _measured(job, draft, config, before, inputs, table)
@@ -309,7 +321,10 @@ def _measured(
         table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
     check = selfcheck.record(reloaded, inputs, seed=0)
     selfcheck.save(check, draft / SELFCHECK)
+    assert job.shards is not None
     shown = card.measure(reloaded, job.shards, job.folder.recipe.validation.clips)
+    for row in shown.proof:
+        table.add_row(*row)
     write_bytes_atomic(draft / PICTURE, shown.picture)
     return shown
 

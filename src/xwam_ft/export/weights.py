@@ -34,7 +34,8 @@ from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xwam_ft.recipe import LoraSpec, Recipe
+    from xwam_ft.recipe import Recipe
+    from xwam_ft.recipe_model import LoraSpec
     from xwam_ft.train.checkpoint import Checkpoint
 
 _BRANCH_BLOCK = re.compile(r"depth_branch\.blocks\.(\d+)\.")

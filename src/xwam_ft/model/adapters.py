@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor, nn
 
-    from xwam_ft.recipe import DepthSpec, LoraSpec, OptimSpec
+    from xwam_ft.recipe import OptimSpec
+    from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 Train = Literal["lora", "heads", "full"]
 GROUPS = ("backbone", "lora", "heads", "depth")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.files import read_json
 from xwam_ft.model.checkpoints.source import needs_import
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
@@ -36,6 +37,8 @@ Part = Literal["transformer", "vae", "text"]
 PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
 PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 VIEWS_FILE = "view_embedding.safetensors"
+CLIPS_FILE = "clips.json"
+"""{"frames": [...]}: the clip lengths a backbone's VAE was trained on, where it knows no others."""
 MAX_TEXT_LEN = 512
 """Text positions of the Wan models; a tokenizer may say fewer."""
 
@@ -55,6 +58,7 @@ class Backbone:
         trained: False for weights nobody trained: pictures made with them want a caption saying so.
         view_embedding: of the transformer's own training on several views [V, D], where there was one.
         joint: everything X-WAM adds to its transformer, where the folder was imported from its weights.
+        clip_lengths: frames of the clips its VAE was trained on; None: any that its stride divides.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Backbone:
     _fingerprint: Callable[[Part], str]
     view_embedding: Float[Tensor, "v d"] | None = None
     joint: JointWeights | None = None
+    clip_lengths: tuple[int, ...] | None = None
     _fingerprints: dict[Part, str] = field(default_factory=lambda: dict[Part, str]())
 
     @property
@@ -94,7 +99,8 @@ class Backbone:
         """[C, Tl, V, h, w] of a clip.
 
         Raises:
-            UserError: pictures that VAE and (where loaded) transformer cannot divide, or such a clip length.
+            UserError: pictures that VAE and (where loaded) transformer cannot divide, or such a clip length; a length
+                that the VAE was not trained on.
         """
         factor, stride = self.spatial_factor, self.temporal_factor
         _, rows, columns = (1, 1, 1) if self.transformer is None else self.transformer.config.patch_size
@@ -107,6 +113,15 @@ class Backbone:
         if (frames - 1) % stride:
             raise UserError(
                 f"clips of {frames} frames", f"backbone {self.name}", f"choose 1 + a multiple of {stride} frames"
+            )
+        if self.clip_lengths is not None and frames not in self.clip_lengths:
+            known = [length for length in self.clip_lengths if length > 1]
+            raise UserError(
+                f"clips of {frames} frames, and its VAE was trained on clips of {listed(known)} alone: of others it "
+                "makes latents a hundred times too large",
+                f"backbone {self.name}",
+                f"set timing.clip_frames to {known[-1]} in the embodiment file and prepare the recordings again, or "
+                "train on another backbone",
             )
         return int(self.vae.config.z_dim), 1 + (frames - 1) // stride, views, height // factor, width // factor
 
@@ -220,6 +235,7 @@ def load_backbone(
         loaded["views"] = _view_embedding(views, loaded["transformer"].proj_out.in_features)
     if path != UNTRAINED and "transformer" in parts:
         loaded["joint"] = read_joint(folder)
+    loaded["lengths"] = read_clip_lengths(folder)
     if quantize is not None and "transformer" in loaded:
         quantize_blocks(loaded["transformer"], quantize)
     return _assembled(
@@ -265,7 +281,14 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         _fingerprint=fingerprint,
         view_embedding=loaded.get("views"),
         joint=loaded.get("joint"),
+        clip_lengths=loaded["lengths"],
     )
+
+
+def read_clip_lengths(folder: Path) -> tuple[int, ...] | None:
+    """The clip lengths that a backbone folder says its VAE knows; None where it says nothing."""
+    place = folder / CLIPS_FILE
+    return tuple(map(int, read_json(place)["frames"])) if place.is_file() else None
 
 
 def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
@@ -344,11 +367,11 @@ def check_part(folder: Path, part: Part) -> None:
 def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     """Fetch the asked-for parts of a hub id (from the local cache where they are)."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
-        raise UserError("no such folder", path, _FIX)
+        raise UserError(f"no such folder; looked at {Path(path).absolute()}", path, _FIX)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [f"{name}/*" for part in parts for name in _fingerprinted(part)]
+    patterns = [CLIPS_FILE, *(f"{name}/*" for part in parts for name in _fingerprinted(part))]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -45,10 +45,25 @@ def sample_sigmas(batch: int, noise: NoiseSpec, generator: torch.Generator) -> S
         video, action = first, second
     else:
         clean = third < noise.clean_action_probability
-        action = torch.where(clean, 0.0, first)
-        above = action + beta_quantile(second, noise.beta_alpha, noise.beta_beta) * (1 - action)
-        video = torch.where(clean, second, above)
+        beta = beta_quantile(second, noise.beta_alpha, noise.beta_beta)
+        video, action = asynchronous_levels(first, second, beta, clean)
     return Sigmas(shift(video, noise.shift).float(), shift(action, noise.shift).float(), clean)
+
+
+def asynchronous_levels(
+    uniform_action: Float[Tensor, " b"],
+    uniform_video: Float[Tensor, " b"],
+    beta: Float[Tensor, " b"],
+    clean: Bool[Tensor, " b"],
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Levels of video and action before the time shift: the video is never cleaner than the actions.
+
+    Args:
+        beta: draws of Beta(alpha, beta), where the video's level lies between the action's and 1.
+        clean: samples whose actions are given clean; their video takes `uniform_video`.
+    """
+    action = torch.where(clean, 0.0, uniform_action)
+    return torch.where(clean, uniform_video, action + beta * (1 - action)), action
 
 
 def sample_prefixes(batch: int, prefix: ActionPrefixSpec, generator: torch.Generator) -> Int[Tensor, " b"]:

@@ -1,7 +1,6 @@
 """Our network and sampler against golden tensors of the reference implementation.
 
-A golden file is a safetensors file: metadata `config` (the reference constructor's values, JSON), `weight.*`
-(its state dict), `input.*`, and any of
+A golden file (golden_file.py) holds a training step (parity_step.py), or any of
 
     output.forward.*   one forward of the inputs as they are
     output.guided.*    the same with guidance 2.0
@@ -13,19 +12,19 @@ The error of an output is its largest difference over its largest value.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.model.golden_file import MAKE, GoldenFile, ParityReport, Row, read_golden, relative_error
 from xwam_ft.model.network import JointNetwork, Prediction
+from xwam_ft.model.parity_step import check_step, is_step
 from xwam_ft.model.reference import build_from_reference
-from xwam_ft.model.sampler import SampleNoise, guide, sample
+from xwam_ft.model.sampler import guide, sample
 from xwam_ft.model.solver import Solver
 
 if TYPE_CHECKING:
@@ -41,96 +40,16 @@ _PREDICTION = {
 }  # fmt: skip
 _SAMPLE = {"video": "video", "action": "action", "proprio": "proprio", "depth_latents": "depth"}
 _RUN = re.compile(r"sample(?P<video>\d+)_(?P<action>\d+)")
-_MAKE = "make it as described in src/xwam_ft/model/parity.py"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One output: its name, relative error and the bound it must keep."""
-
-    name: str
-    error: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.bound  # a NaN does not pass
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """All outputs of a golden file, and the usual ones it does not hold."""
-
-    rows: list[Row]
-    absent: list[str]
-
-    @property
-    def passed(self) -> bool:
-        return all(row.passed for row in self.rows)
-
-
-@dataclass(frozen=True)
-class GoldenFile:
-    """A golden file's parts; tensors by name without their prefix, in float32."""
-
-    path: Path
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, dict[str, Tensor]]
-
-    def input(self, name: str) -> Tensor:
-        if name not in self.inputs:
-            raise UserError(f"no tensor input.{name}", self.path, f"add it: {_MAKE}")
-        return self.inputs[name]
-
-    def noise(self) -> SampleNoise:
-        stored = self.outputs.get("sample", {})
-        missing = [f"output.sample.noise_{name}" for name in _STREAMS if f"noise_{name}" not in stored]
-        if missing:
-            raise UserError(f"sampled outputs without {listed(missing)}", self.path, f"add it: {_MAKE}")
-        return SampleNoise(*(stored[f"noise_{name}"] for name in _STREAMS))
-
-
-_STREAMS = ("video", "action", "proprio")
-
-
-def read_golden(path: Path) -> GoldenFile:
-    """Read a golden file; raises `UserError` for whatever is not one."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise UserError("no such file", path, "give the path of a golden .safetensors file")
-    parts: dict[str, dict[str, Tensor]] = {"weight": {}, "input": {}, "output": {}}
-    try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            for name in stored.keys():  # noqa: SIM118 - a file handle, not a dict
-                kind, _, rest = name.partition(".")
-                if kind not in parts or not rest:
-                    raise UserError(f"unknown tensor {name}", path, "name tensors weight.*, input.* and output.*")
-                parts[kind][rest] = stored.get_tensor(name).float()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"not a readable safetensors file ({error})", path, _MAKE) from None
-    try:
-        config = json.loads(metadata["config"])
-    except (KeyError, json.JSONDecodeError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError("no metadata `config` in JSON", path, f"add the constructor's values: {_MAKE}")
-    outputs: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in parts["output"].items():
-        group, _, leaf = name.partition(".")
-        outputs.setdefault(group, {})[leaf] = tensor
-    return GoldenFile(path, config, parts["weight"], parts["input"], outputs)
 
 
 def check_parity(path: Path) -> ParityReport:
     """Compare every output that a golden file holds; raises `UserError` on a file that is not one."""
     golden = read_golden(path)
+    if is_step(golden):
+        return check_step(golden)
     groups = {name: leaves for name, leaves in golden.outputs.items() if name != "sample"}
     if not groups:
-        raise UserError("it holds no outputs, so there is nothing to compare", path, _MAKE)
+        raise UserError("it holds no outputs, so there is nothing to compare", path, MAKE)
     unknown = [name for name in groups if name not in ("forward", "guided") and not _RUN.fullmatch(name)]
     if unknown:
         raise UserError(
@@ -153,12 +72,6 @@ def check_parity(path: Path) -> ParityReport:
     if not any(_RUN.fullmatch(group) for group in groups):
         report.absent.append("output.sample{Nv}_{Na}.*")
     return report
-
-
-def relative_error(ours: Tensor, expected: Tensor) -> float:
-    """Largest difference over largest value (over 1 where all values are 0)."""
-    largest = float(expected.abs().max())
-    return float((ours - expected).abs().max()) / (largest or 1.0)
 
 
 def _order(group: str) -> tuple[int, ...]:

@@ -11,7 +11,15 @@ from torch import nn
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
-from xwam_ft.model.backbone import MAX_TEXT_LEN, PUBLISHED, Backbone, cast_weights, refuse_unimported
+from xwam_ft.model.backbone import (
+    CLIPS_FILE,
+    MAX_TEXT_LEN,
+    PUBLISHED,
+    Backbone,
+    cast_weights,
+    read_clip_lengths,
+    refuse_unimported,
+)
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
@@ -19,7 +27,13 @@ from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
 if TYPE_CHECKING:
     from xwam_ft.model.quantize import Quantize
 
-CONFIGS = ("transformer/config.json", "vae/config.json", "tokenizer/tokenizer_config.json", f"{JOINT}/config.json")
+CONFIGS = (
+    "transformer/config.json",
+    "vae/config.json",
+    "tokenizer/tokenizer_config.json",
+    f"{JOINT}/config.json",
+    CLIPS_FILE,
+)
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Bytes a packed number of a block's Linear takes, its scales included (int8: one a row, too few to count)."""
 
@@ -52,7 +66,7 @@ def read_skeleton(path: str, *, dtype: str, revision: str | None = None) -> Skel
     """
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-    transformer, vae, text_len, depth_blocks = _configurations(path, revision)
+    transformer, vae, text_len, depth_blocks, clip_lengths = _configurations(path, revision)
     try:
         with torch.device("meta"):
             modules: tuple[Any, Any] = WanTransformer3DModel.from_config(transformer), AutoencoderKLWan.from_config(vae)
@@ -71,14 +85,17 @@ def read_skeleton(path: str, *, dtype: str, revision: str | None = None) -> Skel
         text_len=text_len,
         trained=path != UNTRAINED,
         _fingerprint=lambda part: f"shapes of {path}, {part}",
+        clip_lengths=clip_lengths,
     )
     return Skeleton(backbone, depth_blocks)
 
 
-def _configurations(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any], int, int]:
-    """Of transformer and VAE; text positions; blocks of a depth branch that it brings."""
+def _configurations(
+    path: str, revision: str | None
+) -> tuple[dict[str, Any], dict[str, Any], int, int, tuple[int, ...] | None]:
+    """Of transformer and VAE; text positions; blocks of a depth branch that it brings; clip lengths it knows."""
     if path == PUBLISHED:
-        return WAN22_5B_TRANSFORMER, WAN22_5B_VAE, MAX_TEXT_LEN, 0
+        return WAN22_5B_TRANSFORMER, WAN22_5B_VAE, MAX_TEXT_LEN, 0, None
     if path in (TINY, UNTRAINED):
         folder = tiny_folder()
     else:
@@ -92,7 +109,8 @@ def _configurations(path: str, revision: str | None) -> tuple[dict[str, Any], di
     transformer, vae, tokenizer = (dict(read_json(folder / name)) for name in CONFIGS[:3])
     joint = folder / CONFIGS[3]
     depth_blocks = int(read_json(joint)["network"]["depth_blocks"]) if joint.is_file() else 0
-    return transformer, vae, min(int(tokenizer.get("model_max_length", MAX_TEXT_LEN)), MAX_TEXT_LEN), depth_blocks
+    text_len = min(int(tokenizer.get("model_max_length", MAX_TEXT_LEN)), MAX_TEXT_LEN)
+    return transformer, vae, text_len, depth_blocks, read_clip_lengths(folder)
 
 
 def _fetched(path: str, revision: str | None) -> Path:

@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from xwam_ft.model.checkpoints.stream import write_stream
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.policy import selfcheck as checks
 from xwam_ft.policy.policy import Policy, Settings
-from xwam_ft.recipe import DepthSpec, LoraSpec
+from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +61,7 @@ FILES = (
 )
 SELFCHECK, PICTURE = "selfcheck.safetensors", "imagined.png"
 OPTIONAL = (SELFCHECK, PICTURE)
+TEXTS = ("*.md", "*.txt", "license*", "licence*", "notice*", "citation*")  # for people: no answer depends on them
 """Files that a machine too small to run the model cannot make."""
 _PACKAGES = ("xwam-ft", "torch", "diffusers", "transformers", "peft", "numpy", "scipy", "safetensors")
 _AGAIN = "copy the bundle again, or export it again"
@@ -153,7 +155,8 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
     """Check every file against the manifest; returns config.json.
 
     Raises:
-        UserError: not a bundle, made by another version, or a file missing, added or changed; names it.
+        UserError: not a bundle, made by another version, or a file missing, added or changed; names it. The card and
+            other texts (`TEXTS`) may be edited, added or removed: a hub wants a licence there.
     """
     if not (bundle / MANIFEST).is_file():
         raise UserError(f"is not a bundle (no {MANIFEST})", bundle, "give a folder that `xwam-ft export` made")
@@ -169,16 +172,22 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
         raise UserError("is not the file that was exported (its own hash differs)", bundle / MANIFEST, _AGAIN)
     for name, entry in files.items():
         path = bundle / name
+        if _is_text(name):
+            continue
         if not path.is_file():
             raise UserError("the file is missing", path, _AGAIN)
         if path.stat().st_size != entry.get("bytes") or sha256(path) != entry.get("sha256"):
             raise UserError(f"is not the file that was exported (its SHA-256 is not {MANIFEST}'s)", path, _AGAIN)
     # Hidden entries are those of tools that keep or fetch folders (.git, .cache, .DS_Store); nothing reads them here.
     entries = {path.name for path in bundle.iterdir() if not path.name.startswith(".")}
-    strangers = sorted(entries - {*files, MANIFEST})
+    strangers = sorted(name for name in entries - {*files, MANIFEST} if not _is_text(name))
     if strangers:
         raise UserError(f"holds files that were not exported: {listed(strangers)}", bundle, "remove them")
     return read_json(bundle / "config.json")
+
+
+def _is_text(name: str) -> bool:
+    return any(fnmatchcase(name.lower(), pattern) for pattern in TEXTS)
 
 
 def load_policy(

@@ -73,6 +73,7 @@ class Imagined:
     depth: UInt16[ndarray, "v t height width"] | None  # inverse-depth codes
     states: Float[ndarray, "tp p"]  # absolute, SI
     action: Float[ndarray, "ta da"]  # normalised
+    latents: Float[Tensor, "c tl v h w"] | None = None  # of `rgb`, normalised
 
 
 class Policy:
@@ -244,7 +245,7 @@ class Policy:
             depth = picture_to_code(pictures.mean(dim=1).cpu().numpy())
         proprio = result.proprio[0].double().cpu().numpy()
         states = conventions.denormalise_proprio(self.contract, proprio)
-        return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy())
+        return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy(), result.video[0].cpu())
 
     def _sample(
         self,

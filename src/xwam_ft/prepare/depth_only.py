@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from xwam_ft import depth_code
+from xwam_ft.bundled import named_file
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, write_json_atomic
 from xwam_ft.media import write_gray16
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome
 
 RECORD = "depth.json"
-MOST = 65535  # millimetres a 16-bit count can say
+MOST = 65534  # millimetres a 16-bit count can say; the largest count means that nothing was seen
 
 
 class EstimatedDepth(NamedTuple):
@@ -60,6 +61,7 @@ def estimate_depth(
     Raises:
         UserError: as `prepare`; `depth` gives none; `out` holds something else.
     """
+    embodiment = named_file(embodiment, "recipes/embodiments")
     spec = load_embodiment(embodiment)
     with console.status("looking through the recordings"):
         sources = [open_source(raw)]

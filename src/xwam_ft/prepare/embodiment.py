@@ -8,6 +8,7 @@ a servo's with its calibration file (joint_units.py). What the model sees is in 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -21,11 +22,12 @@ from pydantic import (
     model_validator,
 )
 
+from xwam_ft.bundled import named_file
 from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.joint_units import SERVO, UNITS
 from xwam_ft.prepare.pose_forms import FORMS
-from xwam_ft.strict_yaml import Fraction, Section, parse, read_yaml
+from xwam_ft.strict_yaml import Fraction, Section, apply_override, parse, read_yaml
 
 JOINT_FIELDS = ("urdf", "base", "tip", "joints")
 CALIBRATION_FIELDS = ("motors", "signs", "zeros")
@@ -349,13 +351,19 @@ class Embodiment(Filled):
         return Image(height=self.image.height, width=self.image.width, crop=self.image.crop)
 
 
-def load_embodiment(path: Path) -> Embodiment:
-    """Read and check an embodiment file.
+def load_embodiment(path: Path, overrides: Sequence[str] = ()) -> Embodiment:
+    """Read and check an embodiment file, or one that ships, by its name.
+
+    Args:
+        overrides: `section.key=value` strings (the command line's --set), applied in order.
 
     Raises:
         UserError: every mistake of the file in one message.
     """
+    path = named_file(path, "recipes/embodiments")
     tree = read_yaml(path)
     if "slots" not in tree and "trainer" in tree:
         raise UserError("is a training recipe", path, "give an embodiment file (recipes/embodiments/)")
+    for override in overrides:
+        apply_override(tree, override)
     return parse(Embodiment, tree, path)

@@ -29,6 +29,7 @@ from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.checks.numbers import check_numbers
 from xwam_ft.prepare.checks.table import check_table, instructions_of
 from xwam_ft.prepare.checks.timing import check_time, seconds_apart
+from xwam_ft.prepare.checks.units import check_units
 from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
@@ -85,6 +86,7 @@ class EpisodeResult:
     sizes: dict[str, list[int]] = field(default_factory=dict[str, Any])  # camera -> height, width of the recording
     codecs: dict[str, str] = field(default_factory=dict[str, str])
     depth_valid: dict[str, float] = field(default_factory=dict[str, float])  # camera -> share of valid pixels
+    depth_ends: dict[str, list[float]] = field(default_factory=dict[str, Any])  # of these: at near, and at far
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     depth_flicker: dict[str, dict[str, float | None]] = field(default_factory=dict[str, Any])  # camera -> raw, aligned
     depth_check: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])  # camera -> DepthCheck
@@ -217,6 +219,7 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.findings += [Finding("reader-note", "note", note) for note in episode.notes]
     table = episode.table.read()
     result.findings += reject_errors(check_table(table, job.slots))
+    result.findings += reject_errors(check_units(table, job.slots, job.fps))
     state, state_mask, command, command_mask = motion(job.slots, table, job.timing.action_skip)
     result.frames = len(state)
     result.findings += check_time(table.timestamps, job.fps)
@@ -292,6 +295,7 @@ def decode_view(
     if codes is not None and job.depth.code.kind == "relative":
         relative = on_disk(scratch / "relative", np.float32, codes.shape)
         relative[:] = np.nan
+    levels: list[float] = []  # metres before they are held in the range
     for first in range(0, len(rgb), BLOCK):
         rows = range(first, min(first + BLOCK, len(rgb)))
         block = slice(rows.start, rows.stop)
@@ -311,6 +315,7 @@ def decode_view(
             else:
                 near, far = camera.depth_range or depth_code.require_metric(job.depth.code)
                 codes[block] = depth_code.metres_to_code(resized, near, far)
+                levels += depth_checks.level(resized)
         seconds["depth"] += time.perf_counter() - clock
     if codes is not None:
         clock = time.perf_counter()
@@ -330,6 +335,14 @@ def decode_view(
         valid = [np.count_nonzero(frame) / frame.size for frame in codes]
         result.depth_valid[camera.name] = round(float(np.mean(valid)), 4)
         result.findings += depth_checks.check_depth(camera.name, valid)
+        if levels:
+            ends = depth_checks.held_shares(codes)
+            result.depth_ends[camera.name] = [round(share, 4) for share in ends]
+            near_far = camera.depth_range or depth_code.require_metric(job.depth.code)
+            stated = job.depth.estimator is None and job.depth.spec != "stereo"
+            metres = float(np.median(levels))
+            found = depth_checks.check_range(camera.name, ends, metres, near_far, recorded=stated)
+            result.findings += reject_errors(found)
     for name, value in seconds.items():
         result.seconds[name] = result.seconds.get(name, 0.0) + value
 

@@ -26,6 +26,8 @@ CHECKS = {
     "mostly-padded": "choose a smaller clip_frames or frame_skip, or record longer episodes",
     "missing-column": "record it, or leave it out of the slot",
     "not-a-number": "mend the numbers, or leave the episode out; a learner cannot skip single numbers",
+    "wrong-unit": "mend `units` of the slot, or convert the episodes that were recorded in another unit",
+    "other-range": "look at these episodes: another unit, calibration or gripper; convert them, or leave them out",
     "not-read": "nothing where it is no recording; else put it where the dataset's list has it, or add it to the list",
     "reader-note": "nothing needs to be done where this is what you expect",
     "time-missing": "nothing needs to be done where the rate was steady",
@@ -38,6 +40,10 @@ CHECKS = {
     "angle-wrap": "unwrap the angle, so that it does not turn back by a full turn within one frame",
     "still": "leave the slot out where it is not part of the task",
     "still-gripper": "leave the gripper out where the task needs none; else look at its column",
+    "gripper-range": "give `gripper_open` and `gripper_closed` in the state's numbers; where commands are another "
+    'quantity (an effort, say), state it with `command_units: "1"`, else bring both into one unit',
+    "gripper-sense": "swap `gripper_open` and `gripper_closed`, or turn the commands round in the recordings; where "
+    'commands are another quantity (an effort, say), state it with `command_units: "1"`',
     "missing-instruction": "add `instruction:` to the embodiment file",
     "several-instructions": "cut the episode where the task changes",
     "many-wordings": "nothing needs to be done: each one kept costs memory and disk for its embedding",
@@ -47,6 +53,7 @@ CHECKS = {
     "same-pictures": "two cameras of the embodiment file show the same pictures; mend `source`",
     "other-size": "record every episode at one size; what differs is stretched to the same size",
     "depth-holes": "look at the depth sensor's range, or estimate depth instead",
+    "depth-range": "mend `unit` of the recorded depth, or `depth_range` of the camera: what is outside is a wall there",
     "depth-drift": "the unit or calibration of depth changed between episodes; record or convert them alike",
     "camera-calibration": "measure intrinsics and camera pose again; OpenCV axes, camera in the base frame",
     "delta-commands": "the recorded actions are changes, not targets; say so, or write `command: next_state`",

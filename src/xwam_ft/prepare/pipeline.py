@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from xwam_ft.bundled import named_file
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
@@ -78,6 +80,7 @@ def prepare(
     console: Console,
     depth_check: bool = False,
     ray: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> PrepareReport:
     """Turn recordings into a shard set at `out`.
 
@@ -87,14 +90,16 @@ def prepare(
         depth_check: compare the chosen depth with recorded depth, where there is some.
         ray: address of a Ray cluster that does the episodes instead of `workers`.
         strict: a rejected episode ends it.
+        overrides: `section.key=value` strings for the embodiment.
 
     Raises:
         UserError: everything wrong with the inputs; with `strict` the first rejected episode; no episode left;
             `out` holds something else.
     """
     started = time.perf_counter()
+    embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
     require_apart(raws, out)
-    spec = load_embodiment(embodiment)
+    spec = load_embodiment(embodiment, overrides)
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
         jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out), check=depth_check)

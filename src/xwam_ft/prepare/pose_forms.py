@@ -52,6 +52,12 @@ def column_scales(form: str, metres: float, radians: float) -> tuple[float, ...]
     return (metres,) * 3 + (radians if form in ANGLES else 1.0,) * (WIDTHS[form] - 3)
 
 
+def column_units(form: str, length: str, angle: str) -> tuple[str, ...]:
+    """The unit of each column of a pose: `length` of its position, `angle` of its angles, 1 elsewhere."""
+    lengths, angles = column_scales(form, 2.0, 1.0), column_scales(form, 1.0, 2.0)  # 2 marks the columns
+    return tuple(length if at == 2 else angle if turn == 2 else "1" for at, turn in zip(lengths, angles, strict=True))
+
+
 def read_pose(values: Float[ndarray, "f n"], form: str, what: str) -> Float[ndarray, "f 7"]:
     """Poses in `form`, metres and radians, -> x y z, quaternion w x y z.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.embodiment import Columns, SlotSpec
 from xwam_ft.prepare.joint_units import SERVO, SI, UNITS, Line, Motor, line_of, motor_of, read_calibration
-from xwam_ft.prepare.pose_forms import WIDTHS, column_scales, read_pose
+from xwam_ft.prepare.pose_forms import WIDTHS, column_scales, column_units, read_pose
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -29,6 +29,7 @@ class Reading:
     scale: tuple[float, ...]
     rotation: str | None = None  # form of a recorded pose, see pose_forms.py
     offset: tuple[float, ...] = ()  # none: 0
+    units: tuple[str, ...] = ()  # of the columns, as the embodiment file states them
 
     def read(self, table: Table) -> Float[ndarray, "f n"]:
         """[F, n]; for a recorded pose n is 7.
@@ -53,7 +54,7 @@ def state_reading(spec: SlotSpec, names: tuple[str, ...], place: str, where: Pat
     if spec.kind == "pose" and spec.from_ == "recorded":
         return _pose_reading(names, spec.rotation, spec.units, spec.rotation_units, place)
     lines = _lines(spec, names, spec.units, place, where)
-    return _reading(names, lines)
+    return _reading(names, lines, _each(spec.units, len(names)))
 
 
 def command_reading(spec: SlotSpec, names: tuple[str, ...], place: str, where: Path) -> Reading:
@@ -70,7 +71,7 @@ def command_reading(spec: SlotSpec, names: tuple[str, ...], place: str, where: P
     lines = _lines(spec, names, units, place, where)
     if spec.command == "delta":
         lines = [Line(line.scale) for line in lines]
-    return _scaled(_reading(names, lines), spec, place)
+    return _scaled(_reading(names, lines, _each(units, len(names))), spec, place)
 
 
 def si_units(units: str | list[str], count: int) -> tuple[str, ...]:
@@ -82,9 +83,13 @@ def _numbers_only(form: str) -> bool:
     return WIDTHS[form] == 6
 
 
-def _reading(names: tuple[str, ...], lines: list[Line]) -> Reading:
+def _each(units: str | list[str] | None, count: int) -> tuple[str, ...]:
+    return (units or "1",) * count if units is None or isinstance(units, str) else tuple(units)
+
+
+def _reading(names: tuple[str, ...], lines: list[Line], units: tuple[str, ...]) -> Reading:
     offsets = tuple(line.offset for line in lines)
-    return Reading(names, tuple(line.scale for line in lines), None, offsets if any(offsets) else ())
+    return Reading(names, tuple(line.scale for line in lines), None, offsets if any(offsets) else (), units)
 
 
 def _scaled(found: Reading, spec: SlotSpec, place: str) -> Reading:
@@ -99,7 +104,7 @@ def _scaled(found: Reading, spec: SlotSpec, place: str) -> Reading:
             "give one value, or one a column",
         )
     scale = tuple(factor * scale for factor, scale in zip(factors, found.scale, strict=True))
-    return Reading(found.columns, scale, found.rotation, found.offset)
+    return replace(found, scale=scale, units=())  # a controller's own, of which nothing is known
 
 
 def _pose_reading(names: tuple[str, ...], form: str, units: str | list[str] | None, turn: str, place: str) -> Reading:
@@ -113,7 +118,8 @@ def _pose_reading(names: tuple[str, ...], form: str, units: str | list[str] | No
         )
     if units not in ("m", "mm"):
         raise UserError(f"units of a recorded pose are {units!r}", place, "write m or mm; the rotation has its own")
-    return Reading(names, column_scales(form, UNITS[str(units)], UNITS[turn]), form)
+    scales = column_scales(form, UNITS[str(units)], UNITS[turn])
+    return Reading(names, scales, form, units=column_units(form, str(units), turn))
 
 
 def _lines(
@@ -121,7 +127,7 @@ def _lines(
 ) -> list[Line]:
     """From recorded numbers to SI, one a column."""
     count = len(names)
-    each = [units or "1"] * count if units is None or isinstance(units, str) else units
+    each = list(_each(units, count))
     for what, given in (("units", each), ("signs", spec.signs), ("zeros", spec.zeros), ("motors", spec.motors)):
         if given is not None and len(given) != count:
             raise UserError(f"has {count} columns and {len(given)} {what}", place, f"give one of `{what}` a column")

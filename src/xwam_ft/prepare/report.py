@@ -78,7 +78,7 @@ def render(
         hidden=len(kept) - len(sheets),
         plots=plots(contract, MotionsByNumber(accepted), train, kept, held_out),
         depth=depth,
-        depth_rows=depth_outcomes(kept) if depth.estimator or depth.aligned or depth.check else {},
+        depth_rows=depth_outcomes(kept),
         codecs=kept[0].codecs,
     )
 

@@ -1,4 +1,4 @@
-"""The unit of recorded numbers, told from their names and ranges; for the starter file only, never for `prepare`.
+"""The unit of recorded numbers, told from their ranges: `inspect` proposes it, `prepare` doubts what is stated by it.
 
 What decides, for joints: values beyond a turn in radians cannot be radians; values that reach exactly +-100, or stop at
 them, are LeRobot's percentages; whole numbers of hundreds are servo ticks. For positions: an arm reaches a few metres,
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 TURN, HALF_TURN = 2 * np.pi, 3.3  # a little more than half of one
+TURNS = 1.5 * TURN  # of a joint of an arm; more is a wheel, or another unit
 REACH = 5.0  # m
+PERCENT = 110.0  # what LeRobot's percentages reach beyond their calibrated range
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,75 @@ def guess_units(kind: str, values: Float[ndarray, "f n"], *, told: bool = True) 
     if kind == "gripper":
         return _gripper(finite)
     return UnitGuess(None, "unsure", "a vector's numbers may be anything")
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why a stated unit cannot be the recorded numbers' (`certain`), or hardly."""
+
+    certain: bool
+    why: str
+
+
+def doubt_units(kind: str, unit: str, values: Float[ndarray, "f n"]) -> Doubt | None:
+    """What speaks against the unit stated for recorded columns; None where nothing does.
+
+    Args:
+        kind: joints, position, or angles (of a pose).
+        unit: as in the embodiment file, the same for all columns.
+    """
+    finite = values[np.isfinite(values).all(axis=1)]
+    if not len(finite):
+        return None
+    rules = {"joints": _doubt_joints, "position": _doubt_position, "angles": _doubt_angles}
+    return rules[kind](unit, finite)
+
+
+def _doubt_joints(unit: str, values: np.ndarray) -> Doubt | None:
+    guess, sizes = _joints(values), np.abs(values).max(axis=0)
+    size, count, span = float(sizes.max()), len(sizes), float(np.median(np.ptp(values, axis=0)))
+    seen = f"values reach {size:.4g}"
+    small = size <= TURN and size > 1.2 and span > 0.2  # what an arm's radians look like
+    if unit == "rad":
+        beyond = int(np.sum(sizes > TURNS))
+        if not beyond:
+            return None
+        also = "servo ticks" if size > 400 else "degrees" if guess.unit == "deg" and guess.sure == "sure" else ""
+        also = also or "degrees, or a servo's -100..100"
+        what = f"{seen}, beyond {TURNS / TURN:g} turns in {beyond} of {count} columns: they look like {also}"
+        return Doubt(count >= 3 and beyond >= count / 2, what)
+    if unit == "deg" and size > 400:
+        whole = bool(np.all(values == np.round(values)))
+        return Doubt(whole and size > 1000, f"{seen}: they look like {'servo ticks' if whole else 'several turns'}")
+    if unit in ("deg", "range_m100_100", "range_0_100") and small:
+        return Doubt(count >= 4 and span > 0.5, f"{seen} and span {span:.2g}: they look like radians")
+    if unit in ("range_m100_100", "range_0_100") and size > PERCENT:
+        return Doubt(True, f"{seen}: they look like {'servo ticks' if size > 400 else 'degrees'}")
+    if unit == "range_0_100" and values.min() < 100.0 - PERCENT:
+        return Doubt(True, f"values go down to {values.min():.4g}: they look like -100..100, or degrees")
+    if unit == "ticks" and size <= 400 and np.mean(values == np.round(values)) < 0.5:
+        return Doubt(True, f"{seen} and are no whole numbers: they look like degrees or radians")
+    return None
+
+
+def _doubt_position(unit: str, values: np.ndarray) -> Doubt | None:
+    guess, size, span = _position(values), float(np.abs(values).max()), float(np.ptp(values, axis=0).max())
+    if unit == "m" and size > REACH:
+        sure = guess.sure == "sure" or size > 20 * REACH
+        return Doubt(sure, f"{guess.why}: they look like {'millimetres' if sure else 'millimetres or centimetres'}")
+    if unit == "mm" and guess.unit == "m" and span > 0.05:
+        return Doubt(True, f"{guess.why}: they look like metres")
+    return None
+
+
+def _doubt_angles(unit: str, values: np.ndarray) -> Doubt | None:
+    size, span = float(np.abs(values).max()), float(np.ptp(values, axis=0).max())
+    if unit == "rad" and size > TURN + 0.2:
+        return Doubt(size > 3 * TURN, f"angles reach {size:.4g}: they look like degrees")
+    half = np.any(np.abs(np.median(np.abs(values), axis=0) - np.pi) < 0.05)  # a tool that points down
+    if unit == "deg" and size <= np.pi + 0.01 and (half or span > 0.5):
+        return Doubt(bool(half), f"angles reach {size:.4g} and span {span:.2g}: they look like radians")
+    return None
 
 
 def _position(values: np.ndarray) -> UnitGuess:

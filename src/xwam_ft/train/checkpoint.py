@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, json_bytes, read_json, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
 TRAINABLE_FILE = "trainable.safetensors"
@@ -51,7 +51,7 @@ class RunState:
         seed: with the position, the state of every generator.
         samples_per_step: clips an optimizer step, over ranks and micro-batches.
         learning_rates: of the step to come, by parameter group.
-        recipe, contract: SHA-256 of the run's recipe.yaml and contract.json.
+        recipe: what of the recipe the weights depend on (folder.record); contract: SHA-256 of contract.json.
         backbone: fingerprint of the frozen transformer.
         encoders: fingerprints of VAE and text encoder.
         shards: SHA-256 of the shard set's index.
@@ -65,7 +65,7 @@ class RunState:
     seed: int
     samples_per_step: int
     learning_rates: dict[str, float]
-    recipe: str
+    recipe: dict[str, Any]
     contract: str
     backbone: str
     encoders: str
@@ -203,6 +203,15 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     """The newest checkpoint of a run, or None before the first."""
     folders = list_checkpoints(run)
     return read_checkpoint(folders[-1]) if folders else None
+
+
+def checkpoint_of(run: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step; a `UserError` names those there are."""
+    folder = checkpoint_folder(run, step)
+    if not folder.is_dir():
+        kept = listed([_step(path) for path in list_checkpoints(run)])
+        raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
+    return read_checkpoint(folder)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from xwam_ft.conventions import (
     state_mask,
 )
 from xwam_ft.depth_code import code_to_picture, latent_mask
+from xwam_ft.model.plausible import require_plausible
 from xwam_ft.train.augment import Augmentation, augmentation, centred
 
 if TYPE_CHECKING:
@@ -69,15 +70,22 @@ def encode_pictures(
     depth: Float[Tensor, "n v t height width"] | None,
     backbone: Backbone,
 ) -> tuple[Float[Tensor, "n c tl v h w"], Float[Tensor, "n c tl v h w"] | None]:
-    """Latents of RGB and of depth, in one VAE call each, on the VAE's device."""
+    """Latents of RGB and of depth, in one VAE call each, on the VAE's device.
+
+    Raises:
+        UserError: latents that cannot be right (model/plausible.py).
+    """
     clips, views = rgb.shape[:2]
     latents = backbone.encode_video(rgb, batch=clips * views)
+    require_plausible(latents, "latents of RGB", f"backbone {backbone.name}", rgb)
     if depth is None:
         return latents, None
     device = next(backbone.vae.parameters()).device
     # The RGB VAE sees inverse depth on three equal channels: (n v) 3 t h w.
     gray = depth.flatten(0, 1)[:, None].expand(-1, 3, -1, -1, -1)
-    return latents, backbone.encode_pictures(gray.to(device)).unflatten(0, (clips, views)).movedim(1, 3)
+    of_depth = backbone.encode_pictures(gray.to(device)).unflatten(0, (clips, views)).movedim(1, 3)
+    require_plausible(of_depth, "latents of depth", f"backbone {backbone.name}")
+    return latents, of_depth
 
 
 def encode_clips(

@@ -49,7 +49,7 @@ def wants_depth(recipe: Recipe, contract: Contract) -> bool:
     Raises:
         UserError: the recipe asks for one and the shards hold no depth.
     """
-    if recipe.model.depth.branch == "none":
+    if recipe.model.branch_on(depth=contract.depth.kind != "none") == "none":
         return False
     if contract.depth.kind == "none":
         raise UserError(

@@ -13,7 +13,6 @@ report.html     how it learned and what it was (report.py)
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,7 +23,7 @@ from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.train.checkpoint import Checkpoint, latest_checkpoint
+from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint
 
 if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
@@ -50,10 +49,6 @@ class RunFolder:
     contract: Contract
     checkpoint: Checkpoint | None
 
-    @property
-    def recipe_sha256(self) -> str:
-        return hashlib.sha256((self.path / RECIPE_FILE).read_bytes()).hexdigest()
-
 
 def make_run(path: Path, recipe: Recipe, contract: Contract) -> RunFolder:
     """Make a new run folder, whole or not at all."""
@@ -64,20 +59,46 @@ def make_run(path: Path, recipe: Recipe, contract: Contract) -> RunFolder:
     return open_run(path)
 
 
-def open_run(path: Path, overrides: list[str] | None = None) -> RunFolder:
+def open_run(path: Path, overrides: list[str] | None = None, *, step: int | None = None) -> RunFolder:
     """Read a run folder; its recipe with `overrides`, which are not written to it.
 
+    Args:
+        step: of the checkpoint; default the newest.
+
     Raises:
-        UserError: it is not one, its newest checkpoint is damaged, or an override is not of `FREE` or `CUT`.
+        UserError: it is not one, that checkpoint is damaged or not there, or an override is not of `FREE` or `CUT`.
     """
     if not (path / RECIPE_FILE).is_file():
         raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
     recipe = load_recipe(path / RECIPE_FILE)
-    checkpoint = latest_checkpoint(path)
+    checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
     if overrides:
         free = FREE if checkpoint is None else FREE + CUT
         recipe = _changed(recipe, load_recipe(path / RECIPE_FILE, overrides), free, path)
     return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint)
+
+
+def require_sealed(run: RunFolder) -> None:
+    """Raise a `UserError` unless recipe and contract are those that the checkpoint was trained under.
+
+    Where shards and backbone lie is free: both are known by their content.
+    """
+    assert run.checkpoint is not None
+    state, now = run.checkpoint.state, record(run.recipe)
+    for key, then in state.recipe.items():
+        if key in now and now[key] != then:  # a key that only one of the two versions knows is not compared
+            raise UserError(
+                f"was trained with {key} {then}, and {run.path / RECIPE_FILE} says {now[key]}",
+                run.checkpoint.folder,
+                "restore it; a changed recipe is a new run",
+            )
+    if run.contract.sha256 != state.contract:
+        raise UserError(
+            f"is not the contract this run was trained under: its hash is {_short(run.contract.sha256)}, the run's "
+            f"{_short(state.contract)}",
+            run.path / CONTRACT_FILE,
+            "restore it from the shard set; a network means nothing under another contract",
+        )
 
 
 def require_free(path: Path) -> None:
@@ -103,14 +124,9 @@ def require_same_data(run: RunFolder, shard_set: ShardSet, identity: CacheIdenti
     require_same(run.contract, run.path / CONTRACT_FILE, shard_set.contract, shard_set.folder / CONTRACT_FILE)
     if run.checkpoint is None:
         return
+    require_sealed(run)
     state, (encoders, shards) = run.checkpoint.state, (run.recipe.backbone.path, run.recipe.data.where)
     new = "restore the backbone, or start a new run"
-    _require_equal(
-        run.checkpoint, "recipe.yaml", run.recipe_sha256, state.recipe, "restore it; a changed recipe is a new run"
-    )
-    _require_equal(
-        run.checkpoint, "contract.json", run.contract.sha256, state.contract, "restore it from the shard set"
-    )
     _require_equal(run.checkpoint, f"encoders of {encoders}", identity.backbone, state.encoders, new)
     fix = "restore the shard set, or start a new run"
     _require_equal(run.checkpoint, f"index of {shards}", identity.shards, state.shards, fix)
@@ -163,6 +179,14 @@ def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return found
+
+
+def record(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe the weights depend on, by dotted key; places and the keys of `FREE` and `CUT` are none of it."""
+    leaves = _leaves(recipe.model_dump(mode="json"))
+    leaves["data.shards"] = [source.weight for source in recipe.data.sources]
+    leaves.pop("backbone.path")
+    return {key: value for key, value in leaves.items() if not any(fnmatchcase(key, free) for free in FREE + CUT)}
 
 
 def _short(value: object) -> str:

@@ -20,6 +20,7 @@ from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
 from xwam_ft.model.noise import add_noise, prefix_mask
 from xwam_ft.train.clips import StepGeometry, Stream, random_bits
 from xwam_ft.train.draws import Draws, draw
+from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.sharding import gathered, is_sharded, shard
 
@@ -189,6 +190,8 @@ class TrainingModule(pl.LightningModule):
     def _require_steady(self) -> None:
         if "total" not in self.losses:
             return
+        if not self.history:
+            require_sound_start(self.losses, self.recipe.data.where)
         total = float(self.losses["total"])
         if len(self.history) >= REMEMBERED // 2 and total > EXPLODED * median(self.history):
             self._stop(

@@ -21,6 +21,7 @@ from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.encode import wants_depth
+from xwam_ft.train.enough import too_few_clips
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
 from xwam_ft.train.sharding import Gathered, gathered_bytes, share
 
@@ -169,7 +170,8 @@ def shape_network(skeleton: Skeleton, recipe: Recipe, shard_set: ShardSet) -> Jo
     """
     from xwam_ft.train.session import trainable_network
 
-    if skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "auto":
+    with_depth = shard_set.contract.depth.kind != "none"
+    if with_depth and skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "auto":
         kept = recipe.model.depth.model_copy(update={"branch": "copy"})
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"depth": kept})})
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -185,6 +187,11 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
         said.append(
             f"{plan.batch} clips an optimizer step: below {SMALL_BATCH} losses flatten early, since noise levels "
             f"differ from step to step; set trainer.accumulate={more}"
+        )
+    if recipe.model.depth.branch == "auto" and shard_set.contract.depth.kind == "none":
+        said.append(
+            "the shards hold no depth, so no depth branch is trained: actions and video alone; prepare with --depth "
+            "for one"
         )
     lengths = [entry.frames for entry in shard_set.index.episodes]
     short = sum(length < timing.span for length in lengths)
@@ -223,6 +230,8 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
             f"every training clip is seen {plan.epochs:.0f} times: watch the held-out losses, and record more or lower "
             "trainer.max_steps once they rise"
         )
+    if (sentence := too_few_clips(plan.steps * plan.batch, shard_set)) is not None:
+        said.append(sentence)
     if recipe.optim.warmup_steps >= spec.max_steps:
         said.append(f"optim.warmup_steps={recipe.optim.warmup_steps} lasts the whole run of {spec.max_steps} steps")
     if recipe.checkpoint.every_steps > spec.max_steps:

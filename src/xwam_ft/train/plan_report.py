@@ -85,6 +85,10 @@ def print_plan(plan: Plan, recipe: Recipe, console: Console) -> None:
             f"{min(plan.largest_batch, plan.batch)} --set trainer.accumulate={max(accumulate, 1)}",
             soft_wrap=True,
         )
+    from xwam_ft.model.precision import chosen_precision
+
+    if (said := chosen_precision(recipe.trainer)[1]) is not None:
+        console.print(said, soft_wrap=True)
     for sentence in plan.warnings:
         console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
 

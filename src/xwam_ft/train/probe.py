@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.precision import chosen_precision
 from xwam_ft.train.memory import is_out_of_memory, module_on_random_clips, random_batch
 from xwam_ft.train.session import trainable_network
 
@@ -127,7 +128,7 @@ class Prober:
         return self._now() - first
 
     def _precision(self) -> AbstractContextManager[object]:
-        mixed = self.recipe.trainer.precision != "32-true"
+        mixed = chosen_precision(self.recipe.trainer)[0] != "32-true"
         return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
 
     def _now(self) -> float:

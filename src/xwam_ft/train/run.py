@@ -201,6 +201,7 @@ def pick_device(recipe: Recipe) -> torch.device:
 def _train(folder: RunFolder, given: tuple[DataSets, ClipPool] | None, console: Console) -> Path:
     from rich.console import Console
 
+    from xwam_ft.model.precision import chosen_precision
     from xwam_ft.train.session import Session
 
     if not _first_rank():
@@ -211,6 +212,8 @@ def _train(folder: RunFolder, given: tuple[DataSets, ClipPool] | None, console: 
         require_same_data(folder, sets.joined, identity_of(recipe, sets))  # before anything is encoded
     source = clip_source(recipe, sets, pick_device(recipe), console) if given is None else given[1]
     _print_data(recipe, sets, source, console)
+    if (said := chosen_precision(recipe.trainer)[1]) is not None:
+        console.print(said, soft_wrap=True)
     session = Session(folder, sets.joined, source, console)
     _print_summary(session.network, recipe, console)
     try:

@@ -26,6 +26,7 @@ from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.joint import Layout
 from xwam_ft.model.merge import fit_depth_adapter, share_branch
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.precision import chosen_precision
 from xwam_ft.train.cache import EMPTY_PROMPT
 from xwam_ft.train.callbacks import (
     AdaptersMove,
@@ -52,7 +53,7 @@ from xwam_ft.train.checkpoint import (
 from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, require_continuable
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, record, require_continuable
 from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.observer import Observer
@@ -186,7 +187,7 @@ class Session:
             seed=recipe.seed,
             samples_per_step=self.geometry.samples,
             learning_rates={group["name"]: group["lr"] for group in optimizer.param_groups},
-            recipe=self.folder.recipe_sha256,
+            recipe=record(self.recipe),
             contract=self.folder.contract.sha256,
             backbone=self.backbone.fingerprint,
             encoders=self.source.identity.backbone,
@@ -222,7 +223,7 @@ class Session:
                 devices=spec.devices,
                 num_nodes=spec.nodes,
                 strategy=ModelParallelStrategy() if spec.strategy == "fsdp2" else spec.strategy,
-                precision=spec.precision,
+                precision=chosen_precision(spec)[0],
                 max_steps=max(spec.max_steps - self.first_step, 0),
                 max_epochs=1,  # the loader runs over every step that is left
                 accumulate_grad_batches=spec.accumulate,
@@ -274,7 +275,7 @@ def trainable_network(
         UserError: that adapter cannot hold it, or the base is quantised: such blocks can be neither copied nor fitted.
     """
     model, brought = recipe.model, brings_depth(backbone, recipe.model.depth.blocks)
-    form = "copy" if brought and model.depth.branch == "auto" else model.branch
+    form = model.branch_on(depth=contract.depth.kind != "none", brought=brought)
     if brought and form != "none" and recipe.backbone.quantize is not None:
         raise UserError(
             f"is {recipe.backbone.quantize!r}, and {backbone.name} brings a depth branch, which cannot be laid on that",

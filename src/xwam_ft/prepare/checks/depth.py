@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft import depth_code
-from xwam_ft.prepare.findings import Finding
+from xwam_ft.prepare.findings import Finding, Severity
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt16
     from numpy import ndarray
 
 HOLES = 0.5  # share of valid pixels below which it is said
+SAID, HELD = 0.02, 0.5  # shares at an end of the range: noted, and an error (of estimates: a warning)
+PLAUSIBLE = (0.02, 60.0)  # metres a camera of a robot looks at, in the median
+# What a wrong unit makes of the right one's metres.
+UNITS = {"mm": 1e-3, "m": 1e3}
+UNIT_WORDS = {
+    "mm": "the numbers are millimetres read as metres: write `unit: mm`",
+    "m": "the numbers are metres read as millimetres: write `unit: m`",
+}
 DRIFT = 0.08  # of the distance, from which it is said
 GRID = (6, 8)
 LEAST = 12  # cells two episodes must share
@@ -34,6 +42,48 @@ def check_depth(camera: str, valid: list[float]) -> list[Finding]:
         text = f"camera {camera!r} has no depth in {len(empty)} of {len(shares)} frames, first in frame {empty[0]}"
         return [Finding("depth-holes", "warning", text, camera, camera, int(empty[0]))]
     return []
+
+
+def level(metres: Float[ndarray, "n h w"]) -> list[float]:
+    """The median of the valid metres of a block; empty where there is none."""
+    some = metres[:, ::4, ::4]
+    known = some[np.isfinite(some) & (some > 0)]
+    return [float(np.median(known))] if len(known) else []
+
+
+def held_shares(codes: UInt16[ndarray, "n h w"]) -> tuple[float, float]:
+    """Of the valid pixels, the shares held at the near and at the far end of the range."""
+    near, far, valid = 0, 0, 0
+    for frame in codes:
+        near += int(np.count_nonzero(frame == depth_code.NEAREST))
+        far += int(np.count_nonzero(frame == depth_code.FARTHEST))
+        valid += int(np.count_nonzero(frame))
+    return near / max(valid, 1), far / max(valid, 1)
+
+
+def check_range(
+    camera: str, ends: tuple[float, float], metres: float, near_far: tuple[float, float], *, recorded: bool
+) -> list[Finding]:
+    """Depth that is held at the ends of the coded range: a wrong unit, a wrong range, or something in the way.
+
+    Args:
+        ends: of the valid pixels, the shares at or nearer than `near`, and at or beyond `far`.
+        metres: their median before they were coded.
+        recorded: by a sensor or in files, whose unit somebody stated; estimates have no unit to mistake.
+    """
+    near, far = near_far
+    share, end = max(zip(ends, (f"{near:g} m or nearer", f"{far:g} m or farther"), strict=True))
+    absurd = not PLAUSIBLE[0] <= metres <= PLAUSIBLE[1]
+    if share < SAID and not absurd:
+        return []
+    text = f"camera {camera!r} has {share:.0%} of its depth at {end} (median {metres:.3g} m)"
+    if recorded and (absurd or share > HELD):
+        fits = [unit for unit, factor in UNITS.items() if near < metres * factor < far]
+        either = "mend `unit` (metres of one count, say) or `depth_range` of this camera"
+        text += f"; {UNIT_WORDS[fits[0]] if fits else either}"
+        return [Finding("depth-range", "error", text, camera, camera, 0)]
+    severity: Severity = "warning" if absurd or share > HELD else "note"
+    return [Finding("depth-range", severity, text, camera, camera, 0)]
 
 
 def depth_grid(codes: UInt16[ndarray, "n h w"], near: float, far: float) -> list[float | None]:

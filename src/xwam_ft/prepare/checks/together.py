@@ -19,8 +19,10 @@ from xwam_ft.prepare.checks.across import (
 from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.depth import check_drift
+from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.ranges import check_ranges
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
+from xwam_ft.prepare.checks.units import check_episode_ranges
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion, names_of
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
@@ -31,7 +33,7 @@ JUDGED = 200  # episodes, spread over all, from which is told what recorded comm
 
 
 def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, strict: bool) -> None:
-    """Checks that may reject: whether recorded commands are what the embodiment says.
+    """Checks that may reject: ranges of episodes against each other, grippers, and what recorded commands are.
 
     Raises:
         UserError: with `strict`, the first error.
@@ -40,16 +42,28 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
     if not sound:
         return
     some = np.unique(np.linspace(0, len(sound) - 1, min(len(sound), JUDGED)).round().astype(int))
-    motions = Motions([sound[i] for i in some])
-    for finding in check_commands([plan.slot for plan in sound[0].slots], list(motions)):
+    motions = {sound[i].number: load_motion(sound[i]) for i in some}
+    slots = [plan.slot for plan in sound[0].slots]
+
+    def add(number: int, finding: Finding) -> None:
+        result = results[number]
+        result.findings.append(finding)
+        if finding.severity == "error":
+            result.reason = f"{result.reason}; {finding.text}" if result.reason else finding.text
+            if strict:
+                name = f"{result.dataset} episode {result.index}"
+                raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
+
+    for number, findings in check_episode_ranges(slots, motions).items():
+        for finding in findings:
+            add(number, finding)
+    motions = {n: motion for n, motion in motions.items() if results[n].reason is None} or motions
+    for number, findings in check_grippers(slots, motions).items():
+        for finding in findings:
+            add(number, finding)
+    for finding in check_commands(slots, list(motions.values())):
         for job in sound:
-            result = results[job.number]
-            result.findings.append(finding)
-            if finding.severity == "error":
-                result.reason = f"{result.reason}; {finding.text}" if result.reason else finding.text
-                if strict:
-                    name = f"{result.dataset} episode {result.index}"
-                    raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
+            add(job.number, finding)
 
 
 def check_against_contract(
@@ -71,7 +85,7 @@ def check_against_contract(
     add(check_same(signatures))
     hashes = {number: content_hash(motion) for number, motion in motions.items()}
     pictures = {number: result.pictures_hash for number, result in kept.items()}
-    add(check_duplicates(hashes, signatures, pictures, held_out))
+    add(check_duplicates(hashes, signatures, pictures, held_out, names_of(kept.values())))
     for camera in contract.cameras:
         grids = {n: result.depth_grids[camera.name] for n, result in kept.items() if camera.name in result.depth_grids}
         if camera.kind == "static":

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode import Episode
 
 CHOICES = "sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"
+COSTS = (
+    "none (nothing to do; actions and video train, without a depth branch), transformers:ID (a depth model of Hugging "
+    "Face such as depth-anything/Depth-Anything-V2-Small-hf; its weights, and a GPU for more than a few minutes of "
+    "video), marigold (sharper and slower, wants a GPU), tiny (ships with the package, a CPU is enough; it knows "
+    "Meta-World's scenes alone), files:PATTERN (made elsewhere), or stereo (a rectified pair of cameras)"
+)
+"""The choices where no depth was recorded, each with what it takes."""
 SHIPPED = {"tiny": "tiny", "transformers": "transformers_estimator", "marigold": "marigold"}  # estimators: modules
 
 
@@ -160,8 +167,10 @@ def parse_depth(
     with_depth = [camera.name for camera in cameras if camera.depth is not None]
     if spec is None:
         if not with_depth:
-            hint = f"; depth was recorded as {recorded[0]!r}: name it under `cameras`" if recorded else ""
-            raise UserError(f"no depth is named in the embodiment{hint}", "--depth", f"choose {CHOICES}")
+            if recorded:
+                hint = f"depth was recorded as {recorded[0]!r}, and the embodiment does not name it"
+                raise UserError(hint, "--depth", f"name it under `cameras`, or choose {CHOICES}")
+            raise UserError("is not given, and no depth was recorded", "--depth", f"choose {COSTS}")
         spec = "sensor"
     kind, _, rest = spec.partition(":")
     metric = DepthCode(kind="metric", near=span.near, far=span.far, source=spec)

@@ -11,9 +11,10 @@ The unit says what the numbers mean, since files do not:
     1/m                metric inverse depth
     relative           inverse depth up to scale and shift, larger = nearer (what Depth Anything and MiDaS give)
     relative_depth     depth up to scale, larger = farther, larger than 0
-NaN means no depth; so does 0 in m, mm, 1/m, relative_depth and in every .mkv and .png. In a .npy of `relative`, 0 is a
-value as any other. `align=yes`, for `relative` made picture by picture: undo every frame's own scale and shift, as is
-done for estimates; leave it out for a model that saw the whole video.
+NaN means no depth; so does 0 in m, mm, 1/m, relative_depth and in every .mkv and .png, and 65535 (65.535 in m), which
+sensors write where they saw nothing, in m and mm. In a .npy of `relative`, 0 is a value as any other. `align=yes`, for
+`relative` made picture by picture: undo every frame's own scale and shift, as is done for estimates; leave it out for a
+model that saw the whole video.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 from xwam_ft import media
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.depth import DepthStage
+from xwam_ft.prepare.depth.sensor import unseen
 from xwam_ft.prepare.episode import EpisodeError
 
 if TYPE_CHECKING:
@@ -116,7 +118,8 @@ class DepthFiles(DepthStage):
             counted = self.pattern.endswith((".mkv", ".png"))
             return np.where(counted & (depth == 0), np.nan, depth).astype(np.float32)
         if self.unit in ("m", "mm"):
-            return (depth * (1e-3 if self.unit == "mm" else 1.0)).astype(np.float32)
+            scale = 1e-3 if self.unit == "mm" else 1.0
+            return np.where(unseen(depth, scale), np.nan, depth * scale).astype(np.float32)
         known = np.isfinite(depth) & (depth > 0)
         return np.where(known, 1.0 / np.where(known, depth, 1.0), np.nan).astype(np.float32)
 

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DepthOutcome:
-    """Shares are of 1. `flicker`: change of what stands still from frame to frame (align.py), `flicker_raw` before."""
+    """Shares are of 1; those at `near` and `far` are held at the ends of the coded range.
+
+    `flicker`: change of what stands still from frame to frame (align.py), `flicker_raw` before.
+    """
 
     valid: float
+    at_near: float | None  # of the valid pixels; None for relative depth, which has no range
+    at_far: float | None
     flicker_raw: float | None
     flicker: float | None
     check: DepthCheck | None
@@ -35,8 +40,12 @@ def depth_outcomes(results: Sequence[EpisodeResult]) -> dict[str, DepthOutcome]:
         valid = _mean([(result.depth_valid[name], result.frames) for result in seen])
         assert valid is not None
         flickers = [(result.depth_flicker.get(name, {}), result.frames) for result in seen]
+        near, far = (
+            _mean([(result.depth_ends[name][end], result.frames) for result in seen if name in result.depth_ends])
+            for end in (0, 1)
+        )
         raw, aligned = (_mean([(each.get(kind), n) for each, n in flickers]) for kind in ("raw", "aligned"))
-        found[name] = DepthOutcome(valid, raw, aligned, DepthCheck.over(checks))
+        found[name] = DepthOutcome(valid, near, far, raw, aligned, DepthCheck.over(checks))
     return found
 
 
@@ -47,13 +56,14 @@ def say_depth(outcomes: dict[str, DepthOutcome], plan: DepthPlan, console: Conso
     if not outcomes or (plan.estimator is None and not plan.aligned and not plan.check):
         return
     table = Table("camera", title=f"depth: {plan.spec}", title_justify="left")
-    headings = ["valid", "flicker", "before alignment"]
+    headings = ["valid", "at near", "at far", "flicker", "before alignment"]
     fitted = ", scale and shift fitted" if plan.code.kind == "relative" else ""
     headings += [f"AbsRel{fitted}", "delta1", "pixels compared"] if plan.check else []
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, found in outcomes.items():
-        cells = [f"{found.valid:.1%}", _percent(found.flicker), _percent(found.flicker_raw)]
+        cells = [f"{found.valid:.1%}", _percent(found.at_near), _percent(found.at_far)]
+        cells += [_percent(found.flicker), _percent(found.flicker_raw)]
         if plan.check:
             check = found.check
             cells += ["-"] * 3 if check is None else [f"{check.abs_rel:.4f}", f"{check.delta1:.4f}", str(check.pixels)]

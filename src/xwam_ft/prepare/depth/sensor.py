@@ -13,13 +13,15 @@ from xwam_ft.prepare.depth import DepthStage
 from xwam_ft.prepare.episode import EpisodeError, LogCode
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, UInt8, UInt16
+    from jaxtyping import Bool, Float, Float32, UInt8, UInt16
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment import DepthVideo
     from xwam_ft.prepare.embodiment_slots import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
+FULL = 65535  # what 16-bit sensors write where they saw nothing, as others write 0
+FULL_METRES = 65.535  # the same after a conversion from millimetres
 LOG_STEPS = 4095  # LeRobot v0.6 writes HEVC gray12le; code 0 means invalid (it would decode to the lowest depth)
 
 
@@ -42,16 +44,24 @@ class Sensor(DepthStage):
 def to_metres(
     counts: UInt16[ndarray, "*n"] | Float32[ndarray, "*n"], video: DepthVideo, code: LogCode | None = None
 ) -> Float[ndarray, "*n"]:
-    """Recorded counts -> metres, float32; 0 stays 0, which means invalid.
+    """Recorded counts -> metres, float32; 0 means invalid, and so does what says "nothing seen" (`unseen`).
 
     Args:
         code: how the recording says its 12-bit counts are coded; None: LeRobot's defaults.
     """
     if video.unit == "lerobot_log12":
         table = lerobot_log12(np.arange(LOG_STEPS + 1), code or LogCode())
-        return table[np.minimum(counts, LOG_STEPS)].astype(np.float32)
+        codes = np.where(np.asarray(counts) > LOG_STEPS, 0, counts).astype(np.intp)
+        return table[codes].astype(np.float32)
     scale = {"mm": 1e-3, "m": 1.0}[video.unit] if isinstance(video.unit, str) else float(video.unit)
-    return (counts * scale).astype(np.float32)
+    return np.where(unseen(counts, scale), 0.0, counts * scale).astype(np.float32)
+
+
+def unseen(counts: Float[ndarray, "*n"], scale: float) -> Bool[ndarray, "*n"]:
+    """Where 16-bit depth, `scale` metres a count, says that nothing was seen: its largest count; in metres, that count
+    as millimetres. NaN, infinity, 0 and less are no depth in any case (depth_code.py)."""
+    full = np.asarray(counts) == FULL
+    return full if scale != 1.0 else full | (np.abs(np.asarray(counts) - FULL_METRES) < 1e-3)
 
 
 def lerobot_log12(code: Float[ndarray, "*n"], form: LogCode = LogCode()) -> Float[ndarray, "*n"]:  # noqa: B008

@@ -1,9 +1,10 @@
 """MCAP recordings (ROS 2 bags, Foxglove): a file or a rosbag2 folder is an episode.
 
-Every topic has its own clock, the time its messages were logged. The episode's clock is its slowest camera: pictures of
-the others are the nearest in time, numbers are interpolated (orientations along great arcs, true or false by the
-nearest), commands hold until the next one. The episode is the time that all topics share; a topic that covers less than
-half of it, or has a sample further off than MAX_SKEW, is refused where an embodiment uses it.
+Every topic has its own times: when its messages were made, by their headers, or else when they were logged
+(mcap_stamps.py). The episode's clock is its slowest camera: pictures of the others are the nearest in time, numbers are
+interpolated (orientations along great arcs, true or false by the nearest), commands hold until the next one. The
+episode is the time that all topics share; a topic that covers less than half of it, or has a sample further off than
+MAX_SKEW, is refused where an embodiment uses it.
 
 A camera is called by its topic (`/cam_high/image_raw/compressed`). The numbers of `/left/joint_states` are
 `observation.left.joint_states/<joint>`; those of a topic with a word of COMMANDS in its name are `action.<topic>/...`.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
 from xwam_ft.prepare.sources import mcap_messages as messages
 from xwam_ft.prepare.sources.mcap_clock import Clock, clock_of
 from xwam_ft.prepare.sources.mcap_index import Topic, index_file, read_messages, require_mcap, topics_of
+from xwam_ft.prepare.sources.mcap_stamps import by_stamp
 from xwam_ft.prepare.sources.resampling import nearest, nominal_rate, resample, resample_quaternions
 
 if TYPE_CHECKING:
@@ -302,7 +304,8 @@ def _index(paths: tuple[Path, ...]) -> _Recording:
         topics = topics_of(files)
     except EpisodeError as error:
         return _Recording(paths, {}, None, metadata, str(error))
-    used = {name: topic for name, topic in topics.items() if messages.is_picture(topic) or messages.is_numbers(topic)}
+    every = {name: topic for name, topic in topics.items() if messages.is_picture(topic) or messages.is_numbers(topic)}
+    used, notes = by_stamp(paths, every)
     broken = next((file.path for file in files if not file.complete), None)
     cut = f"{broken} ends in the middle: the recorder was stopped, or the file is damaged (try `mcap recover`)"
     problem = None if broken is None else cut
@@ -318,7 +321,7 @@ def _index(paths: tuple[Path, ...]) -> _Recording:
         )
     except EpisodeError as error:
         return _Recording(paths, used, None, metadata, problem or str(error))
-    return _Recording(paths, used, clock, metadata, problem)
+    return _Recording(paths, used, replace(clock, notes=(*clock.notes, *notes)), metadata, problem)
 
 
 def _no_pictures(path: Path, topics: dict[str, Topic]) -> Problem:

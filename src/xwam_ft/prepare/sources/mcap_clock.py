@@ -20,17 +20,17 @@ COVERS = 0.5  # share of the clock's camera a topic must cover
 
 @dataclass(frozen=True)
 class Clock:
-    """The ticks of an episode: the times its slowest camera was logged at, from the moment all topics are there."""
+    """The ticks of an episode: the times of its slowest camera's pictures, from the moment all topics are there."""
 
     camera: str
-    origin: int  # log time of tick 0, ns
+    origin: int  # time of tick 0, ns
     seconds: Float[ndarray, " f"]  # from the origin
     rate: float  # of the camera, pictures a second
     faults: dict[str, str] = field(default_factory=dict[str, str])  # topic -> why it cannot be used
     notes: tuple[str, ...] = ()
 
     def relative(self, times: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-        """Log times -> seconds from the origin."""
+        """Times of messages -> seconds from the origin."""
         return (times - self.origin) * 1e-9
 
     @staticmethod
@@ -39,7 +39,7 @@ class Clock:
 
 
 def clock_of(where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.ndarray], commands: set[str]) -> Clock:
-    """The clock of one episode from the log times (ns) of its topics.
+    """The clock of one episode from the times (ns) of its topics' messages.
 
     Args:
         commands: topics of `numbers` that hold until the next message, so that only their first one matters.

@@ -40,7 +40,7 @@ class Topic:
     schema: str  # sensor_msgs/msg/Image
     schema_encoding: str
     schema_data: bytes
-    times: Int[ndarray, " n"]  # log times, ns
+    times: Int[ndarray, " n"]  # log times, ns, or those of mcap_stamps.py
     places: Int[ndarray, "n 3"]  # file, chunk (its offset in the file, -1: none), offset in the chunk or file
 
 

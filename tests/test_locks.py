@@ -1,0 +1,92 @@
+"""One writer a place: the second is told whose it is; what a killed process leaves holds nobody up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from xwam_ft.errors import UserError
+from xwam_ft.locks import sole_writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from xwam_ft.locks import sole_writer
+with sole_writer(Path(sys.argv[1]), "exporting to it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+COUNT = """
+import sys, time
+from pathlib import Path
+from xwam_ft.errors import UserError
+from xwam_ft.locks import sole_writer
+done, target, number = 0, Path(sys.argv[1]), Path(sys.argv[2])
+while done < 40:
+    try:
+        with sole_writer(target, "counting"):
+            before = int(number.read_text())
+            time.sleep(0.0005)
+            number.write_text(str(before + 1))
+            done += 1
+    except UserError:
+        time.sleep(0.0005)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Generator[Callable[[Path], subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def hold(target: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", HOLD, target], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_the_second_is_told_whose_it_is_and_a_killed_one_holds_nobody_up(
+    holder: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    target = tmp_path / "bundle"
+    process = holder(target)
+    sentence = rf"bundle: is in use: process {process.pid} on \S+ is exporting to it since 20.*Fix: wait"
+    with pytest.raises(UserError, match=sentence), sole_writer(target, "exporting to it"):
+        pytest.fail("two at once")
+    with sole_writer(tmp_path / "another", "exporting to it"):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)
+    assert (tmp_path / ".bundle.lock").exists(), "a killed process cleans nothing up"
+    with sole_writer(target, "exporting to it"):
+        pass
+    assert list(tmp_path.iterdir()) == [], "nothing is left"
+
+
+def test_it_is_let_go_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), sole_writer(tmp_path / "run", "training it"):
+        raise ZeroDivisionError
+    with sole_writer(tmp_path / "run", "training it"):
+        pass
+
+
+def test_nobody_is_ever_in_together(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    number.write_text("0")
+    command = [sys.executable, "-c", COUNT, tmp_path / "place", number]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert number.read_text() == "120"
