@@ -272,3 +272,9 @@ def test_a_lerobot_set_without_its_meta_is_named(v21: Path) -> None:
     shutil.rmtree(v21 / "meta_")
     with pytest.raises(UserError, match=r"no meta/info.json. Fix: copy or download the whole dataset"):
         open_source(v21)
+
+
+def test_one_episode_given_for_the_folder_of_them_is_named(tmp_path: Path, made: Any) -> None:
+    folder = write_folder(tmp_path / "folder", made)
+    with pytest.raises(UserError, match=r"is one episode of a plain folder.*give the folder above it"):
+        open_source(next(child for child in folder.iterdir() if child.is_dir()))

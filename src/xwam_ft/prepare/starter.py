@@ -104,7 +104,8 @@ def _cameras(info: SourceInfo, evidence: Evidence) -> list[str]:
         tail += f", depth: {{source: {_quoted(of_it[0])}, unit: TODO}}" if of_it else ""
         why = "by meta/calibration.json" if said else f"{guess.sure}: {guess.why}"
         if not said and guess.sure == "unsure":
-            kind, why = "TODO", f"static or wrist; {guess.kind}? {why}"
+            # Where pictures leave it open, a person has to look; without any, static is what is assumed anyway.
+            kind, why = ("TODO" if guess.pairs else kind), f"static or wrist; {guess.kind}? {why}"
         lines.append(f"  {_quoted(slug(short))}: {{source: {_quoted(feature)}, kind: {kind}{tail}}}  # {why}")
     return lines
 

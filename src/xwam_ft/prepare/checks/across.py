@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xwam_ft.prepare.findings import Finding
+from xwam_ft.prepare.findings import Finding, Names, episodes_text
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Camera, Image
@@ -109,14 +109,20 @@ def content_hash(motion: Motion) -> str:
 
 
 def check_duplicates(
-    hashes: Mapping[int, str], signatures: Signatures, pictures: Mapping[int, str], held_out: set[int]
+    hashes: Mapping[int, str],
+    signatures: Signatures,
+    pictures: Mapping[int, str],
+    held_out: set[int],
+    names: Names | None = None,
 ) -> dict[int, list[Finding]]:
     """Episodes with the numbers of an earlier one, and episodes with the pictures of one and the numbers of another.
 
     Args:
         hashes: `content_hash` of each episode.
         pictures: a hash of sampled pictures of each episode.
+        names: what people know the episodes by; default their numbers in the set.
     """
+    names = {number: ("", number) for number in hashes} if names is None else names
     found: dict[int, list[Finding]] = {}
     numbers_of: dict[str, int] = {}
     pictures_of: dict[str, int] = {}
@@ -127,11 +133,12 @@ def check_duplicates(
             views = signatures[number]
             alike = all(_distance(np.array(views[name]), np.array(signatures[twin][name])) < SAME for name in views)
             apart = (twin in held_out) != (number in held_out)
-            text = f"holds exactly the numbers of episode {twin}, and {'the same' if alike else 'other'} pictures"
+            shown = "the same" if alike else "other"
+            text = f"holds exactly the numbers of {episodes_text([twin], names)}, and {shown} pictures"
             text += "; one of them is held out and the other trained on" if apart else ""
             found.setdefault(number, []).append(Finding("duplicate-episode", "warning", text, frame=0))
         elif film != number:
-            text = f"holds exactly the pictures of episode {film}, and other numbers"
+            text = f"holds exactly the pictures of {episodes_text([film], names)}, and other numbers"
             found.setdefault(number, []).append(Finding("duplicate-pictures", "warning", text, frame=0))
     return found
 

@@ -24,7 +24,7 @@ from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion, names_of
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
@@ -88,7 +88,7 @@ def check_against_contract(
     add(check_same(signatures))
     hashes = {number: content_hash(motion) for number, motion in motions.items()}
     pictures = {number: result.pictures_hash for number, result in kept.items()}
-    add(check_duplicates(hashes, signatures, pictures, held_out))
+    add(check_duplicates(hashes, signatures, pictures, held_out, names_of(kept.values())))
     for camera in contract.cameras:
         grids = {n: result.depth_grids[camera.name] for n, result in kept.items() if camera.name in result.depth_grids}
         if camera.kind == "static":

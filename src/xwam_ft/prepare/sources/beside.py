@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import stand_in
 from xwam_ft.prepare.episode import Problem
+from xwam_ft.prepare.sources.views import VIDEOS
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.episode import Episode
@@ -121,6 +122,9 @@ def unread_kind(path: Path) -> tuple[str, str] | None:
     if path.is_file() and (other := stand_in(path)) is not None:
         return other
     names = [path] if path.is_file() else sorted(path.iterdir())
+    kinds = {name.suffix.lower() for name in names if name.is_file()}
+    if kinds & {".csv", ".parquet", ".npz"} and (kinds & set(VIDEOS) or any(name.is_dir() for name in names)):
+        return "is one episode of a plain folder, not a folder of them", "give the folder above it, a folder an episode"
     for suffix, (what, fix) in UNREAD.items():
         if found := [name.name for name in names if suffix in (name.suffix.lower(), Path(name.stem).suffix.lower())]:
             return what.format(listed(found, SHOWN)), fix
