@@ -33,59 +33,39 @@ def demo(out: Path, console: Console) -> None:
     Args:
         out: folder to make, or one a stopped demo left.
     """
+    from xwam_ft import api
     from xwam_ft.errors import UserError
-    from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
-    from xwam_ft.evaluate.imagine import imagine
-    from xwam_ft.evaluate.open_loop import evaluate_bundle
-    from xwam_ft.export.export import export_run
-    from xwam_ft.prepare.pipeline import prepare
-    from xwam_ft.recipe import load_recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.train import resume_run, train_recipe
 
     shards, run, bundle = out / "shards", out / "run", out / "bundle"
     pictures, evaluation = out / "imagined", out / "evaluation"
     took: dict[str, float] = {}
 
     with _stage("prepare", console, took):
-        prepare(
-            [bundled(RECORDINGS)],
-            shards,
-            embodiment=bundled(EMBODIMENT),
-            depth="tiny",
-            workers=2,
-            strict=True,
-            urdf_dirs=[],
-            console=console,
-        )
+        embodiment = bundled(EMBODIMENT)
+        api.prepare(bundled(RECORDINGS), shards, embodiment=embodiment, depth="tiny", strict=True, progress=console)
     with _stage("train", console, took):
         if not run.exists():
-            train_recipe(load_recipe(bundled(RECIPE), [f"data.shards={json.dumps(str(shards))}"]), run, console)
+            api.train(bundled(RECIPE), run, progress=console, **{"data.shards": str(shards)})
         elif not bundle.exists():
-            resume_run(run, console)
+            api.train(resume=run, progress=console)
     with _stage("export", console, took):
         if not bundle.exists():
-            export_run(run, bundle, format="bundle", ema=True, depth=True, dtype=None, prompts=[], console=console)
+            api.export(run, bundle, progress=console)
     with _stage("evaluate", console, took):
         if not evaluation.exists():
-            evaluate_bundle(bundle, shards, evaluation, 64, console)
+            api.evaluate(bundle, shards, out=evaluation, latency=False, progress=console)
     held_out = next(entry.episode for entry in ShardSet.open(shards).segments("held_out"))
     with _stage("imagine", console, took):
         if not pictures.exists():
-            imagine(bundle, shards, held_out, pictures, console)
+            api.imagine(bundle, shards, held_out, pictures, progress=console)
     with _stage("closed loop", console, took):
         try:
             for task in TASKS:
-                if not (out / "closed_loop" / task).exists():
-                    evaluate_in_environment(
-                        bundle,
-                        f"metaworld:{task}",
-                        episodes=EPISODES,
-                        seed=0,
-                        out=out / "closed_loop" / task,
-                        max_steps=MAX_STEPS,
-                        films=1,
-                        console=console,
+                place, env = out / "closed_loop" / task, f"metaworld:{task}"
+                if not place.exists():
+                    api.evaluate(
+                        bundle, env=env, episodes=EPISODES, max_steps=MAX_STEPS, films=1, out=place, progress=console
                     )
         except UserError as error:
             console.print(f"left out: {error}", soft_wrap=True, markup=False)

@@ -189,8 +189,9 @@ class StepBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, module.step - 1)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        shown = {name.rpartition("/")[2]: value for name, value in super().get_metrics(trainer, pl_module).items()}
-        return {name: value for name, value in shown.items() if name != "v_num"}
+        known = {"loss": "loss", "train/samples_per_second": "clips/s"}
+        found = super().get_metrics(trainer, pl_module)
+        return {shown: found[name] for name, shown in known.items() if name in found}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "train"
