@@ -44,7 +44,7 @@ def _main(
 
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the file; repeatable.")
 ]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Bundle = Annotated[Path, typer.Argument(help="Bundle folder made by `xwam-ft export`.")]
@@ -79,9 +79,7 @@ def prepare(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the embodiment; repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
     urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
 ) -> None:

@@ -112,6 +112,11 @@ class Timing(Part):
         """Source frames a clip covers, first and last included."""
         return (self.clip_frames - 1) * self.frame_skip + 1
 
+    def padded_starts(self, frames: int) -> int:
+        """Clip starts with two real pictures whose clip reaches past the end, where the last picture is held."""
+        usable = max(0, frames - self.frame_skip)
+        return usable - min(usable, max(0, frames - self.span + 1))
+
     @property
     def latent_frames(self) -> int:
         return 1 + (self.clip_frames - 1) // 4

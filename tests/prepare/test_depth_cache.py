@@ -16,7 +16,7 @@ from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.depth import Description, Estimator, parse_depth
 from xwam_ft.prepare.depth.estimated import Estimated, pack, unpack
 from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
-from xwam_ft.prepare.embodiment_slots import CameraPlan
+from xwam_ft.prepare.embodiment_cameras import CameraPlan
 from xwam_ft.prepare.episode import Episode
 from xwam_ft.prepare.sources.lerobot_table import LeRobotTable
 from xwam_ft.shards import ShardSet

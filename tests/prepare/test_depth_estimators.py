@@ -16,7 +16,7 @@ from xwam_ft.prepare.depth.marigold import Marigold
 from xwam_ft.prepare.depth.marigold import describe as describe_marigold
 from xwam_ft.prepare.depth.transformers_estimator import TransformersEstimator, describe
 from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
-from xwam_ft.prepare.embodiment_slots import CameraPlan
+from xwam_ft.prepare.embodiment_cameras import CameraPlan
 
 METRIC = {"depth_pro", "glpn", "prompt_depth_anything", "zoedepth"}
 PLAIN = CameraPlan("front", "front", None)

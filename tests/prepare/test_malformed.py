@@ -21,7 +21,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.depth import parse_depth
 from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_slots import plan_cameras, plan_slots
+from xwam_ft.prepare.embodiment_cameras import plan_cameras
+from xwam_ft.prepare.embodiment_slots import plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, run
 from xwam_ft.prepare.inspect import inspect
 from xwam_ft.prepare.sources import open_source

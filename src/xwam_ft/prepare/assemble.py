@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
 from xwam_ft.prepare import statistics
-from xwam_ft.prepare.embodiment_slots import contract_camera
+from xwam_ft.prepare.embodiment_cameras import contract_camera
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.fingerprint import RECORD
 from xwam_ft.prepare.recorded import recorded

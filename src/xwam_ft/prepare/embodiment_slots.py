@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from xwam_ft import conventions
-from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
-from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Limits, Slot
+from xwam_ft.errors import UserError, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
-from xwam_ft.pictures import turn_pictures
-from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, LimitsSpec, SlotSpec, StereoPair
+from xwam_ft.prepare.embodiment import DeltaSpec, Embodiment, LimitsSpec, SlotSpec
 from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy import ndarray
 
     from xwam_ft.prepare.episode import Table
     from xwam_ft.prepare.sources import SourceInfo
@@ -41,24 +38,6 @@ class SlotPlan:
     command: Reading | None  # None: not commanded, or the next state
     delta: DeltaSpec | None = None  # the commands read are changes
     speed: tuple[float | None, ...] = ()  # velocity limits of the columns, where a URDF gives them
-
-
-@dataclass(frozen=True)
-class CameraPlan:
-    name: str
-    source: str  # feature name
-    depth: DepthVideo | None
-    depth_range: tuple[float, float] | None = None  # its own near and far, metres
-    swap: bool = False  # red and blue are recorded the wrong way round
-    rotate: int = 0  # degrees clockwise, then
-    mirror: bool = False  # left to right: how recorded pictures become upright
-    # Filled in by `calibrated`: fx fy cx cy of the pictures as recorded, and the pair for stereo matching.
-    intrinsics: tuple[float, float, float, float] | None = None
-    stereo: StereoPair | None = None
-
-    def turn(self, pictures: ndarray) -> ndarray:
-        """Pictures or depth as recorded -> upright."""
-        return turn_pictures(pictures, self.rotate, mirror=self.mirror)
 
 
 def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
@@ -82,81 +61,6 @@ def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
             f"is {embodiment.fps:g}, and {info.path} says {info.fps:g}", f"{where}: fps", "leave it out, or mend one"
         )
     return info.fps
-
-
-def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
-    """The cameras in the contract's order, which is alphabetical (X-WAM's order of views).
-
-    Raises:
-        UserError: a source the recordings do not have.
-    """
-    plans: list[CameraPlan] = []
-    for name, spec in sorted(embodiment.cameras.items()):
-        source = _feature(spec.source, info, f"{where}: cameras.{name}.source")
-        depth = spec.depth
-        if depth is not None:
-            found = _feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
-            depth = DepthVideo(source=found, unit=depth.unit)
-        span = spec.depth_range
-        near_far = None if span is None else (span.near, span.far)
-        swap = spec.channels == "bgr"
-        plans.append(CameraPlan(name, source, depth, near_far, swap, rotate=spec.rotate, mirror=spec.mirror))
-    return plans
-
-
-def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo, where: Path) -> list[CameraPlan]:
-    """The plans with what depth estimation asks of a camera: intrinsics, and the source of its stereo pair.
-
-    Raises:
-        UserError: malformed intrinsics, or a pair the recordings do not have.
-    """
-    found: list[CameraPlan] = []
-    for plan in plans:
-        spec = embodiment.cameras[plan.name]
-        # The picture's size does not matter to a calibration that is not turned.
-        camera = contract_camera(embodiment, replace(plan, rotate=0, mirror=False), info, (1, 1))
-        pair = spec.stereo
-        if pair is not None:
-            source = _feature(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
-            pair = StereoPair(source=source, baseline=pair.baseline)
-        found.append(replace(plan, intrinsics=camera.intrinsics, stereo=pair))
-    return found
-
-
-def contract_camera(embodiment: Embodiment, plan: CameraPlan, info: SourceInfo, size: tuple[int, int]) -> Camera:
-    """The contract's camera; what the embodiment leaves out comes from the recordings' meta/calibration.json.
-
-    Args:
-        size: height and width of the pictures as recorded, which the calibration is of; the contract's is upright.
-    """
-    spec = embodiment.cameras[plan.name]
-    keys = (plan.source, plan.source.rsplit(".", 1)[-1], plan.name)
-    recorded: dict[str, Any] = next((info.calibration[key] for key in keys if key in info.calibration), {})
-    pose = spec.pose or recorded.get("pose")
-    intrinsics = spec.intrinsics or recorded.get("intrinsics")
-    kind = spec.kind or recorded.get("kind") or "static"
-    mount = spec.mount
-    if kind == "wrist" and mount is None:
-        pose = None  # a hand-eye transform means nothing without the slot it hangs on
-    try:
-        camera = Camera(
-            name=plan.name,
-            kind=kind,
-            source_height=size[0],
-            source_width=size[1],
-            intrinsics=None if intrinsics is None else tuple(intrinsics),  # pyright: ignore[reportArgumentType]
-            pose=None if pose is None else tuple(tuple(row) for row in pose),
-            mount=mount,
-            depth_range=plan.depth_range,
-        )
-        return camera.turned(plan.rotate, mirror=plan.mirror)
-    except (ValidationError, TypeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(
-            f"calibration of camera {plan.name!r} is malformed ({reason})",
-            info.path / "meta" / "calibration.json",
-            "write intrinsics as [fx, fy, cx, cy] and pose as a 4x4 matrix",
-        ) from None
 
 
 def plan_slots(embodiment: Embodiment, info: SourceInfo, where: Path, urdf_dirs: list[Path]) -> list[SlotPlan]:
@@ -313,25 +217,6 @@ def _limits(given: LimitsSpec | None, width: int, joints: int, kind: str) -> Lim
         high=row(given.high, width),
         speed=row(given.speed, speeds),
         joints=_limits(given.joints, joints, joints, "joints"),
-    )
-
-
-def _feature(name: str, info: SourceInfo, where: str) -> str:
-    if name in info.cameras:
-        return name
-    short = [full for full in info.cameras if full.rsplit(".", 1)[-1] == name]
-    if len(short) == 1:
-        return short[0]
-    if not info.cameras:
-        told = "".join(f" ({note})" for note in info.notes)
-        raise UserError(
-            f"there is no camera {name!r}: the recordings hold no pictures{told}",
-            where,
-            "give recordings with pictures; `xwam-ft inspect` lists what is there",
-        )
-    hint = did_you_mean(name, info.cameras)
-    raise UserError(
-        f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"
     )
 
 

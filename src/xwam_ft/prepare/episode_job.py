@@ -34,7 +34,8 @@ from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
-from xwam_ft.prepare.embodiment_slots import CameraPlan, SlotPlan, joint_motion, motion
+from xwam_ft.prepare.embodiment_cameras import CameraPlan
+from xwam_ft.prepare.embodiment_slots import SlotPlan, joint_motion, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.findings import Finding, Names, Rejected, Severity, reject_errors
 from xwam_ft.prepare.statistics import Motion
@@ -234,7 +235,7 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     result.instructions = list(wordings)
     result.findings += oddities
     result.success = episode.success if table.success is None else table.success
-    result.padded_starts = padded_starts(len(state), job.timing)
+    result.padded_starts = job.timing.padded_starts(len(state))
     of_joints = {JOINTS + name: both for name, both in joint_motion(job.slots, table, job.timing.action_skip).items()}
     np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask, **of_joints)  # pyright: ignore[reportArgumentType]
     result.seconds["read"] = time.perf_counter() - started
@@ -395,10 +396,3 @@ def _code_relative(inverse: np.ndarray, codes: np.ndarray) -> None:
         return  # nothing valid: all stay 0
     for at, frame in enumerate(inverse):
         codes[at] = depth_code.relative_to_code(frame, low, high if high > low else low + 1.0)
-
-
-def padded_starts(frames: int, timing: Timing) -> int:
-    """Clip starts with two real pictures whose clip reaches past the end, where the last picture is held and masked."""
-    usable = max(0, frames - timing.frame_skip)
-    whole = max(0, frames - timing.span + 1)
-    return usable - min(usable, whole)

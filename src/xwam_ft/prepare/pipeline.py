@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -24,12 +24,14 @@ from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
 from xwam_ft.prepare.checks.together import check_against_contract, check_together
 from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
-from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
+from xwam_ft.prepare.depth.outcome import depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
-from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
+from xwam_ft.prepare.embodiment_cameras import calibrated, plan_cameras
+from xwam_ft.prepare.embodiment_slots import SlotPlan, frame_rate, plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, names_of, run
-from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped, shape_of
+from xwam_ft.prepare.findings import Finding, episodes_text, grouped, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.sources.beside import require_apart, unnamed
@@ -48,26 +50,6 @@ if TYPE_CHECKING:
 
 # Pixels a side that one token covers (VAE by patch) with the built-in backbone and with Wan2.2-TI2V.
 TOKEN_PIXELS = 32
-STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
-
-
-@dataclass
-class PrepareReport:
-    """What became of the recordings."""
-
-    out: Path
-    episodes: int
-    frames: int
-    rejected: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
-    findings: list[FindingGroup] = field(default_factory=list[FindingGroup])
-    seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
-    already_prepared: bool = False
-    depth: dict[str, DepthOutcome] = field(default_factory=dict[str, DepthOutcome])  # by camera
-    names: Names = field(default_factory=dict[int, Any])
-
-    def count(self, severity: Severity) -> int:
-        """Different findings of a severity; one may concern many episodes."""
-        return sum(group.severity == severity for group in self.findings)
 
 
 def prepare(
@@ -140,7 +122,7 @@ def prepare(
         console.print("stopped; the same command goes on where it was")
         raise
     report.seconds["all"] = time.perf_counter() - started
-    _say(report, console)
+    say(report, console)
     return report
 
 
@@ -378,26 +360,6 @@ def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
     console.print(f"{out}: already prepared from these inputs; nothing to do", markup=False, soft_wrap=True)
     frames = sum(episode.frames for episode in shards.index.episodes)
     return PrepareReport(out, len(shards.index.episodes), frames, already_prepared=True)
-
-
-def _say(report: PrepareReport, console: Console) -> None:
-    took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
-    rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
-    for at, group in enumerate(report.findings):
-        where = "" if group.of_dataset else f" [{episodes_text(group.episodes, report.names)}]"
-        console.print(Text(group.severity, STYLES[group.severity]), end=" ")
-        console.print(f"{group.check}: {group.summary}{where}", markup=False, soft_wrap=True)
-        after = report.findings[at + 1] if at + 1 < len(report.findings) else None
-        last = after is None or (after.check, after.severity, after.fix) != (group.check, group.severity, group.fix)
-        if last and group.fix not in group.summary:
-            console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
-    console.print(
-        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
-        f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
-        markup=False,
-        soft_wrap=True,
-    )
-    console.print(took)
 
 
 class _Rate(ProgressColumn):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment import DepthRange
-    from xwam_ft.prepare.embodiment_slots import CameraPlan
+    from xwam_ft.prepare.embodiment_cameras import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
 CHOICES = "sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"

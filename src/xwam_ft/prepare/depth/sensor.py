@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment import DepthVideo
-    from xwam_ft.prepare.embodiment_slots import CameraPlan
+    from xwam_ft.prepare.embodiment_cameras import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
 FULL = 65535  # what 16-bit sensors write where they saw nothing, as others write 0

@@ -1,0 +1,58 @@
+"""What a preparation ended with, as a value and as lines on the console."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from xwam_ft.prepare.findings import FindingGroup, Names, Severity, episodes_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.prepare.depth.outcome import DepthOutcome
+    from xwam_ft.prepare.episode_job import EpisodeResult
+
+STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+@dataclass
+class PrepareReport:
+    """What became of the recordings."""
+
+    out: Path
+    episodes: int
+    frames: int
+    rejected: list[EpisodeResult] = field(default_factory=list)
+    findings: list[FindingGroup] = field(default_factory=list[FindingGroup])
+    seconds: dict[str, float] = field(default_factory=dict[str, float])  # by stage, summed over processes
+    already_prepared: bool = False
+    depth: dict[str, DepthOutcome] = field(default_factory=dict)  # by camera
+    names: Names = field(default_factory=dict[int, Any])
+
+    def count(self, severity: Severity) -> int:
+        """Different findings of a severity; one may concern many episodes."""
+        return sum(group.severity == severity for group in self.findings)
+
+
+def say(report: PrepareReport, console: Console) -> None:
+    took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
+    rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
+    for at, group in enumerate(report.findings):
+        where = "" if group.of_dataset else f" [{episodes_text(group.episodes, report.names)}]"
+        console.print(Text(group.severity, STYLES[group.severity]), end=" ")
+        console.print(f"{group.check}: {group.summary}{where}", markup=False, soft_wrap=True)
+        after = report.findings[at + 1] if at + 1 < len(report.findings) else None
+        last = after is None or (after.check, after.severity, after.fix) != (group.check, group.severity, group.fix)
+        if last and group.fix not in group.summary:
+            console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
+    console.print(
+        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
+        f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(took)
