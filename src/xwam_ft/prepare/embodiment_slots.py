@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from xwam_ft import conventions
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Limits, Slot
-from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.errors import UserError, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
 from xwam_ft.pictures import turn_pictures
 from xwam_ft.prepare.embodiment import DeltaSpec, DepthVideo, Embodiment, LimitsSpec, SlotSpec, StereoPair
-from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
+from xwam_ft.prepare.reading import Reading, command_reading, find_camera, find_columns, plain, si_units, state_reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,10 +92,10 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
     """
     plans: list[CameraPlan] = []
     for name, spec in sorted(embodiment.cameras.items()):
-        source = _feature(spec.source, info, f"{where}: cameras.{name}.source")
+        source = find_camera(spec.source, info, f"{where}: cameras.{name}.source")
         depth = spec.depth
         if depth is not None:
-            found = _feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
+            found = find_camera(depth.source, info, f"{where}: cameras.{name}.depth.source")
             depth = DepthVideo(source=found, unit=depth.unit)
         span = spec.depth_range
         near_far = None if span is None else (span.near, span.far)
@@ -117,7 +117,7 @@ def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo
         camera = contract_camera(embodiment, replace(plan, rotate=0, mirror=False), info, (1, 1))
         pair = spec.stereo
         if pair is not None:
-            source = _feature(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
+            source = find_camera(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
             pair = StereoPair(source=source, baseline=pair.baseline)
         found.append(replace(plan, intrinsics=camera.intrinsics, stereo=pair))
     return found
@@ -313,25 +313,6 @@ def _limits(given: LimitsSpec | None, width: int, joints: int, kind: str) -> Lim
         high=row(given.high, width),
         speed=row(given.speed, speeds),
         joints=_limits(given.joints, joints, joints, "joints"),
-    )
-
-
-def _feature(name: str, info: SourceInfo, where: str) -> str:
-    if name in info.cameras:
-        return name
-    short = [full for full in info.cameras if full.rsplit(".", 1)[-1] == name]
-    if len(short) == 1:
-        return short[0]
-    if not info.cameras:
-        told = "".join(f" ({note})" for note in info.notes)
-        raise UserError(
-            f"there is no camera {name!r}: the recordings hold no pictures{told}",
-            where,
-            "give recordings with pictures; `xwam-ft inspect` lists what is there",
-        )
-    hint = did_you_mean(name, info.cameras)
-    raise UserError(
-        f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"
     )
 
 

@@ -27,8 +27,8 @@ from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment_slots import SlotPlan, calibrated, frame_rate, plan_cameras, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, names_of, run
-from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped, shape_of
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
+from xwam_ft.prepare.findings import Finding, FindingGroup, Names, Severity, episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.prepare.episode import Table
+    from xwam_ft.prepare.sources import SourceInfo
 
 
 @dataclass(frozen=True)
@@ -187,4 +188,24 @@ def _column(name: str, pool: list[str], where: str) -> str:
         f"there is no column {name!r}{did_you_mean(name, known)} in the recordings",
         where,
         f"name one of: {listed(known, 60)}",
+    )
+
+
+def find_camera(name: str, info: SourceInfo, where: str) -> str:
+    """The feature of a camera named in full or by its last part; where there is none, with what is there instead."""
+    if name in info.cameras:
+        return name
+    short = [full for full in info.cameras if full.rsplit(".", 1)[-1] == name]
+    if len(short) == 1:
+        return short[0]
+    if not info.cameras:
+        told = "".join(f" ({note})" for note in info.notes)
+        raise UserError(
+            f"there is no camera {name!r}: the recordings hold no pictures{told}",
+            where,
+            "give recordings with pictures; `xwam-ft inspect` lists what is there",
+        )
+    hint = did_you_mean(name, info.cameras)
+    raise UserError(
+        f"there is no camera {name!r}{hint} in the recordings", where, f"name one of: {listed(info.cameras)}"
     )

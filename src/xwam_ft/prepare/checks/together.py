@@ -24,7 +24,8 @@ from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion, names_of
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
+from xwam_ft.prepare.findings import names_of
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
