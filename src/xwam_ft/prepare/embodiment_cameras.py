@@ -12,7 +12,7 @@ from xwam_ft.contract import Camera
 from xwam_ft.errors import UserError
 from xwam_ft.pictures import turn_pictures
 from xwam_ft.prepare.embodiment import DepthVideo, Embodiment, StereoPair
-from xwam_ft.prepare.reading import find_feature
+from xwam_ft.prepare.reading import find_camera
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -46,10 +46,10 @@ def plan_cameras(embodiment: Embodiment, info: SourceInfo, where: Path) -> list[
     """
     plans: list[CameraPlan] = []
     for name, spec in sorted(embodiment.cameras.items()):
-        source = find_feature(spec.source, info, f"{where}: cameras.{name}.source")
+        source = find_camera(spec.source, info, f"{where}: cameras.{name}.source")
         depth = spec.depth
         if depth is not None:
-            found = find_feature(depth.source, info, f"{where}: cameras.{name}.depth.source")
+            found = find_camera(depth.source, info, f"{where}: cameras.{name}.depth.source")
             depth = DepthVideo(source=found, unit=depth.unit)
         span = spec.depth_range
         near_far = None if span is None else (span.near, span.far)
@@ -71,7 +71,7 @@ def calibrated(plans: list[CameraPlan], embodiment: Embodiment, info: SourceInfo
         camera = contract_camera(embodiment, replace(plan, rotate=0, mirror=False), info, (1, 1))
         pair = spec.stereo
         if pair is not None:
-            source = find_feature(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
+            source = find_camera(pair.source, info, f"{where}: cameras.{plan.name}.stereo.source")
             pair = StereoPair(source=source, baseline=pair.baseline)
         found.append(replace(plan, intrinsics=camera.intrinsics, stereo=pair))
     return found

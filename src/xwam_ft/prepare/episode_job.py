@@ -11,7 +11,7 @@ import base64
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -37,7 +37,7 @@ from xwam_ft.prepare.depth.check import check_depth
 from xwam_ft.prepare.embodiment_cameras import CameraPlan
 from xwam_ft.prepare.embodiment_slots import SlotPlan, joint_motion, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
-from xwam_ft.prepare.findings import Finding, Names, Rejected, Severity, reject_errors
+from xwam_ft.prepare.findings import Finding, Rejected, Severity, reject_errors
 from xwam_ft.prepare.statistics import Motion
 from xwam_ft.shard_writer import encode_segment, episode_key, segment_bounds, segment_key
 from xwam_ft.shards import Segment
@@ -106,11 +106,6 @@ class EpisodeResult:
 
     def of(self, severity: Severity) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]
-
-
-def names_of(results: Iterable[EpisodeResult]) -> Names:
-    """By number in the shard set, how people know an episode."""
-    return {result.number: (result.dataset, result.index) for result in results}
 
 
 Outcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from xwam_ft.prepare.episode import EpisodeError
 
@@ -173,6 +173,19 @@ def shape_of(reason: str) -> str:
 
 Names = Mapping[int, tuple[str, int]]
 """Number in the shard set -> the dataset's name, and the episode's own number in it: what is told to people."""
+
+
+class Numbered(Protocol):
+    """What an episode came to, with both of its numbers."""
+
+    number: int
+    index: int
+    dataset: str
+
+
+def names_of(results: Iterable[Numbered]) -> Names:
+    """By number in the shard set, how people know an episode."""
+    return {result.number: (result.dataset, result.index) for result in results}
 
 
 def episodes_text(numbers: Iterable[int], names: Names) -> str:

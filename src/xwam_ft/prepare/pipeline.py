@@ -22,19 +22,19 @@ from xwam_ft.bundled import named_file
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
 from xwam_ft.prepare import assemble
-from xwam_ft.prepare.checks.together import check_against_contract, check_together
+from xwam_ft.prepare.checks.together import check_against_contract, check_together, check_unnamed
 from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
 from xwam_ft.prepare.depth.outcome import depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment_cameras import calibrated, plan_cameras
 from xwam_ft.prepare.embodiment_slots import SlotPlan, frame_rate, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, names_of, run
-from xwam_ft.prepare.findings import Finding, episodes_text, grouped, shape_of
+from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
+from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
-from xwam_ft.prepare.sources.beside import require_apart, unnamed
+from xwam_ft.prepare.sources.beside import require_apart
 from xwam_ft.prepare.upside_down import upside_down
 from xwam_ft.prepare.workers import outcomes
 from xwam_ft.strict_yaml import Overrides
@@ -112,7 +112,7 @@ def prepare(
         _take_up(_staging(out), fingerprint, console)
         results = run_all(jobs, workers, ray, strict, console)
         check_together(jobs, results, strict=strict)
-        _add_unnamed(jobs, results, sources)
+        check_unnamed(jobs, results, sources)
         report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     except OSError as error:
         if (told := full_disk(error, _staging(out))) is None:
@@ -216,14 +216,6 @@ def plan_jobs(
             )
     assert plan is not None
     return jobs, plan
-
-
-def _add_unnamed(jobs: list[EpisodeJob], results: list[EpisodeResult], sources: list[Source]) -> None:
-    """What lies in a dataset and belongs to none of its episodes, told with the first of them."""
-    for source in sources:
-        of_it = [job for job in jobs if job.episode.dataset == source.info.path]
-        for text in unnamed(source.info, [job.episode for job in of_it]) if of_it else []:
-            results[of_it[0].number].findings.append(Finding("not-read", "warning", text, text))
 
 
 def _take_up(staging: Path, fingerprint: str, console: Console) -> None:

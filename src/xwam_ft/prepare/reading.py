@@ -191,7 +191,8 @@ def _column(name: str, pool: list[str], where: str) -> str:
     )
 
 
-def find_feature(name: str, info: SourceInfo, where: str) -> str:
+def find_camera(name: str, info: SourceInfo, where: str) -> str:
+    """The feature of a camera named in full or by its last part; where there is none, with what is there instead."""
     if name in info.cameras:
         return name
     short = [full for full in info.cameras if full.rsplit(".", 1)[-1] == name]

@@ -12,8 +12,8 @@ import numpy as np
 from xwam_ft import conventions
 from xwam_ft.prepare import statistics
 from xwam_ft.prepare.depth.outcome import depth_outcomes
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, names_of
-from xwam_ft.prepare.findings import FindingGroup, episodes_text, grouped
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
+from xwam_ft.prepare.findings import FindingGroup, episodes_text, grouped, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

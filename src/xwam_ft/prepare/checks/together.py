@@ -24,12 +24,14 @@ from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion, names_of
+from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
+from xwam_ft.prepare.findings import Finding, names_of
+from xwam_ft.prepare.sources.beside import unnamed
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
-    from xwam_ft.prepare.findings import Finding
+    from xwam_ft.prepare.sources import Source
 
 JUDGED = 200  # episodes, spread over all, from which is told what recorded commands are
 
@@ -66,6 +68,14 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
     for finding in check_commands(slots, list(motions.values())):
         for job in sound:
             add(job.number, finding)
+
+
+def check_unnamed(jobs: list[EpisodeJob], results: list[EpisodeResult], sources: list[Source]) -> None:
+    """What lies in a dataset and belongs to none of its episodes, told with the first of them."""
+    for source in sources:
+        of_it = [job for job in jobs if job.episode.dataset == source.info.path]
+        for text in unnamed(source.info, [job.episode for job in of_it]) if of_it else []:
+            results[of_it[0].number].findings.append(Finding("not-read", "warning", text, text))
 
 
 def check_against_contract(
