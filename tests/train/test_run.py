@@ -303,6 +303,23 @@ def test_a_signal_saves_the_step_at_hand(
 
 
 @pytest.mark.slow
+def test_a_signal_after_the_last_step_does_not_leave_the_run_unfinished(
+    finished: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    honest = TrainingModule.on_validation_epoch_end
+
+    def killed(self: TrainingModule) -> None:  # in the last look
+        os.kill(os.getpid(), signal.SIGTERM)
+        honest(self)
+
+    monkeypatch.setattr(TrainingModule, "on_validation_epoch_end", killed)
+    training.resume(run, console)
+    assert (run / "adapter").is_dir()
+    same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: Path, console: Console) -> None:
     steps = ["trainer.max_steps=40", "checkpoint.every_steps=4"]
     whole = training.train(recipe_file, tmp_path / "whole", steps, console)

@@ -140,7 +140,8 @@ class Signals(StepCallback):
     """SIGTERM and the first Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
 
     def __init__(self) -> None:
-        self.received = 0  # the signal's number
+        self.received = 0  # the signal's number, on the ranks that heard one
+        self.stopped = False  # whether a step was the last for it, on all of them
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def ask(number: int, frame: Any) -> None:
@@ -155,7 +156,7 @@ class Signals(StepCallback):
         # One rank may hear the signal a step before another: all stop together.
         if trainer.strategy.reduce_boolean_decision(self.received != 0, all=False):
             trainer.limit_val_batches = 0  # there may be little time left
-            trainer.should_stop = True
+            trainer.should_stop = self.stopped = True
 
 
 @contextmanager

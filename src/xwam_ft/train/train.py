@@ -155,7 +155,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
             look.report()  # how it came to that
         raise
     look.report()
-    if signals.received:
+    if signals.stopped:
         console.print(f"stopped after step {module.step}, which is saved")
         console.print(f"go on with: xwam-ft train --resume {folder.path}", soft_wrap=True)
         raise KeyboardInterrupt if signals.received == signal.SIGINT else SystemExit(128 + signals.received)
