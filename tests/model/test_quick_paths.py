@@ -44,9 +44,12 @@ def same(ours: torch.Tensor, theirs: torch.Tensor, *inputs: torch.Tensor) -> Non
 def test_rotation_as_a_complex_product_is_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x = randn(2, 7, 3, 10)
     angle = randn(7, 5, grad=False)
-    rotary = Rotary(angle.cos(), angle.sin())
+    rotary = Rotary(angle.cos(), angle.sin(), torch.complex(angle.cos(), angle.sin()))
+    assert "ViewAsReal" in str(rotate(x, rotary).grad_fn.next_functions[0][0]), "the short way was not taken"
+    same(rotate(x, rotary), rotate(x, rotary._replace(turn=None)), x)
+    same(rotate(x[:, 2:5], rotary.part(2, 5)), rotate(x, rotary)[:, 2:5], x)
     ours = rotate(x, rotary)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the way compilers take
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # compilers take the real one
     same(ours, rotate(x, rotary), x)
 
 

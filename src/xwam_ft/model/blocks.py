@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xwam_ft.model.tokens import HELD, Span
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Complex, Float, Int
     from torch import Tensor
 
 Module: TypeAlias = Any
@@ -44,13 +44,15 @@ class SharedText(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of every token's rotation, float32."""
+    """Cosines and sines of every token's rotation, float32; `turn`: both as complex numbers, where a CPU uses them."""
 
     cos: Float[Tensor, "l half"]
     sin: Float[Tensor, "l half"]
+    turn: Complex[Tensor, "l half"] | None = None
 
     def part(self, start: int, stop: int) -> Rotary:
-        return Rotary(self.cos[start:stop], self.sin[start:stop])
+        turn = None if self.turn is None else self.turn[start:stop]
+        return Rotary(self.cos[start:stop], self.sin[start:stop], turn)
 
 
 def rotate(x: Float[Tensor, "b n heads d"], rotary: Rotary) -> Float[Tensor, "b n heads d"]:
@@ -59,10 +61,9 @@ def rotate(x: Float[Tensor, "b n heads d"], rotary: Rotary) -> Float[Tensor, "b 
     In real arithmetic, which compilers and GPUs fuse; on a CPU that runs operation by operation as one complex product,
     which is a fifth of the passes over memory, most of them in the backward pass.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        turn = torch.complex(rotary.cos, rotary.sin)[:, None]
+    if rotary.turn is not None and not torch.compiler.is_compiling():
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+        return torch.view_as_real(pairs * rotary.turn[:, None]).flatten(-2).to(x.dtype)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotary.cos[:, None], rotary.sin[:, None]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

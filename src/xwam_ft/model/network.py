@@ -317,7 +317,8 @@ class JointNetwork(nn.Module):
             # A table made in inference mode (a validation before the first step) could not be trained through.
             with torch.inference_mode(False):
                 cos, sin = rotary_tables(layout.positions(), self.transformer.config.attention_head_dim)
-                self._rotary_cache[key] = Rotary(cos.to(self.device), sin.to(self.device))
+                turn = torch.complex(cos, sin) if self.device.type == "cpu" else None
+                self._rotary_cache[key] = Rotary(cos.to(self.device), sin.to(self.device), turn)
         return self._rotary_cache[key]
 
     def call_blocks(self) -> None:
