@@ -45,6 +45,12 @@ def test_a_step_names_the_checkpoint_and_one_that_is_not_there_lists_those_that_
         export_run(run, tmp_path / "third", format="peft", step=3, console=QUIET)
 
 
+def test_a_checkpoint_s_folder_is_taken_for_its_run(run: Path, tmp_path: Path) -> None:
+    by_step = exported(run, tmp_path / "by_step", step=2)
+    by_folder = exported(run / "checkpoints" / "step-000002", tmp_path / "by_folder")
+    assert all((by_folder[name] == value).all() for name, value in by_step.items())  # pyright: ignore
+
+
 def test_an_edited_recipe_is_refused_in_every_format(run: Path, tmp_path: Path) -> None:
     path = run / "recipe.yaml"
     assert "alpha: 2.0" in path.read_text()
@@ -66,7 +72,10 @@ def test_an_adapter_alone_needs_no_shards(run: Path, tmp_path: Path, format: str
     place.rename(moved)
     try:
         assert export_run(run, tmp_path / "adapter", format=format, console=QUIET).is_dir()
-        with pytest.raises(UserError, match="the folder does not exist"):
+        with pytest.raises(
+            UserError,
+            match="there is no such folder.*where the shards were moved, give their new place",
+        ):
             export_run(run, tmp_path / "bundle", console=QUIET)
     finally:
         moved.rename(place)

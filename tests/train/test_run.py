@@ -216,6 +216,20 @@ def test_a_changed_recipe_is_refused(finished: Path, tmp_path: Path, console: Co
         training.resume(run, console)
 
 
+@pytest.mark.slow
+def test_shards_may_be_moved_and_are_known_by_their_content(finished: Path, tmp_path: Path, console: Console) -> None:
+    run = cut_back(finished, tmp_path / "cut", 3)
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    moved = Path(shutil.copytree(tree["data"]["shards"], tmp_path / "moved"))
+    training.resume(run, console, [f"data.shards={moved}"])
+    ends = [place / "checkpoints" / "step-000006" / "trainable.safetensors" for place in (run, finished)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    tree["data"]["shards"] = str(tmp_path / "gone")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"gone, and there is no such folder\. Fix: where the shards were moved"):
+        training.resume(run, console)
+
+
 def test_resuming_refuses_before_it_encodes(finished: Path, tmp_path: Path, console: Console) -> None:
     run = cut_back(finished, tmp_path / "cut", 3)
     tree = yaml.safe_load((run / "recipe.yaml").read_text())

@@ -149,13 +149,16 @@ def best_steps(run: Path, metrics: Path, weights: Mapping[str, float], count: in
 
 
 @contextmanager
-def disk_trouble(place: Path, kept: str | None = None, fix: str | None = None) -> Generator[None]:
+def disk_trouble(
+    place: Path, kept: str | None = None, fix: str | None = None, forbidden: str | None = None
+) -> Generator[None]:
     """Turn a full, read-only or forbidden disk into a `UserError`.
 
     Args:
         place: where was written; by default a run folder, whose last checkpoint is named.
         kept: what is not lost.
         fix: what to do.
+        forbidden: what to do where the place may only be read; default `fix`.
     """
     from safetensors import SafetensorError
 
@@ -169,11 +172,10 @@ def disk_trouble(place: Path, kept: str | None = None, fix: str | None = None) -
             raise
         folders = list_checkpoints(place)
         last = f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
-        raise UserError(
-            f"cannot be written ({os.strerror(number).lower()}); {kept or last}",
-            place,
-            fix or f"make room there, then go on with xwam-ft train --resume {place}",
-        ) from error
+        readable = number in (errno.EROFS, errno.EACCES)
+        room = f"make room there, then go on with xwam-ft train --resume {place}"
+        what = f"cannot be written ({os.strerror(number).lower()}); {kept or last}"
+        raise UserError(what, place, (forbidden if readable else None) or fix or room) from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -212,6 +214,12 @@ def checkpoint_of(run: Path, step: int) -> Checkpoint:
         kept = listed([_step(path) for path in list_checkpoints(run)])
         raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
     return read_checkpoint(folder)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint's folder in a run; None: it is another folder."""
+    is_one = folder.absolute().parent.name == CHECKPOINTS and _NAME.search(folder.name) and folder.is_dir()
+    return _step(folder) if is_one else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -99,7 +99,11 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
         if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
             require_sound(shard_set, console)
         with disk_trouble(
-            folder, f"what is encoded stays in {folder}", "make room there, then run the same command again"
+            folder,
+            f"what is encoded stays in {folder}",
+            "make room there, then run the same command again",
+            forbidden="set data.cache=none, which trains from pixels and writes nothing there, or copy the shards "
+            "to where you may write",
         ):
             _make(recipe, shard_set, identity, plan, device, console)
     with progress_bar(

@@ -24,7 +24,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides
-from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint
+from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, step_of
 
 if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
@@ -69,11 +69,14 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
     """Read a run folder; its recipe with `overrides`, which are not written to it.
 
     Args:
+        path: the run, or one of its checkpoint folders.
         step: of the checkpoint; default the newest.
 
     Raises:
         UserError: it is not one, that checkpoint is damaged or not there, or an override is not of `FREE` or `CUT`.
     """
+    if step is None and (named := step_of(path)) is not None:
+        path, step = path.absolute().parents[1], named
     if not (path / RECIPE_FILE).is_file():
         raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
     recipe = load_recipe(path / RECIPE_FILE)
@@ -105,6 +108,18 @@ def require_sealed(run: RunFolder) -> None:
             run.path / CONTRACT_FILE,
             "restore it from the shard set; a network means nothing under another contract",
         )
+
+
+def require_shards(run: RunFolder) -> None:
+    """Raise a `UserError` that says how to go on where the shards are not where the run's recipe says."""
+    for source in run.recipe.data.sources:
+        if not Path(source.path).is_dir():
+            raise UserError(
+                f"trains on {source.path}, and there is no such folder",
+                run.path,
+                f"where the shards were moved, give their new place: data.shards in {run.path / RECIPE_FILE}, or --set "
+                "data.shards=FOLDER to `xwam-ft train --resume`; they are known by their content",
+            )
 
 
 def require_free(path: Path) -> None:
@@ -164,7 +179,7 @@ def _require_equal(checkpoint: Checkpoint, what: str, now: object, then: object,
 
 def _changed(before: Recipe, after: Recipe, free: tuple[str, ...], path: Path) -> Recipe:
     """`after`, where it differs in free keys (patterns) alone."""
-    old, new = (_leaves(recipe.model_dump(mode="json")) for recipe in (before, after))
+    old, new = _placeless(before), _placeless(after)
     fixed = [
         f"{key}={new.get(key)} (was {old.get(key)})"
         for key in sorted(old.keys() | new.keys())
@@ -189,10 +204,16 @@ def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def record(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe the weights depend on, by dotted key; places and the keys of `FREE` and `CUT` are none of it."""
+    leaves = _placeless(recipe).items()
+    return {key: value for key, value in leaves if not any(fnmatchcase(key, free) for free in FREE + CUT)}
+
+
+def _placeless(recipe: Recipe) -> dict[str, Any]:
+    """A recipe by dotted key, without the places of shards and backbone: what lies there is known by its content."""
     leaves = _leaves(recipe.model_dump(mode="json"))
     leaves["data.shards"] = [source.weight for source in recipe.data.sources]
     leaves.pop("backbone.path")
-    return {key: value for key, value in leaves.items() if not any(fnmatchcase(key, free) for free in FREE + CUT)}
+    return leaves
 
 
 def _short(value: object) -> str:

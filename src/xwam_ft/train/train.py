@@ -40,6 +40,7 @@ from xwam_ft.train.folder import (
     open_run,
     require_free,
     require_same_data,
+    require_shards,
 )
 from xwam_ft.train.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.train.loggers import run_loggers
@@ -92,6 +93,7 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     console = console if first_rank() else Console(quiet=True)
     folder = open_run(run, overrides)
     console.print(f"{run}: at step {folder.first_step} of {folder.recipe.trainer.max_steps}", soft_wrap=True)
+    require_shards(folder)
     inputs, own = open_inputs(folder.recipe, console), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
     _finish(folder, inputs, inputs.clips(), own, console)
