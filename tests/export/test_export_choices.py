@@ -74,7 +74,7 @@ def test_an_adapter_alone_needs_no_shards(run: Path, tmp_path: Path, format: str
         assert export_run(run, tmp_path / "adapter", format=format, console=QUIET).is_dir()
         with pytest.raises(
             UserError,
-            match="there is no such folder.*where the shards were moved, give their new place",
+            match=r"there is no such folder.*where the shards were moved, give their new place",
         ):
             export_run(run, tmp_path / "bundle", console=QUIET)
     finally:
