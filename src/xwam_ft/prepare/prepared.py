@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -56,3 +57,6 @@ def say(report: PrepareReport, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(took)
+    if report.episodes:
+        place = quote(f"data.shards={report.out}")
+        console.print(f"next: xwam-ft plan wan22_5b_lora --set {place}", markup=False, soft_wrap=True)

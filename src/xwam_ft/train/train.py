@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -92,7 +93,8 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     """
     console = console if first_rank() else Console(quiet=True)
     folder = open_run(run, overrides)
-    console.print(f"{run}: at step {folder.first_step} of {folder.recipe.trainer.max_steps}", soft_wrap=True)
+    done = f"{run}: at step {folder.first_step} of {folder.recipe.trainer.max_steps}"
+    console.print(done, soft_wrap=True, markup=False)
     require_shards(folder)
     inputs, own = open_inputs(folder.recipe, console), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
@@ -110,8 +112,9 @@ def _finish(folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, co
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(folder.recipe) from error
-    console.print(f"run: {folder.path}", soft_wrap=True)
-    console.print(f"next: xwam-ft export {folder.path} {folder.path}-bundle", soft_wrap=True)
+    console.print(f"run: {folder.path}", soft_wrap=True, markup=False)
+    names = quote(str(folder.path)), quote(f"{folder.path}-bundle")
+    console.print(f"next: xwam-ft export {' '.join(names)}", soft_wrap=True, markup=False)
 
 
 def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode, console: Console) -> None:
@@ -159,7 +162,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     look.report()
     if signals.stopped:
         console.print(f"stopped after step {module.step}, which is saved")
-        console.print(f"go on with: xwam-ft train --resume {folder.path}", soft_wrap=True)
+        console.print(f"go on with: xwam-ft train --resume {quote(str(folder.path))}", soft_wrap=True, markup=False)
         raise KeyboardInterrupt if signals.received == signal.SIGINT else SystemExit(128 + signals.received)
     _write_adapters(module.network, folder)
     _print_time(clock, console)
