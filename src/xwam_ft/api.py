@@ -57,8 +57,8 @@ def prepare(
     urdf_dirs: Sequence[str | Path] = (),
     depth_check: bool = False,
     ray: str | None = None,
-    overrides: Sequence[str] | Mapping[str, object] = (),
     progress: bool | Console = False,
+    **overrides: object,
 ) -> PreparedSet:
     """Turn recordings into a shard set at `out`; called again after a stop it goes on.
 
@@ -72,8 +72,8 @@ def prepare(
         urdf_dirs: where to look for URDF files.
         depth_check: compare that depth with recorded depth.
         ray: address of a Ray cluster to work on instead.
-        overrides: values of the embodiment, as `{"timing.clip_frames": 5}`.
         progress: print what is done.
+        overrides: values of the embodiment, as `**{"timing.clip_frames": 5}`.
 
     Raises:
         UserError: anything wrong with recordings or embodiment; no episode left; `out` holds something else.

@@ -99,8 +99,8 @@ def prepare(
         urdf_dirs=urdf_dir or [],
         depth_check=depth_check,
         ray=ray,
-        overrides=overrides or [],
         progress=_console(),
+        **_values(overrides, embodiment=True),
     )
 
 
@@ -292,16 +292,19 @@ def _require_unused(ctx: typer.Context, names: tuple[str, ...], fix: str = EVALU
             raise UserError("changes nothing here", option, fix)
 
 
-def _values(overrides: list[str] | None) -> dict[str, Any]:
-    """{"a.b": c} of --set a.b=c."""
+def _values(overrides: list[str] | None, *, embodiment: bool = False) -> dict[str, Any]:
+    """{"a.b": c} of --set a.b=c, for a recipe or an embodiment."""
+    from xwam_ft.prepare.embodiment import Embodiment
     from xwam_ft.recipe import Recipe
     from xwam_ft.strict_yaml import parse_override
 
+    what, fields = ("an embodiment", Embodiment.model_fields) if embodiment else ("a recipe", Recipe.model_fields)
     values = dict(map(parse_override, overrides or []))
     for name in values:
-        if name.partition(".")[0] not in Recipe.model_fields:  # an argument of the function would take it for its own
-            hint = did_you_mean(name, Recipe.model_fields)
-            raise UserError(f"unknown section {name!r}{hint}", "--set", f"a recipe has {listed(Recipe.model_fields)}")
+        # An argument of the function would take it for its own.
+        if name.partition(".")[0] not in fields or name == "depth":
+            hint = did_you_mean(name, fields)
+            raise UserError(f"unknown key {name!r}{hint}", "--set", f"{what} has {listed(fields)}; write a.b=c")
     return values
 
 

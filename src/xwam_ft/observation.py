@@ -231,11 +231,14 @@ def _picture(name: str, value: Any) -> np.ndarray:
 
 def _state(slot: Slot, value: Any) -> np.ndarray:
     where = f"{WHERE}.state.{slot.name}"
-    expected = f"give {len(slot.columns)} numbers: {listed(slot.columns, 40)}"
+    count = len(slot.columns)
+    expected = f"give {count} number{'s' if count > 1 else ''}: {listed(slot.columns, 40)}"
     try:
         numbers = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise UserError(f"is not numbers ({value!r:.60})", where, expected) from None
+    if numbers.shape == () and len(slot.columns) == 1:
+        numbers = numbers[None]
     if numbers.shape != (len(slot.columns),):
         raise UserError(f"has shape {list(numbers.shape)}", where, expected)
     if not np.all(np.isfinite(numbers)):

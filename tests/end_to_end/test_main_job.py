@@ -146,7 +146,8 @@ def test_real_recordings_to_actions(kind: str, tmp_path: Path) -> None:
     shards, run, bundle = tmp_path / "shards", tmp_path / "run", tmp_path / "bundle"
     embodiment = bundled(f"recipes/embodiments/unitree_g1_inspire_{kind}.yaml")
     raw, urdfs = Path(DATA) / "lerobot_v30_g1", Path(DATA) / "urdf"
-    xwam_ft("prepare", raw, shards, "--embodiment", embodiment, "--depth", "none", "--urdf-dir", urdfs)
+    short = ("--set", "timing.clip_frames=5")  # what the small backbone knows
+    xwam_ft("prepare", raw, shards, "--embodiment", embodiment, "--depth", "none", "--urdf-dir", urdfs, *short)
     xwam_ft(*train_arguments(shards, run, 64), "--set", "model.depth.branch=none", *UNSEEN)
     xwam_ft("export", run, bundle)
 

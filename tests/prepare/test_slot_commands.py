@@ -204,7 +204,10 @@ def test_a_pose_that_is_none_rejects_the_episode(tmp_path: Path) -> None:
             {**ARM, "calibration": "arm.json"},
             "`calibration` is for units of ticks, range_m100_100, range_0_100, not rad",
         ),
-        ({**ARM, "units": "ticks", "calibration": "no.json"}, "no.json: the file is missing"),
+        (
+            {**ARM, "units": "ticks", "calibration": "no.json"},
+            "no.json: LeRobot's calibration of this arm is not there",
+        ),
         ({**ARM, "motors": ["a", "b"]}, "`motors` is given without `calibration`"),
         ({**ARM, "signs": [1]}, "has 2 columns and 1 signs"),
         ({**RECORDED_POSE, "zeros": [0.0]}, "zeros: only for joints, grippers and vectors"),

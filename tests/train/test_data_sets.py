@@ -291,5 +291,7 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
         .model_copy(update={"data": spec(*pair).model_copy(update={"shards": sources})})
         .to_yaml()
     )
-    with pytest.raises(UserError, match=r"was trained with recipe\.yaml"):
+    with pytest.raises(
+        UserError, match=r"was trained with data\.shards\.weight \[3\.0, 1\.0\], and .*says \[None, None\]"
+    ):
         training.resume(run, QUIET)

@@ -53,7 +53,7 @@ def frame_rate(embodiment: Embodiment, info: SourceInfo, where: Path) -> float:
             raise UserError(
                 f"does not store its frames per second ({info.format}{told})",
                 info.path,
-                f"write `fps: {measured}` in {where}",
+                f"write `fps: {measured}` in {where}, or give --set fps={measured}",
             )
         return embodiment.fps
     if embodiment.fps is not None and embodiment.fps != info.fps:

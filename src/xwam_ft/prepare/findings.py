@@ -63,6 +63,8 @@ CHECKS = {
     "delta-commands": "the recorded actions are changes, not targets; say so, or write `command: next_state`",
     "next-state-commands": "nothing needs to be done; the force with which the robot pushes is not in such commands",
     "copied-commands": "commands that repeat the present state say nothing about what comes; use `command: next_state`",
+    "unfollowed-command": "look for a column that was not recorded, is exchanged with another or inverted; mend it, or "
+    "leave these episodes out",
     "unrelated-commands": "look at the order and units of `command_columns`",
     "near-constant": "leave the slot out where it is not part of the task, so that its noise is not learned",
     "heavy-tails": "look for outliers; where they are real, more training episodes should hold them",

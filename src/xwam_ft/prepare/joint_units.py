@@ -82,6 +82,13 @@ def read_calibration(path: Path) -> dict[str, Motor]:
     Raises:
         UserError: absent, not JSON, or not such a file; names the motor and the value.
     """
+    if not path.exists():
+        raise UserError(
+            "LeRobot's calibration of this arm is not there",
+            path,
+            "copy it there (LeRobot keeps it under ~/.cache/huggingface/lerobot/calibration), or give its place: --set "
+            "slots.SLOT.calibration=FILE",
+        )
     tree: Any = read_json(path)
     remedy = "give the file LeRobot's `calibrate` wrote for this arm"
     if not isinstance(tree, dict) or not tree or not all(isinstance(value, dict) for value in tree.values()):

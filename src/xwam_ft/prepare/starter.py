@@ -161,10 +161,13 @@ def _grip(group: Group) -> list[str]:
     if group.ends is None:
         return []
     low, high = (_meant(end, group.ends) for end in group.ends)
+    percent = group.units.unit == "1" and "percentage" in group.units.why
+    low, high = (0.0, 100.0) if percent else (low, high)
     scale = 1e-3 if group.units.unit == "mm" else 1.0
     opens = not re.search(r"clos", group.columns[0].lower())
     open_, closed = (high, low) if opens else (low, high)
     why = "likely: the ends recorded; that the larger number is open is usual" if opens else "by the column's name"
+    why = "likely: of a percentage; that the larger number is open is usual" if percent and opens else why
     lines = [f"    gripper_open: {open_ * scale:g}  # {why}", f"    gripper_closed: {closed * scale:g}"]
     if group.command_ends is None:
         return lines

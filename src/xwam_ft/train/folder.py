@@ -211,7 +211,8 @@ def record(recipe: Recipe) -> dict[str, Any]:
 def _placeless(recipe: Recipe) -> dict[str, Any]:
     """A recipe by dotted key, without the places of shards and backbone: what lies there is known by its content."""
     leaves = _leaves(recipe.model_dump(mode="json"))
-    leaves["data.shards"] = [source.weight for source in recipe.data.sources]
+    leaves.pop("data.shards")
+    leaves["data.shards.weight"] = [source.weight for source in recipe.data.sources]
     leaves.pop("backbone.path")
     return leaves
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xwam_ft.prepare.checks.followed import correlation
 from xwam_ft.prepare.findings import Finding, Severity
 
 if TYPE_CHECKING:
@@ -111,14 +112,9 @@ def _against(state: np.ndarray, command: np.ndarray, usual: np.ndarray) -> bool:
         moving = np.abs(steps) > 0.01 * np.ptp(s)
         told = np.sign(c[:-1] - (c.max() + c.min()) / 2)
         agreement = float((steps * told)[moving].sum() / max(np.abs(steps[moving]).sum(), 1e-12))
-        together = [_correlation(c[: len(c) - lead], s[lead:]) for lead in range(LEADS + 1)]
+        together = [correlation(c[: len(c) - lead], s[lead:]) for lead in range(LEADS + 1)]
         votes.append(agreement < AGAINST and min(together) < AGAINST and min(together) + max(together) < 0)
     return len(votes) > 0 and sum(votes) * 2 > len(votes)
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    return float((one * other).sum() / max(np.sqrt((one**2).sum() * (other**2).sum()), 1e-12))
 
 
 def _stated_sense(slot: Slot, opening: float, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:

@@ -36,7 +36,11 @@ def check_time(timestamps: Float[ndarray, " f"] | None, fps: float) -> list[Find
     usual = float(np.median(steps))
     if abs(usual - 1) > OFF and len(steps) >= 5:
         text = f"a frame lasts {1000 * usual / fps:.3g} ms, and {fps:g} fps are declared ({1000 / fps:.3g} ms)"
-        found.append(Finding("wrong-rate", "warning", text))
+        fix = ""
+        if abs(usual / 1000 - 1) < OFF:
+            text += ": the timestamps look like milliseconds"
+            fix = "divide the timestamps by 1000"
+        found.append(Finding("wrong-rate", "warning", text, fix=fix))
     usual = max(usual, 1e-9)
     gaps = steps / usual > DROPPED
     if np.any(gaps):

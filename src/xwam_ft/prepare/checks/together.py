@@ -20,6 +20,7 @@ from xwam_ft.prepare.checks.across import (
 from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.depth import check_drift
+from xwam_ft.prepare.checks.followed import check_followed
 from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
@@ -62,9 +63,10 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
         for finding in findings:
             add(number, finding)
     motions = {n: motion for n, motion in motions.items() if results[n].reason is None} or motions
-    for number, findings in check_grippers(slots, motions).items():
-        for finding in findings:
-            add(number, finding)
+    for check in (check_grippers, check_followed):
+        for number, findings in check(slots, motions).items():
+            for finding in findings:
+                add(number, finding)
     for finding in check_commands(slots, list(motions.values())):
         for job in sound:
             add(job.number, finding)
