@@ -109,9 +109,10 @@ TIME = np.arange(200) / 10
         (TIME + (np.arange(200) > 4) * 0.5, "dropped-frames", "5 frames are missing in 1 gaps; 0.60 s pass"),
         (np.delete(np.arange(240) / 10, [30, 31, 90]), "dropped-frames", "3 frames are missing in 2 gaps"),
         (TIME * 1.5, "wrong-rate", "a frame lasts 150 ms, and 10 fps are declared (100 ms)"),
+        (TIME * 1000, "wrong-rate", "the timestamps look like milliseconds"),
         (TIME + np.random.default_rng(0).uniform(-0.03, 0.03, 200), "jittered-time", "frames come unevenly"),
     ],
-    ids=["none", "equal", "nan", "backwards", "gap", "dropped", "rate", "jitter"],
+    ids=["none", "equal", "nan", "backwards", "gap", "dropped", "rate", "milliseconds", "jitter"],
 )
 def test_oddities_of_time(times: Any, check: str, text: str) -> None:
     (found,) = check_time(times, 10)
