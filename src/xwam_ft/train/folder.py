@@ -87,6 +87,26 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
     return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint)
 
 
+def run_at(text: str | Path) -> tuple[Path, int | None]:
+    """The run and the step that a place names: `RUN` (the newest checkpoint, None), `RUN@1500`, or `RUN/checkpoints/
+    step-001500`. A folder that is there under the whole name is taken as it is, `@` or not.
+
+    Raises:
+        UserError: what stands behind the `@` is no step of a run that is there.
+    """
+    place = Path(text)
+    if place.exists() or "@" not in place.name:
+        named = step_of(place)
+        return (place, None) if named is None else (place.absolute().parents[1], named)
+    name, _, step = place.name.rpartition("@")
+    run = place.with_name(name) if name else place
+    if not (run / RECIPE_FILE).is_file():
+        raise UserError(f"names a step of {run}, which is not a run folder", place, "give RUN, or RUN@STEP")
+    if not (step.isascii() and step.isdigit()):
+        raise UserError(f"names the step {step!r}, which is no number", place, f"give {run}, or {run}@STEP")
+    return run, int(step)
+
+
 def require_sealed(run: RunFolder) -> None:
     """Raise a `UserError` unless recipe and contract are those that the checkpoint was trained under.
 
