@@ -1,6 +1,7 @@
 """Shards and a recipe -> a run folder. Validation is `evaluate` on a `Policy` around the live network.
 
 train.py       `xwam-ft train`, on one page: module, data module, callbacks and loggers, given to Lightning's Trainer
+warm_start.py  a run that starts from another: origin.py what from, carry.py its weights, inherit.py its quantiles
 inputs.py      what a recipe reads, opened and checked: the one preflight
 plan.py        what a run will hold, fill and take; plan_report.py for people, with `--probe` and `--fit`
 memory.py      activations, counted; what to say when memory runs out

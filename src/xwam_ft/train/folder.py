@@ -5,6 +5,7 @@ contract.json   the shard set's, byte for byte; of several sets the one they sha
 plan.json       what was known of the run beforehand (see plan.py)
 extensions.json where it was given another number of steps than it began with (longer.py)
 checkpoints/    see checkpoint.py
+init/           what a run started as that started from another (warm_start.py)
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
 tensorboard/    events; metrics.jsonl holds the same numbers, metrics.csv too where `logging.to` says csv
@@ -69,6 +70,11 @@ class RunFolder:
     checkpoint: Checkpoint | None
     extensions: tuple[Extension, ...] = ()
     extends: bool = False
+
+    @property
+    def decided(self) -> Contract | None:
+        """The contract that its shards are read under, where they do not say all of it themselves (inherit.py)."""
+        return None if self.recipe.init_from is None else self.contract
 
     @property
     def first_step(self) -> int:
@@ -278,8 +284,9 @@ def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def record(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe the weights depend on, by dotted key; places and the keys of `FREE` and `CUT` are none of it."""
-    leaves = _placeless(recipe).items()
-    return {key: value for key, value in leaves if not any(fnmatchcase(key, free) for free in FREE + CUT)}
+    leaves = _placeless(recipe)
+    leaves.pop("init_from")  # what was started from lies in the run
+    return {key: value for key, value in leaves.items() if not any(fnmatchcase(key, free) for free in FREE + CUT)}
 
 
 def _placeless(recipe: Recipe) -> dict[str, Any]:
@@ -302,4 +309,8 @@ def _absolute(recipe: Recipe) -> Recipe:
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
     places = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
     data = data.model_copy(update={"shards": places[0].path if isinstance(data.shards, str) else places})
-    return recipe.model_copy(update={"backbone": backbone, "data": data})
+    origin = recipe.init_from
+    if origin is not None:
+        path, step = run_at(origin)
+        origin = f"{path.resolve()}{'' if step is None else f'@{step}'}"
+    return recipe.model_copy(update={"backbone": backbone, "data": data, "init_from": origin})

@@ -101,12 +101,16 @@ class Inputs:
         return LatentCache.open(folder, verify=False)  # the first rank does
 
 
-def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: bool = True) -> Inputs:
+def open_inputs(
+    recipe: Recipe, console: Console | None = None, *, computes: bool = True, contract: Contract | None = None
+) -> Inputs:
     """Open what a recipe reads and refuse what cannot work; loads no weight.
 
     Args:
         computes: False where nothing of the recipe is computed here (a plan): then neither the device nor optional
             packages that it names need be here.
+        contract: of the run that goes on, where its shards do not say all of it; default theirs, with the quantiles of
+            what `init_from` names as far as they fit.
 
     Raises:
         UserError: weights that were not imported, a package or device that is not here, shard sets that are unfinished,
@@ -114,6 +118,8 @@ def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: boo
     """
     from rich.console import Console
 
+    shown = console or Console(quiet=True)
+    recipe = _on_its_own_backbone(recipe, shown)
     _refuse_released_weights(recipe)
     if computes:
         _require_extras(recipe)
@@ -121,13 +127,43 @@ def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: boo
         import torch
 
         torch.set_num_threads(recipe.trainer.threads)
-    shown = console or Console(quiet=True)
-    inputs = Inputs(recipe, open_sets(recipe.data, shown if console else None), shown)
+    sets = open_sets(recipe.data, shown if console else None, contract)
+    if recipe.init_from is not None and contract is None:
+        sets = sets.under(_started(recipe, sets.contract, computes=computes))
+    inputs = Inputs(recipe, sets, shown)
     if computes:
         _ = inputs.device
     _require_prefix_fits(recipe, inputs.contract)
     episode_weights(recipe.data, inputs.sets)
     return inputs
+
+
+def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
+    """A bundle in a backbone's place can mean one thing: to start from what it learned."""
+    from xwam_ft.model.checkpoints.source import bundle_backbone
+
+    place = recipe.backbone.path
+    if (backbone := bundle_backbone(Path(place))) is None or recipe.init_from is not None:
+        return recipe  # where both are named, the backbone is refused
+    console.print(
+        f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone {backbone}, as "
+        f"with --init {place}",
+        soft_wrap=True,
+        markup=False,
+    )
+    spec = recipe.backbone.model_copy(update={"path": backbone})
+    return recipe.model_copy(update={"backbone": spec, "init_from": place})
+
+
+def _started(recipe: Recipe, contract: Contract, *, computes: bool) -> Contract:
+    """The contract of recordings for a network that starts from another, which must be of the same backbone."""
+    from xwam_ft.train.origin import open_origin, require_backbone
+    from xwam_ft.train.warm_start import started_contract
+
+    assert recipe.init_from is not None
+    if computes:
+        require_backbone(open_origin(recipe.init_from), recipe.backbone)
+    return started_contract(recipe, contract)
 
 
 def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache:

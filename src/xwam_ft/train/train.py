@@ -74,6 +74,7 @@ def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
         return resume_run(run, console)
     require_free(run)
     inputs, own = open_inputs(recipe, console), own_code(recipe)
+    recipe = inputs.recipe
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
     clips = inputs.clips()
@@ -100,7 +101,7 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     said = f"{run}: {done} of {steps} steps are done" if finished else f"{run}: at step {done} of {steps}"
     console.print(said, soft_wrap=True, markup=False)
     require_shards(folder)
-    inputs, own = open_inputs(folder.recipe, console), own_code(folder.recipe)
+    inputs, own = open_inputs(folder.recipe, console, contract=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
     clips = inputs.clips()
     if folder.extends:
@@ -138,7 +139,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     average = None if recipe.optim.ema_decay is None else Averaging(recipe.optim.ema_decay)
     look = Look(folder, shard_set, clips, average, clock, console)
     kept: list[str] = []
-    module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept)
+    module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept, console=console)
     for sentence in kept if folder.first_step == 0 else ():
         console.print(f"imported weights: {sentence}", soft_wrap=True)
     data = ClipDataModule(clips, recipe, folder.contract.sha256)
