@@ -9,8 +9,8 @@ import pytest
 
 from xwam_ft.contract import Contract
 from xwam_ft.conventions import normalise_action, normalise_proprio
+from xwam_ft.encode.inherit import REACH, inherit, sentences
 from xwam_ft.limits import Recorded
-from xwam_ft.train.inherit import REACH, inherit, sentences
 
 AROUND = (0.0, 1.0, 0.0, 0.0)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from xwam_ft.contract import Contract, Slot
+from xwam_ft.encode.clip_source import ClipSource
 from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.model.backbone import load_backbone
@@ -22,7 +23,6 @@ from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe, overridden
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.carry import Carried, carry
-from xwam_ft.train.clip_source import ClipSource
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.origin import open_origin
 

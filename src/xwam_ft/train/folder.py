@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, write_text_atomic
+from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
-from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints, step_of
+from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints
 from xwam_ft.train.longer import (
     Extension,
     extension,
@@ -41,10 +42,9 @@ from xwam_ft.train.longer import (
 )
 
 if TYPE_CHECKING:
+    from xwam_ft.encode.cache import CacheIdentity
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import CacheIdentity
 
-RECIPE_FILE = "recipe.yaml"
 CONTRACT_FILE = "contract.json"
 PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
@@ -142,26 +142,6 @@ def keep_length(run: RunFolder) -> RunFolder:
         for name in (ADAPTER, DEPTH_ADAPTER):
             shutil.rmtree(run.path / name, ignore_errors=True)
     return replace(run, extends=False)
-
-
-def run_at(text: str | Path) -> tuple[Path, int | None]:
-    """The run and the step that a place names: `RUN` (the newest checkpoint, None), `RUN@1500`, or `RUN/checkpoints/
-    step-001500`. A folder that is there under the whole name is taken as it is, `@` or not.
-
-    Raises:
-        UserError: what stands behind the `@` is no step of a run that is there.
-    """
-    place = Path(text)
-    if place.exists() or "@" not in place.name:
-        named = step_of(place)
-        return (place, None) if named is None else (place.absolute().parents[1], named)
-    name, _, step = place.name.rpartition("@")
-    run = place.with_name(name) if name else place
-    if not (run / RECIPE_FILE).is_file():
-        raise UserError(f"names a step of {run}, which is not a run folder", place, "give RUN, or RUN@STEP")
-    if not (step.isascii() and step.isdigit()):
-        raise UserError(f"names the step {step!r}, which is no number", place, f"give {run}, or {run}@STEP")
-    return run, int(step)
 
 
 def require_sealed(run: RunFolder) -> None:

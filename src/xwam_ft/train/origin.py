@@ -18,16 +18,17 @@ from xwam_ft.files import sha256
 from xwam_ft.model.adapters import prepare_for_training, stable_name
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import part_fingerprints
-from xwam_ft.model.checkpoints.source import open_checkpoint
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.places import RECIPE_FILE, run_at
 from xwam_ft.policy.bundle import MANIFEST, verify_bundle
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
-from xwam_ft.train.folder import RECIPE_FILE, open_run, require_sealed, run_at
+from xwam_ft.train.folder import open_run, require_sealed
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
-    from xwam_ft.model.checkpoints.source import Stored
+    from xwam_ft.model.tensor_files.source import Stored
     from xwam_ft.recipe import BackboneSpec
 
 
@@ -57,11 +58,6 @@ class Origin:
     whole: bool
     lora: LoraSpec | None
     sha256: str
-
-
-def origin_contract(place: str) -> Contract:
-    """The contract of a run or bundle, no weight looked at."""
-    return load_contract(_located(place)[0] / "contract.json")
 
 
 def open_origin(place: str) -> Origin:

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.encode.inherit import SlotRange, inherit, sentences
 from xwam_ft.errors import listed
-from xwam_ft.files import atomic_folder, write_json_atomic
+from xwam_ft.files import atomic_folder, disk_errors, write_json_atomic
 from xwam_ft.model.adapters import load_trainable, trainable_state
 from xwam_ft.train.carry import Carried, carry, table_rows
-from xwam_ft.train.checkpoint import disk_trouble
-from xwam_ft.train.inherit import SlotRange, inherit, sentences
-from xwam_ft.train.origin import Origin, open_origin, origin_contract
+from xwam_ft.train.origin import Origin, open_origin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +68,7 @@ def begin(network: JointNetwork, recipe: Recipe, contract: Contract, run: Path |
     """Set the trained tensors of a fresh network to those its recipe starts from, and keep them in the run.
 
     Args:
-        contract: of the recordings, as it was decided (`started_contract`).
+        contract: of the recordings, as it was decided (inherit.py).
         run: the run folder; None: nothing is written.
 
     Raises:
@@ -77,7 +76,7 @@ def begin(network: JointNetwork, recipe: Recipe, contract: Contract, run: Path |
     """
     from safetensors.torch import load_file, save_file
 
-    from xwam_ft.train.inputs import first_rank, wait_for
+    from xwam_ft.encode.inputs import first_rank, wait_for
 
     assert recipe.init_from is not None
     kept = None if run is None else run / START_FILE
@@ -91,20 +90,14 @@ def begin(network: JointNetwork, recipe: Recipe, contract: Contract, run: Path |
     report.print(console)
     if run is not None:
         state = {name: tensor.cpu().contiguous().clone() for name, tensor in trainable_state(network).items()}
-        with disk_trouble(run), atomic_folder(run / START) as folder:
+        with disk_errors(run), atomic_folder(run / START) as folder:
             save_file(state, folder / Path(START_FILE).name)
             write_json_atomic(folder / "report.json", report.to_dict())
 
 
-def started_contract(recipe: Recipe, contract: Contract) -> Contract:
-    """The contract of recordings, with the quantiles that the network a recipe starts from knows, where they fit."""
-    assert recipe.init_from is not None
-    return inherit(contract, origin_contract(recipe.init_from), recipe.init_quantiles)[0]
-
-
 def start_report(recipe: Recipe, contract: Contract, origin: Origin, carried: Carried) -> StartReport:
     """`contract`: as decided; what its ranges would be without the origin is gone, and is read off the recordings."""
-    from xwam_ft.train.data_sets import open_sets
+    from xwam_ft.encode.data_sets import open_sets
 
     _, ranges, signs = inherit(open_sets(recipe.data).contract, origin.contract, recipe.init_quantiles)
     notes = [*carried.sentences, *sentences(ranges, recipe.init_quantiles), *signs]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xwam_ft.errors import UserError
-from xwam_ft.train.folder import run_at
+from xwam_ft.places import run_at
 
 
 @pytest.fixture

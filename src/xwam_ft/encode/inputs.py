@@ -12,19 +12,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.errors import UserError
-from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.contract import load_contract
+from xwam_ft.encode.cache import INDEX_FILE, LatentCache
+from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.encode.inherit import inherit
+from xwam_ft.errors import UserError, require_installed
+from xwam_ft.places import run_at
+from xwam_ft.shards import CONTRACT_FILE
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
     from xwam_ft.contract import Contract
+    from xwam_ft.encode.cache import CacheIdentity
+    from xwam_ft.encode.clip_source import ClipPool
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import CacheIdentity
-    from xwam_ft.train.clip_source import ClipPool
 
 RELEASED = "sharinka0715/X-WAM"
 WAIT_SECONDS = 24 * 3600
@@ -64,8 +68,8 @@ class Inputs:
     @cached_property
     def identity(self) -> CacheIdentity:
         """What the numbers that are trained on depend on."""
-        from xwam_ft.train.clip_source import joint_identity
-        from xwam_ft.train.encode import identify
+        from xwam_ft.encode.clip_source import joint_identity
+        from xwam_ft.encode.encode import identify
 
         return joint_identity([identify(self.recipe, one) for one in self.sets.sets])
 
@@ -78,12 +82,12 @@ class Inputs:
         Raises:
             UserError: as `encode`; weights that leave nothing to show.
         """
-        from xwam_ft.train.clip_source import ClipPool
+        from xwam_ft.encode.clip_source import ClipPool
 
         recipe, sets = self.recipe, self.sets
         if recipe.data.cache != "none":
             return ClipPool([self.cache(one) for one in sets.sets], sets, recipe.data)
-        from xwam_ft.train.pixels import open_pixels
+        from xwam_ft.encode.pixels import open_pixels
 
         if check and recipe.data.on_corrupt == "stop":  # otherwise each was looked at when the set was opened
             for one in sets.sets:
@@ -92,7 +96,7 @@ class Inputs:
 
     def cache(self, shard_set: ShardSet) -> LatentCache:
         """The latent cache of one of the sets."""
-        from xwam_ft.train.encode import encode, identify
+        from xwam_ft.encode.encode import encode, identify
 
         if first_rank():
             return encode(self.recipe, shard_set, self.device, self.console)
@@ -129,7 +133,7 @@ def open_inputs(
         torch.set_num_threads(recipe.trainer.threads)
     sets = open_sets(recipe.data, shown if console else None, contract)
     if recipe.init_from is not None and contract is None:
-        sets = sets.under(_started(recipe, sets.contract, computes=computes))
+        sets = sets.under(_started(recipe, sets.contract))
     inputs = Inputs(recipe, sets, shown)
     if computes:
         _ = inputs.device
@@ -140,7 +144,7 @@ def open_inputs(
 
 def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
     """A bundle in a backbone's place can mean one thing: to start from what it learned."""
-    from xwam_ft.model.checkpoints.source import bundle_backbone
+    from xwam_ft.model.tensor_files.source import bundle_backbone
 
     place = recipe.backbone.path
     if (backbone := bundle_backbone(Path(place))) is None or recipe.init_from is not None:
@@ -155,15 +159,14 @@ def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
     return recipe.model_copy(update={"backbone": spec, "init_from": place})
 
 
-def _started(recipe: Recipe, contract: Contract, *, computes: bool) -> Contract:
-    """The contract of recordings for a network that starts from another, which must be of the same backbone."""
-    from xwam_ft.train.origin import open_origin, require_backbone
-    from xwam_ft.train.warm_start import started_contract
-
+def _started(recipe: Recipe, contract: Contract) -> Contract:
+    """The contract of recordings for a network that starts from another: the quantiles it knows, where they fit."""
     assert recipe.init_from is not None
-    if computes:
-        require_backbone(open_origin(recipe.init_from), recipe.backbone)
-    return started_contract(recipe, contract)
+    folder = run_at(recipe.init_from)[0]
+    if not (folder / CONTRACT_FILE).is_file():
+        fix = "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made"
+        raise UserError("is neither a run nor a bundle" if folder.is_dir() else "is not there", recipe.init_from, fix)
+    return inherit(contract, load_contract(folder / CONTRACT_FILE), recipe.init_quantiles)[0]
 
 
 def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache:
@@ -226,9 +229,7 @@ def _require_extras(recipe: Recipe) -> None:
         if wanted:
             require_bitsandbytes(key)
     if "wandb" in recipe.logging.to:
-        from xwam_ft.train.loggers import require_wandb
-
-        require_wandb("logging.to")
+        require_installed("wandb", "wandb", "logging.to")
 
 
 def _require_prefix_fits(recipe: Recipe, contract: Contract) -> None:
