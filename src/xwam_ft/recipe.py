@@ -85,6 +85,7 @@ class DataSpec(Section):
     episode_weights: list[EpisodeWeight] = Field(default=[])
     on_corrupt: Literal["stop", "skip"] = "stop"
     cache: Literal["auto", "require", "none"] = "auto"
+    cache_dir: str | None = None  # where latent caches lie; None: each in its shard set
     clip_stride: PositiveInt = 4  # source frames between the starts of clips
     encode_batch: PositiveInt = 4  # clips a VAE call
     augment: AugmentSpec = AugmentSpec()
