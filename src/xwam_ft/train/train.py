@@ -156,13 +156,14 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     """Train to the last step; returns at once where that is done already, was looked at and has its adapter folder."""
     recipe, clock = folder.recipe, Clock()
     average = None if recipe.optim.ema_decay is None else Averaging(recipe.optim.ema_decay)
-    look = Look(folder, shard_set, clips, average, clock, console)
+    signals = Signals(console)
+    look = Look(folder, shard_set, clips, average, clock, signals, console)
     kept: list[str] = []
     module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept, console=console)
     for sentence in kept if folder.first_step == 0 else ():
         console.print(f"imported weights: {sentence}", soft_wrap=True)
     data = ClipDataModule(clips, recipe, folder.contract.sha256)
-    signals, checkpoints = Signals(), ExactCheckpoints(folder, shard_set, clips, average, clock, console)
+    checkpoints = ExactCheckpoints(folder, shard_set, clips, average, clock, console)
     callbacks: list[Callback] = [
         *([average] if average is not None else []),
         AdaptersMove(),
@@ -190,6 +191,10 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     try:
         with _quiet(), _deterministic(trainer), signals_restored(), run_disk_errors(folder.path):
             trainer.fit(module, datamodule=data)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into an exit with 1
+            raise KeyboardInterrupt from None
+        raise
     except UserError:
         with suppress(OSError):
             look.report()  # how it came to that
