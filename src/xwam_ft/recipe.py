@@ -224,11 +224,20 @@ class ValidationSpec(Section):
     budget: Fraction | None = 0.1  # None: no bound
 
 
+class WandbSpec(Section):
+    """Where a run is shown on W&B; what is not said is taken from WANDB_PROJECT, WANDB_ENTITY and WANDB_NAME."""
+
+    project: str | None = None  # None, and no variable: xwam-ft
+    entity: str | None = None  # None, and no variable: the login's own
+    name: str | None = None  # None, and no variable: the run folder's
+
+
 class LoggingSpec(Section):
     """Where metrics go, beside `metrics.jsonl`; `wandb` wants the [wandb] extra, and a login or WANDB_MODE=offline."""
 
     every_steps: PositiveInt = 10
     to: list[Literal["tensorboard", "csv", "wandb"]] = Field(default=["tensorboard"])
+    wandb: WandbSpec = WandbSpec()
 
 
 class Recipe(Section):

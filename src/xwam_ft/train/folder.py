@@ -3,6 +3,7 @@
 recipe.yaml     the recipe with every default and override, paths absolute
 contract.json   the shard set's, byte for byte; of several sets the one they share (data_sets.py)
 plan.json       what was known of the run beforehand (see plan.py)
+wandb.json      the id of its W&B run, where there is one (loggers.py)
 extensions.json where it was given another number of steps than it began with (longer.py)
 checkpoints/    see checkpoint.py
 init/           what a run started as that started from another (warm_start.py)
@@ -208,7 +209,7 @@ def require_free(path: Path) -> None:
         raise UserError(
             "the run folder exists already",
             path,
-            f"go on with it by `xwam-ft train --resume {path}`, or name another by --run",
+            f"go on with it by `xwam-ft train --resume {quote(str(path))}`, or name another by --run",
         )
     above = next(place for place in path.absolute().parents if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
