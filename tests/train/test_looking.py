@@ -44,6 +44,7 @@ def test_a_look_that_there_is_no_time_for_is_left_out_and_said_but_never_the_las
     monkeypatch.setattr(budget, "FREE_SECONDS", 0.0)
     shown = io.StringIO()
     run = cut_back(finished, tmp_path / "cut", 0)
+    (run / "time.json").unlink()
     often = ["validation.every_steps=2", "validation.imagine_every_steps=1", "validation.imagine_clips=1"]
     training.resume(run, Console(file=shown, width=200), [*often, "validation.budget=0"])
     looks = sorted(path.name for path in (run / "validation").iterdir())

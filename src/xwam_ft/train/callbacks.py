@@ -169,12 +169,10 @@ class Signals(StepCallback):
             raise LookEnded
 
     @contextmanager
-    def ends_look(self, *, at_once: bool) -> Generator[None]:
-        """A look, which a signal ends; `at_once`: wherever it is, which processes that compute together cannot."""
+    def ends_look(self) -> Generator[None]:
+        """A look that a signal ends wherever it is."""
         try:
-            self._looking = at_once
-            if self.received:
-                raise LookEnded
+            self._looking = True
             yield
         except LookEnded:
             self.cut = True

@@ -52,8 +52,13 @@ class Carried:
 
 
 @torch.no_grad()
-def carry(network: JointNetwork, origin: Origin, contract: Contract, console: Console) -> Carried:
+def carry(
+    network: JointNetwork, origin: Origin, contract: Contract, console: Console, *, brought: bool = False
+) -> Carried:
     """Set the trained tensors of a fresh, prepared network to what `origin` learned.
+
+    Args:
+        brought: the backbone brings a trained depth branch.
 
     Raises:
         UserError: adapters of another kind (DoRA), or an update that no adapter of this rank can hold.
@@ -65,7 +70,7 @@ def carry(network: JointNetwork, origin: Origin, contract: Contract, console: Co
     joint = JointWeights(origin.config, heads, Layout.of(origin.contract))
     done.sentences = graft(network, joint, Layout.of(contract), of=origin.place, depth=False)
     used |= set(heads)
-    no_depth = _other_branch(network, origin)
+    no_depth = _other_branch(network, origin, brought=brought)
     if no_depth:
         done.sentences.append(no_depth)
     layers = list(_adapters(network))
@@ -104,7 +109,7 @@ def _part(name: str) -> str:
     return "transformer"
 
 
-def _other_branch(network: JointNetwork, origin: Origin) -> str:
+def _other_branch(network: JointNetwork, origin: Origin, *, brought: bool) -> str:
     """Why a depth branch starts anew; empty where it does not, or there is none."""
     ours, theirs = network.config, origin.config
     if not ours.has_depth:
@@ -113,6 +118,9 @@ def _other_branch(network: JointNetwork, origin: Origin) -> str:
         return f"depth branch: new, since {origin.place} has none"
     if ours.depth_blocks != theirs.depth_blocks:
         return f"depth branch: new, of {ours.depth_blocks} blocks; that of {origin.place} has {theirs.depth_blocks}"
+    if brought and ours.depth_shared != theirs.depth_shared and origin.lora is not None:
+        # An adapter on copies that were trained before means nothing on the transformer's own blocks.
+        return f"depth branch: as the backbone brings it, since that of {origin.place} has another model.depth.branch"
     return ""
 
 

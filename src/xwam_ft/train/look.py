@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,12 +202,15 @@ class Look(StepCallback):
         self.console.print(f"step {step}, held out: {'; '.join([shown, *summary_lines(scores)])}", soft_wrap=True)
 
     def _ends(self, module: TrainingModule) -> AbstractContextManager[None]:
-        """What a signal ends: at once, where no other process computes along."""
-        return self.signals.ends_look(at_once=not is_sharded(module.network))
+        """What a signal ends, where no other process computes along."""
+        return nullcontext() if is_sharded(module.network) else self.signals.ends_look()
 
     def _looks(self, module: TrainingModule) -> bool:
         """Whether this rank looks: the first does while the others wait, and all of them where weights are sharded."""
-        return first_rank() or is_sharded(module.network)
+        if is_sharded(module.network):
+            return True
+        self.signals.cut = self.signals.cut or self.signals.received != 0  # it came before the look
+        return first_rank() and not self.signals.cut
 
     @contextmanager
     def _imagining(self, step: int) -> Generator[Path]:

@@ -140,7 +140,7 @@ class TrainingModule(pl.LightningModule):
         text = torch.zeros(0, int(backbone.transformer.config.text_dim))
         network = trainable_network(backbone, recipe, contract, report)
         if recipe.init_from is not None and (run is None or not list_checkpoints(run)):
-            begin(network, recipe, contract, run, console or Console(quiet=True))
+            begin(network, backbone, recipe, contract, run, console or Console(quiet=True))
         return cls(
             network,
             recipe,

@@ -70,9 +70,13 @@ def open_origin(place: str) -> Origin:
     return _of_run(place, path, step) if is_run else _of_bundle(place, path)
 
 
-def require_backbone(origin: Origin, spec: BackboneSpec) -> None:
-    """Raise a `UserError` unless a recipe's backbone is the one that a network was trained on."""
-    ours = part_fingerprints(spec.path, ("transformer",), revision=spec.revision)["transformer"]
+def require_backbone(origin: Origin, spec: BackboneSpec, fingerprint: str | None = None) -> None:
+    """Raise a `UserError` unless a recipe's backbone is the one that a network was trained on.
+
+    Args:
+        fingerprint: of its transformer, where it is known.
+    """
+    ours = fingerprint or part_fingerprints(spec.path, ("transformer",), revision=spec.revision)["transformer"]
     if ours != origin.backbone:
         raise UserError(
             f"was trained on another backbone, {origin.backbone_path} with the fingerprint {origin.backbone[:12]}, and "

@@ -15,13 +15,15 @@ from xwam_ft.encode.inherit import SlotRange, inherit, sentences
 from xwam_ft.errors import listed
 from xwam_ft.files import atomic_folder, disk_errors, write_json_atomic
 from xwam_ft.model.adapters import load_trainable, trainable_state
+from xwam_ft.model.trainable import brings_depth
 from xwam_ft.train.carry import Carried, carry, table_rows
-from xwam_ft.train.origin import Origin, open_origin
+from xwam_ft.train.origin import Origin, open_origin, require_backbone
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.contract import Contract
+    from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
 
@@ -64,7 +66,9 @@ class StartReport:
             console.print(note, soft_wrap=True, markup=False)
 
 
-def begin(network: JointNetwork, recipe: Recipe, contract: Contract, run: Path | None, console: Console) -> None:
+def begin(
+    network: JointNetwork, backbone: Backbone, recipe: Recipe, contract: Contract, run: Path | None, console: Console
+) -> None:
     """Set the trained tensors of a fresh network to those its recipe starts from, and keep them in the run.
 
     Args:
@@ -86,7 +90,9 @@ def begin(network: JointNetwork, recipe: Recipe, contract: Contract, run: Path |
         load_trainable(network, load_file(kept), kept)
         return
     origin = open_origin(recipe.init_from)
-    report = start_report(recipe, contract, origin, carry(network, origin, contract, console))
+    require_backbone(origin, recipe.backbone, backbone.fingerprint)
+    brought = brings_depth(backbone, recipe.model.depth.blocks)
+    report = start_report(recipe, contract, origin, carry(network, origin, contract, console, brought=brought))
     report.print(console)
     if run is not None:
         state = {name: tensor.cpu().contiguous().clone() for name, tensor in trainable_state(network).items()}
