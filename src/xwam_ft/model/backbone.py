@@ -26,6 +26,7 @@ from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
+from xwam_ft.prompts import clean_prompt
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -175,7 +176,7 @@ class Backbone:
 
         A prompt longer than that is cut, with a warning in the log.
         """
-        clean = [" ".join(prompt.split()) for prompt in prompts]
+        clean = [clean_prompt(prompt) for prompt in prompts]
         for prompt in clean:
             length = len(self.tokenizer(prompt).input_ids)
             if length > self.text_len:
