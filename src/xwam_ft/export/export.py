@@ -37,6 +37,7 @@ from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
 from xwam_ft.model.checkpoints.source import open_checkpoint
 from xwam_ft.model.checkpoints.stream import Piece, require_written
+from xwam_ft.model.embed import embed_prompts
 from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tiny import UNTRAINED
@@ -236,7 +237,7 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     console.print("embedding instructions")
     text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(job.device)
     texts = sorted({clean_prompt(words) for words in (*contract.prompts, *further, NO_TEXT)})
-    prompts = dict(zip(texts, text.encode_prompts(texts).cpu(), strict=True))
+    prompts = dict(zip(texts, embed_prompts(text, texts, DTYPES[spec.dtype]), strict=True))
     text_len = text.text_len
     del text
     vae_folder = locate_backbone(spec.path, ("vae",), spec.revision) / "vae"
