@@ -10,7 +10,7 @@ from xwam_ft.prepare.findings import Finding
 from xwam_ft.prompts import clean_prompt
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.embodiment_slots import SlotPlan
+    from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Episode, Table
 
 MOST_WORDINGS = 8
