@@ -23,6 +23,7 @@ The hall
     limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     kinematics.py     URDF chains: joints -> poses, and back
+    prompts.py        the one form of an instruction
     media.py          probe, decode, encode video
     pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees

@@ -35,6 +35,7 @@ from xwam_ft.files import (
 from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
+from xwam_ft.model.embed import embed_prompts
 from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tensor_files.source import open_checkpoint
@@ -45,6 +46,7 @@ from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import PICTURE, SELFCHECK, bundle_config, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
 from xwam_ft.progress import progress_bar
+from xwam_ft.prompts import clean_prompt
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed, require_shards
 
@@ -234,8 +236,8 @@ def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: C
     inputs = _recorded(job.folder, job.shards)
     console.print("embedding instructions")
     text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(job.device)
-    texts = sorted({" ".join(words.split()) for words in (*contract.prompts, *further, NO_TEXT)})
-    prompts = dict(zip(texts, text.encode_prompts(texts).cpu(), strict=True))
+    texts = sorted({clean_prompt(words) for words in (*contract.prompts, *further, NO_TEXT)})
+    prompts = dict(zip(texts, embed_prompts(text, texts, DTYPES[spec.dtype]), strict=True))
     text_len = text.text_len
     del text
     vae_folder = locate_backbone(spec.path, ("vae",), spec.revision) / "vae"

@@ -35,6 +35,7 @@ from xwam_ft.files import (
 from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
+from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.tensor_files.stream import write_stream
 from xwam_ft.policy import selfcheck as checks
@@ -224,7 +225,6 @@ def load_policy(
 
 def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: Any) -> Policy:
     """The policy of a bundle's model, prompts and contract, nothing checked but names, shapes and finite numbers."""
-    from diffusers import AutoencoderKLWan
     from safetensors import safe_open
 
     with safe_open(bundle / "model.safetensors", "pt") as stored:
@@ -236,7 +236,7 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
         lora, depth = LoraSpec.model_validate(adapters["lora"]), DepthSpec.model_validate(adapters["depth"])
         prepare_for_training(network, lora, depth, train=adapters["train"])
     load_network_state(network, state, bundle / "model.safetensors")
-    vae: Any = AutoencoderKLWan.from_config(config["vae"])
+    vae: Any = make_vae(config["vae"])
     vae.load_state_dict(vae_state)
     vae.eval().requires_grad_(False)
     codec = Backbone(

@@ -30,6 +30,7 @@ from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
 from xwam_ft.policy.request import FAR, PolicyOutput, command_rows, example_observation, implausible, read_options
 from xwam_ft.policy.text import TextCache
+from xwam_ft.prompts import clean_prompt
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
@@ -109,7 +110,7 @@ class Policy:
         if attention is not None:
             choose_attention(network, attention)
         self.network, self.codec, self.contract = network, codec, contract
-        self.prompts = dict(prompts)
+        self.prompts = {clean_prompt(prompt): embedding for prompt, embedding in prompts.items()}
         self.texts = TextCache(network)
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
@@ -297,7 +298,7 @@ class Policy:
         return self.prompts[self._known(prompt)].to(self.device)
 
     def _known(self, prompt: str) -> str:
-        prompt = " ".join(prompt.split())
+        prompt = clean_prompt(prompt)
         if prompt not in self.prompts:
             known = [text for text in self.prompts if text]
             raise UserError(
