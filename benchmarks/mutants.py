@@ -38,7 +38,9 @@ HEAVY = ("av", "diffusers", "h5py", "lightning.pytorch", "matplotlib.pyplot", "p
 LAZY = ("AutoencoderKLWan", "UniPCMultistepScheduler", "WanTransformer3DModel")  # of diffusers
 AGAIN = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")  # pytest twice in a process
 NOT_FOUND = (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
-TIMES = itertools.count(int(time.time()) + 86_400)  # a time of its own for each write: bytecode is kept by time and size
+TIMES = itertools.count(
+    int(time.time()) + 86_400
+)  # a time of its own for each write: bytecode is kept by time and size
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Mutation:
 
     @property
     def name(self) -> str:
-        return f"{self.file.removeprefix('src/xwam_ft/')}: {' '.join(self.old.split())}  ->  {' '.join(self.new.split())}"
+        return (
+            f"{self.file.removeprefix('src/xwam_ft/')}: {' '.join(self.old.split())}  ->  {' '.join(self.new.split())}"
+        )
 
 
 def read(path: Path = LIST) -> list[Mutation]:

@@ -25,7 +25,6 @@ from xwam_ft.shard_writer import (
 )
 from xwam_ft.shards import Segment, ShardSet
 
-
 SHAPED = ("adapters", "backbone", "blocks", "losses", "network", "noise", "reference", "sampler", "solver", "tokens")
 """Files of the model room whose annotated shapes are checked in every call that tests make (jaxtyping and beartype)."""
 
