@@ -179,7 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutations whose file or text holds this word")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds of a mutation's tests")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds of a mutation's tests")
     options = parser.parse_args()
     chosen = [mutation for mutation in read() if options.only in mutation.name]
     texts = [mutated(mutation, ROOT) for mutation in chosen]
@@ -197,6 +197,7 @@ def main() -> int:
         def done(code: int | None, said: str, took: float) -> None:
             if code != pytest.ExitCode.OK:
                 raise SystemExit(f"{' '.join(tests)}: does not pass unmutated (exit code {code})\n{said[-3000:]}")
+            print(f"sound    {took:5.1f} s  {' '.join(tests)}", flush=True)
 
         return Job(tests, lambda tree: None, done)
 

@@ -37,7 +37,7 @@ def inspect(raw: str | Path, write: str | Path | None = None, *, progress: bool 
     """
     from rich.console import Console
 
-    from xwam_ft.prepare.inspect import inspect as show
+    from xwam_ft.inspect.inspect import inspect as show
 
     console = _console(progress) if progress else Console(file=io.StringIO(), width=120)
     console.record = True
@@ -137,7 +137,7 @@ def encode(
     Raises:
         UserError: a damaged shard, pictures that do not fit the VAE, a full disk.
     """
-    from xwam_ft.train.inputs import encode_shards
+    from xwam_ft.encode.inputs import encode_shards
 
     cache = encode_shards(_path(shards), _recipe(recipe, overrides), _console(progress))
     return EncodedSet(cache.folder, len(cache.clips))

@@ -294,7 +294,7 @@ def _require_unused(ctx: typer.Context, names: tuple[str, ...], fix: str = EVALU
 
 def _values(overrides: list[str] | None, *, embodiment: bool = False) -> dict[str, Any]:
     """{"a.b": c} of --set a.b=c, for a recipe or an embodiment."""
-    from xwam_ft.prepare.embodiment import Embodiment
+    from xwam_ft.prepare.embodiment.schema import Embodiment
     from xwam_ft.recipe import Recipe
     from xwam_ft.strict_yaml import parse_override
 

@@ -35,10 +35,10 @@ from xwam_ft.files import (
 from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
-from xwam_ft.model.checkpoints.source import open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece, require_written
 from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece, require_written
 from xwam_ft.model.tiny import UNTRAINED
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.policy import selfcheck
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import Prediction
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.train.checkpoint import Checkpoint
-from xwam_ft.train.data_sets import open_sets
+from xwam_ft.encode.data_sets import open_sets
 
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,12 +22,12 @@ from xwam_ft.model.adapters import lora_config, prepare_for_training, stable_nam
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import load_backbone, locate_backbone
 from xwam_ft.model.branch import MAIN
-from xwam_ft.model.checkpoints.source import Stored, open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.merge import merged_linear
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.quantize import dequantize_blocks
+from xwam_ft.model.tensor_files.source import Stored, open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece
 from xwam_ft.model.tiny import UNTRAINED
 from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
 

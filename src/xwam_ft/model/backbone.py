@@ -21,10 +21,10 @@ import torch
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
-from xwam_ft.model.checkpoints.source import needs_import
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
+from xwam_ft.model.tensor_files.source import needs_import
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from xwam_ft.strict_yaml import Overrides
 from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, step_of
 
 if TYPE_CHECKING:
+    from xwam_ft.encode.cache import CacheIdentity
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import CacheIdentity
 
 RECIPE_FILE = "recipe.yaml"
 CONTRACT_FILE = "contract.json"

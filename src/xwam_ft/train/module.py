@@ -15,6 +15,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from xwam_ft.encode.clips import StepGeometry, Stream, random_bits
+from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
 from xwam_ft.model.backbone import load_backbone
@@ -23,12 +25,10 @@ from xwam_ft.model.noise import add_noise, prefix_mask
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.train.checkpoint import list_checkpoints
-from xwam_ft.train.clips import StepGeometry, Stream, random_bits
 from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.held_out import HeldOutLosses
-from xwam_ft.train.inputs import open_inputs
 from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.sharding import gathered, is_sharded, shard
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.contract import Contract
+    from xwam_ft.encode.batch import Batch
     from xwam_ft.model.network import JointNetwork, Prediction
-    from xwam_ft.train.batch import Batch
 
 
 EXPLODED = 100.0

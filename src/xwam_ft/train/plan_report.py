@@ -24,7 +24,7 @@ def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> 
     Raises:
         UserError: anything wrong with recipe or shards, shapes the backbone cannot hold, or a probe out of memory.
     """
-    from xwam_ft.train.inputs import open_inputs
+    from xwam_ft.encode.inputs import open_inputs
     from xwam_ft.train.plan import available_memory, fitting_batch, make_plan
 
     inputs = open_inputs(recipe, console, computes=probe)

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from rich.table import Table
 
+from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import load_trainable, parameter_groups, trainable_state
 from xwam_ft.model.branch import MAIN, lora_layers, use_adapters
@@ -27,7 +28,6 @@ from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.folder import make_run
-from xwam_ft.train.inputs import open_inputs
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import make_optimizer, trained_parameters
 from xwam_ft.train.train import make_trainer
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from xwam_ft.encode.batch import Batch
+    from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.batch import Batch
-    from xwam_ft.train.clip_source import ClipSource
 
 OVERFIT_STEPS = 60
 LEARNED = 0.5

@@ -22,13 +22,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from rich.table import Table
 
+from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision
 from xwam_ft.train.callbacks import AdaptersMove, Averaging, Clock, Signals, StepBar, signals_restored
-from xwam_ft.train.checkpoint import disk_trouble
+from xwam_ft.train.checkpoint import run_disk_errors
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.folder import (
@@ -43,7 +44,6 @@ from xwam_ft.train.folder import (
     require_same_data,
     require_shards,
 )
-from xwam_ft.train.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.train.loggers import run_loggers
 from xwam_ft.train.look import Look
 from xwam_ft.train.memory import is_out_of_memory, out_of_memory
@@ -54,11 +54,11 @@ from xwam_ft.train.plan_report import print_plan
 from xwam_ft.train.sharding import gathered
 
 if TYPE_CHECKING:
+    from xwam_ft.encode.clip_source import ClipPool, ClipSource
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
     from xwam_ft.strict_yaml import Overrides
-    from xwam_ft.train.clip_source import ClipPool, ClipSource
 
 
 def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
@@ -153,7 +153,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
         checkpoints.require_belonging(trainer, module)
         return
     try:
-        with _quiet(), _deterministic(trainer), signals_restored(), disk_trouble(folder.path):
+        with _quiet(), _deterministic(trainer), signals_restored(), run_disk_errors(folder.path):
             trainer.fit(module, datamodule=data)
     except UserError:
         with suppress(OSError):

@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_path, write_json_atomic
-from xwam_ft.progress import progress_bar
-from xwam_ft.shards import cut_clip
-from xwam_ft.train.cache import (
+from xwam_ft.encode.cache import (
     EMPTY_PROMPT,
     INDEX_FILE,
     PROMPTS_FILE,
@@ -30,9 +26,12 @@ from xwam_ft.train.cache import (
     cache_identity,
     stale_caches,
 )
-from xwam_ft.train.checkpoint import disk_trouble
-from xwam_ft.train.clip_tensors import augmentation_of, encode_clips
-from xwam_ft.train.data_sets import require_sound
+from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
+from xwam_ft.encode.data_sets import require_sound
+from xwam_ft.errors import UserError
+from xwam_ft.files import atomic_path, disk_errors, write_json_atomic
+from xwam_ft.progress import progress_bar
+from xwam_ft.shards import cut_clip
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,10 +97,10 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
             console.print(f"another latent cache is made: {stale}", soft_wrap=True)
         if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
             require_sound(shard_set, console)
-        with disk_trouble(
+        with disk_errors(
             folder,
-            f"what is encoded stays in {folder}",
-            "make room there, then run the same command again",
+            kept=lambda: f"what is encoded stays in {folder}",
+            fix="make room there, then run the same command again",
             forbidden="set data.cache=none, which trains from pixels and writes nothing there, or copy the shards "
             "to where you may write",
         ):

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from xwam_ft.contract import Camera
 from xwam_ft.errors import UserError
 from xwam_ft.pictures import turn_pictures
-from xwam_ft.prepare.embodiment import DepthVideo, Embodiment, StereoPair
-from xwam_ft.prepare.reading import find_camera
+from xwam_ft.prepare.embodiment.reading import find_camera
+from xwam_ft.prepare.embodiment.schema import DepthVideo, Embodiment, StereoPair
 
 if TYPE_CHECKING:
     from numpy import ndarray

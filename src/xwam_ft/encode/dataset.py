@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from xwam_ft.encode.batch import MOTION, Batch, PictureBatch
+from xwam_ft.encode.clip_tensors import ClipPictures
+from xwam_ft.encode.clips import ClipOrder, copy_at, wording_at
 from xwam_ft.errors import UserError
-from xwam_ft.train.batch import MOTION, Batch, PictureBatch
-from xwam_ft.train.clip_tensors import ClipPictures
-from xwam_ft.train.clips import ClipOrder, copy_at, wording_at
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xwam_ft.train.cache import CachedClip
-    from xwam_ft.train.clip_source import ClipSource
+    from xwam_ft.encode.cache import CachedClip
+    from xwam_ft.encode.clip_source import ClipSource
 
 
 @dataclass(frozen=True)

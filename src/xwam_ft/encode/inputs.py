@@ -12,19 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.errors import UserError
-from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.encode.cache import INDEX_FILE, LatentCache
+from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.errors import UserError, require_installed
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
     from xwam_ft.contract import Contract
+    from xwam_ft.encode.cache import CacheIdentity
+    from xwam_ft.encode.clip_source import ClipPool
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import CacheIdentity
-    from xwam_ft.train.clip_source import ClipPool
 
 RELEASED = "sharinka0715/X-WAM"
 WAIT_SECONDS = 24 * 3600
@@ -64,8 +64,8 @@ class Inputs:
     @cached_property
     def identity(self) -> CacheIdentity:
         """What the numbers that are trained on depend on."""
-        from xwam_ft.train.clip_source import joint_identity
-        from xwam_ft.train.encode import identify
+        from xwam_ft.encode.clip_source import joint_identity
+        from xwam_ft.encode.encode import identify
 
         return joint_identity([identify(self.recipe, one) for one in self.sets.sets])
 
@@ -78,12 +78,12 @@ class Inputs:
         Raises:
             UserError: as `encode`; weights that leave nothing to show.
         """
-        from xwam_ft.train.clip_source import ClipPool
+        from xwam_ft.encode.clip_source import ClipPool
 
         recipe, sets = self.recipe, self.sets
         if recipe.data.cache != "none":
             return ClipPool([self.cache(one) for one in sets.sets], sets, recipe.data)
-        from xwam_ft.train.pixels import open_pixels
+        from xwam_ft.encode.pixels import open_pixels
 
         if check and recipe.data.on_corrupt == "stop":  # otherwise each was looked at when the set was opened
             for one in sets.sets:
@@ -92,7 +92,7 @@ class Inputs:
 
     def cache(self, shard_set: ShardSet) -> LatentCache:
         """The latent cache of one of the sets."""
-        from xwam_ft.train.encode import encode, identify
+        from xwam_ft.encode.encode import encode, identify
 
         if first_rank():
             return encode(self.recipe, shard_set, self.device, self.console)
@@ -190,9 +190,7 @@ def _require_extras(recipe: Recipe) -> None:
         if wanted:
             require_bitsandbytes(key)
     if "wandb" in recipe.logging.to:
-        from xwam_ft.train.loggers import require_wandb
-
-        require_wandb("logging.to")
+        require_installed("wandb", "wandb", "logging.to")
 
 
 def _require_prefix_fits(recipe: Recipe, contract: Contract) -> None:

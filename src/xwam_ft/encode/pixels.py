@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xwam_ft.train.batch import Batch, PictureBatch
-from xwam_ft.train.cache import EMPTY_PROMPT
-from xwam_ft.train.clip_tensors import (
+from xwam_ft.encode.batch import Batch, PictureBatch
+from xwam_ft.encode.cache import EMPTY_PROMPT
+from xwam_ft.encode.clip_tensors import (
     augmentation_of,
     depth_shown,
     encode_pictures,
@@ -23,17 +23,17 @@ from xwam_ft.train.clip_tensors import (
     motion_tensors,
     show,
 )
-from xwam_ft.train.encode import identify, plan_segments
+from xwam_ft.encode.encode import identify, plan_segments
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+    from xwam_ft.encode.cache import CachedClip, CacheIdentity
+    from xwam_ft.encode.clip_tensors import ClipPictures
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import Clip, ClipRef, ShardSet, Split, Streams
-    from xwam_ft.train.cache import CachedClip, CacheIdentity
-    from xwam_ft.train.clip_tensors import ClipPictures
 
 REMEMBERED = 2048
 """Clips whose masks are kept: those of a step are asked for by its loss counts as well."""

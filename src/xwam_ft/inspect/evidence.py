@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft.errors import UserError
+from xwam_ft.inspect.grouping import Limb, is_nothing, limbs_of, read_name
 from xwam_ft.prepare.action_semantics import ActionGuess, guess_actions
 from xwam_ft.prepare.camera_kind import KindGuess, edge_change, far_pairs, guess_kind, guess_mount
 from xwam_ft.prepare.episode import EpisodeError
-from xwam_ft.prepare.grouping import Limb, is_nothing, limbs_of, read_name
 from xwam_ft.prepare.sources import is_command
 from xwam_ft.prepare.unit_guess import UnitGuess, guess_units
 

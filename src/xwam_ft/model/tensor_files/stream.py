@@ -22,8 +22,8 @@ from xwam_ft.files import atomic_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xwam_ft.model.checkpoints.shards import Tick
-    from xwam_ft.model.checkpoints.source import Stored
+    from xwam_ft.model.tensor_files.shards import Tick
+    from xwam_ft.model.tensor_files.source import Stored
 
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",

@@ -14,7 +14,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes
 
 if TYPE_CHECKING:
-    from xwam_ft.model.checkpoints.source import Stored
+    from xwam_ft.model.tensor_files.source import Stored
 
 Tick = Callable[[int], None]
 

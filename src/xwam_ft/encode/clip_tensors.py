@@ -21,8 +21,8 @@ from xwam_ft.conventions import (
     state_mask,
 )
 from xwam_ft.depth_code import code_to_picture, latent_mask
+from xwam_ft.encode.augment import Augmentation, augmentation, centred
 from xwam_ft.model.plausible import require_plausible
-from xwam_ft.train.augment import Augmentation, augmentation, centred
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8

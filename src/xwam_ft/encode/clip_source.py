@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from xwam_ft.encode.data_sets import clip_weights, episode_weights
 from xwam_ft.files import json_bytes
-from xwam_ft.train.data_sets import clip_weights, episode_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
     from torch import Tensor
 
+    from xwam_ft.encode.batch import Batch, PictureBatch
+    from xwam_ft.encode.cache import CachedClip, CacheIdentity, ClipTensors
+    from xwam_ft.encode.clip_tensors import ClipPictures
+    from xwam_ft.encode.data_sets import DataSets
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import Split
-    from xwam_ft.train.batch import Batch, PictureBatch
-    from xwam_ft.train.cache import CachedClip, CacheIdentity, ClipTensors
-    from xwam_ft.train.clip_tensors import ClipPictures
-    from xwam_ft.train.data_sets import DataSets
 
 
 class ClipSource(Protocol):

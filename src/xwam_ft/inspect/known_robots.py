@@ -10,8 +10,8 @@ import yaml
 
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError, listed
-from xwam_ft.prepare.evidence import element
-from xwam_ft.prepare.joint_units import UNITS
+from xwam_ft.inspect.evidence import element
+from xwam_ft.prepare.embodiment.joint_units import UNITS
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.sources import SourceInfo

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.prepare.embodiment import Columns, SlotSpec
-from xwam_ft.prepare.joint_units import SERVO, SI, UNITS, Line, Motor, line_of, motor_of, read_calibration
-from xwam_ft.prepare.pose_forms import WIDTHS, column_scales, column_units, read_pose
+from xwam_ft.prepare.embodiment.joint_units import SERVO, SI, UNITS, Line, Motor, line_of, motor_of, read_calibration
+from xwam_ft.prepare.embodiment.pose_forms import WIDTHS, column_scales, column_units, read_pose
+from xwam_ft.prepare.embodiment.schema import Columns, SlotSpec
 
 if TYPE_CHECKING:
     from jaxtyping import Float

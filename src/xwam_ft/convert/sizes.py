@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.model.checkpoints.source import SUPPORTED
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.tensor_files.source import SUPPORTED
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from xwam_ft.encode.batch import Batch, PictureBatch
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import ShardSet, Split
-    from xwam_ft.train.batch import Batch, PictureBatch
 
 SCHEMA_VERSION = 2
 EMPTY_PROMPT = ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
-from xwam_ft.model.checkpoints.torch_zip import AGAIN, StoredTensor, TorchZip
+from xwam_ft.model.tensor_files.torch_zip import AGAIN, StoredTensor, TorchZip
 
 if TYPE_CHECKING:
     import torch

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.errors import listed
-from xwam_ft.prepare.evidence import Evidence, Group, element, slot_columns, slug
-from xwam_ft.prepare.known_robots import known_embodiments, known_units, said_of
+from xwam_ft.inspect.evidence import Evidence, Group, element, slot_columns, slug
+from xwam_ft.inspect.known_robots import known_embodiments, known_units, said_of
 from xwam_ft.prepare.unit_guess import UnitGuess
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.inspect import TimingProposal
+    from xwam_ft.inspect.inspect import TimingProposal
     from xwam_ft.prepare.sources import SourceInfo
 
 ACTIONS = {

@@ -15,8 +15,8 @@ from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Limits, Slot
 from xwam_ft.errors import UserError, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
-from xwam_ft.prepare.embodiment import DeltaSpec, Embodiment, LimitsSpec, SlotSpec
-from xwam_ft.prepare.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
+from xwam_ft.prepare.embodiment.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
+from xwam_ft.prepare.embodiment.schema import DeltaSpec, Embodiment, LimitsSpec, SlotSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ Rules (X-WAM's, where it has them):
                 middle, so that what never moves does not explode
     absent      slots the robot lacks: (-1, 1)
     by step     where the contract scales each step of a chunk (`action_scaling: step`): mean - std and mean + std of
-                every number at every step, pooled and widened as above: mean 0 and spread 1 (step_scaling.py)
+                every number at every step, pooled and widened as above: mean 0 and spread 1
 Actions are encoded chunks from every start of a clip with two real pictures, valid steps only; beyond `MAX_STARTS`
 starts an even subset is taken, and so of states beyond `MAX_STATES`: what is held does not grow with the recordings.
 """
@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft import conventions
-from xwam_ft.contract import Contract, Quantiles
+from xwam_ft.contract import POSE_ACTION_ELEMENTS, Contract, Quantiles
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
     from xwam_ft.contract import Slot, Timing
+
+Ranges = tuple[tuple[float, ...], ...]
 
 FLOOR = {"m": 1e-3, "rad": 1e-3}
 FLOOR_ELSE = 1e-2
@@ -151,8 +153,6 @@ def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
             action_low[at], action_high[at] = widen(low, high, unit)
     of_steps: dict[str, tuple[tuple[float, ...], ...]] = {}
     if contract.action_scaling == "step":
-        from xwam_ft.prepare.step_scaling import step_ranges
-
         low, high = step_ranges(contract, episodes)
         of_steps = {"action_step_low": low, "action_step_high": high}
     return Quantiles(
@@ -165,7 +165,7 @@ def quantiles(contract: Contract, episodes: Sequence[Motion]) -> Quantiles:
 
 
 def all_states(episodes: Sequence[Motion]) -> np.ndarray:
-    """All states [N, P], or every so manieth, counted on from one episode to the next."""
+    """All states [N, P]; of more than `MAX_STATES` every n-th, counted on from one episode to the next."""
     stride = max(1, -(-sum(len(episode.state) for episode in episodes) // MAX_STATES))
     found: list[np.ndarray] = []
     seen = 0
@@ -202,3 +202,41 @@ def _q(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 0.0
     low, high = np.quantile(values, [0.01, 0.99])
     return float(low), float(high)
+
+
+def step_ranges(contract: Contract, episodes: Sequence[Motion]) -> tuple[Ranges, Ranges]:
+    """A scale for every number of the action at every step of a chunk, mean - std and mean + std [Ta, Da].
+
+    Valid actions only; absent slots and steps never recorded: -1 and 1.
+
+    Actions relative to the chunk's start grow along it, so that under one range a number the first steps hardly differ
+    from nought and noise covers them; scaled by step, every number of every step has mean 0 and spread 1.
+    """
+    shape = (contract.timing.action_steps, contract.action_dim)
+    count, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for encoded, mask in encoded_chunks(contract, episodes):
+        steps = slice(0, encoded.shape[1])
+        valid = mask > 0
+        seen = np.where(valid, encoded, 0.0)
+        count[steps] += valid.sum(axis=0)
+        total[steps] += seen.sum(axis=0)
+        squares[steps] += np.square(seen).sum(axis=0)
+    low, high = np.full(shape, -1.0), np.full(shape, 1.0)
+    places, pools = conventions.action_slices(contract), gripper_pools(contract)
+    for slot in contract.slots:
+        if not slot.present or not slot.commanded:
+            continue
+        units = ("m",) * 3 + ("rad",) * 3 if slot.kind == "pose" else slot.command_units or slot.units
+        if slot.kind == "pose" and slot.for_controller:
+            units = (slot.command_units or ("1",))[:1] * len(POSE_ACTION_ELEMENTS)
+        for number, unit in enumerate(units):
+            columns = [places[name].start + number for name in pools.get(slot.name, [slot.name])]
+            for step in range(shape[0]):
+                seen = count[step, columns].sum()
+                if seen == 0:
+                    continue
+                mean = total[step, columns].sum() / seen
+                spread = np.sqrt(max(squares[step, columns].sum() / seen - mean**2, 0.0))
+                at = step, places[slot.name].start + number
+                low[at], high[at] = widen(mean - spread, mean + spread, unit)
+    return tuple(map(tuple, low.tolist())), tuple(map(tuple, high.tolist()))

@@ -14,14 +14,14 @@ from xwam_ft import media
 from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
+from xwam_ft.inspect.evidence import Evidence, gather
+from xwam_ft.inspect.grouping import HAND
+from xwam_ft.inspect.known_robots import known_embodiments, said_of
+from xwam_ft.inspect.starter import starter
 from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
-from xwam_ft.prepare.evidence import Evidence, gather
 from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings, shape_of
-from xwam_ft.prepare.grouping import HAND
-from xwam_ft.prepare.known_robots import known_embodiments, said_of
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.beside import unnamed
-from xwam_ft.prepare.starter import starter
 from xwam_ft.prepare.upside_down import upside_down
 
 if TYPE_CHECKING:

@@ -16,19 +16,19 @@ from pathlib import Path
 import torch
 
 from xwam_ft.contract import Contract
+from xwam_ft.convert.frozen import text_config, text_name, vae_config, vae_name
+from xwam_ft.convert.released import Released, find_config, read_released, released_contract, released_layout
+from xwam_ft.convert.report import ImportReport, PartRow
+from xwam_ft.convert.sizes import SUPPORTED, is_joint, network_config, refuse_other_wan, transformer_config
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, disk_errors, json_bytes, link_tree, read_json, require_room
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import PUBLISHED, check_part
-from xwam_ft.model.checkpoints.frozen import text_config, text_name, vae_config, vae_name
-from xwam_ft.model.checkpoints.released import Released, find_config, read_released, released_contract, released_layout
-from xwam_ft.model.checkpoints.report import ImportReport, PartRow
-from xwam_ft.model.checkpoints.shards import Move, Tick, write_shards
-from xwam_ft.model.checkpoints.sizes import SUPPORTED, is_joint, network_config, refuse_other_wan, transformer_config
-from xwam_ft.model.checkpoints.source import Checkpoint, Stored, open_checkpoint
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.reference import from_reference, to_reference
+from xwam_ft.model.tensor_files.shards import Move, Tick, write_shards
+from xwam_ft.model.tensor_files.source import Checkpoint, Stored, open_checkpoint
 
 SHARD_BYTES = 1 << 30
 NETWORK, VAE, TEXT = "model.", "vae.", "text_encoder."

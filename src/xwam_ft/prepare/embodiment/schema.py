@@ -24,8 +24,8 @@ from pydantic import (
 from xwam_ft.bundled import named_file
 from xwam_ft.contract import Convention, Image, Matrix4, Name, Timing
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.prepare.joint_units import SERVO, UNITS
-from xwam_ft.prepare.pose_forms import FORMS
+from xwam_ft.prepare.embodiment.joint_units import SERVO, UNITS
+from xwam_ft.prepare.embodiment.pose_forms import FORMS
 from xwam_ft.strict_yaml import Fraction, Overrides, Section, apply_overrides, parse, read_yaml
 
 JOINT_FIELDS = ("urdf", "base", "tip", "joints")

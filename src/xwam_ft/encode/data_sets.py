@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from xwam_ft import quantiles
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError, listed
-from xwam_ft.prepare import statistics
 from xwam_ft.prepare.recorded import recorded_together
-from xwam_ft.prepare.statistics import Motion
 from xwam_ft.progress import progress_bar
+from xwam_ft.quantiles import Motion
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
     draft = first.contract.model_copy(update={"prompts": prompts})
     motions = _Motions(sets)
     known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
-    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, motions), "recorded": known})
+    return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, motions), "recorded": known})
 
 
 def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:
