@@ -73,3 +73,20 @@ def _owner(descriptor: int) -> str:
         return f"process {owner['pid']} on {owner['host']} is {owner['doing']} since {owner['since']}"
     except (ValueError, KeyError, TypeError):  # it has the lock and has not written yet
         return "another process has just begun to write it"
+
+
+def holder(target: Path) -> str | None:
+    """Who writes `target` now ("process 12 on box is training since ..."); None: nobody does."""
+    path = target.absolute().with_name(f".{target.absolute().name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(descriptor)
+    finally:
+        os.close(descriptor)
+    return None

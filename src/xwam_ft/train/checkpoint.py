@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import typed
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, json_bytes, read_json, sha256
 
@@ -173,7 +174,7 @@ def disk_trouble(
         folders = list_checkpoints(place)
         last = f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
         readable = number in (errno.EROFS, errno.EACCES)
-        room = f"make room there, then go on with xwam-ft train --resume {place}"
+        room = f"make room there, then go on with {typed('xwam-ft', 'train', '--resume', place)}"
         what = f"cannot be written ({os.strerror(number).lower()}); {kept or last}"
         raise UserError(what, place, (forbidden if readable else None) or fix or room) from error
 
@@ -211,7 +212,7 @@ def checkpoint_of(run: Path, step: int) -> Checkpoint:
     """The checkpoint of a step; a `UserError` names those there are."""
     folder = checkpoint_folder(run, step)
     if not folder.is_dir():
-        kept = listed([_step(path) for path in list_checkpoints(run)])
+        kept = listed(kept_steps(run))
         raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
     return read_checkpoint(folder)
 
@@ -226,6 +227,11 @@ def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if _NAME.search(path.name)]
     return sorted(folders, key=_step)
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, oldest first."""
+    return [_step(folder) for folder in list_checkpoints(run)]
 
 
 def _step(folder: Path) -> int:
