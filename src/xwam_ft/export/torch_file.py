@@ -64,7 +64,8 @@ class _Pickler(pickle.Pickler):
         if not isinstance(obj, _Hollow):
             return NotImplemented
         strides = [math.prod(obj.shape[axis + 1 :]) for axis in range(len(obj.shape))]
-        about = (obj.storage, 0, obj.shape, tuple(strides), False, OrderedDict[str, Any]())
+        hooks: Any = OrderedDict()  # not `OrderedDict[...]()`, which would be pickled with its types
+        about = (obj.storage, 0, obj.shape, tuple(strides), False, hooks)
         return torch._utils._rebuild_tensor_v2, about
 
 
