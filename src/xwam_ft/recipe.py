@@ -150,7 +150,10 @@ class LossSpec(Section):
 
 
 class OptimSpec(Section):
-    """AdamW with linear warm-up and cosine to 0. Adapters, new heads and the depth branch have their own rates.
+    """AdamW with linear warm-up. Adapters, new heads and the depth branch have their own rates.
+
+    `schedule` is what comes after the warm-up: a cosine to 0, nothing, or the full rates until the last `decay_share`
+    of the steps takes them to 0; until then a run can be made longer without its rates rising again.
 
     `fused` takes torch's one-kernel step: `auto` on a GPU only. `adamw_8bit` keeps AdamW's moments in 8 bits ([quant]).
     """
@@ -162,7 +165,9 @@ class OptimSpec(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     clip_norm: PositiveFloat = 1.0
+    schedule: Literal["cosine", "constant", "warmup-stable-decay"] = "cosine"
     warmup_steps: Natural = 200
+    decay_share: Fraction = 0.2  # of the steps, under warmup-stable-decay
     ema_decay: Fraction | None = None  # None: no EMA is kept
     fused: bool | Literal["auto"] = "auto"
     adamw_8bit: bool = False

@@ -34,6 +34,6 @@ def test_a_folder_whose_name_has_an_at_is_itself(run: Path) -> None:
 def test_what_is_no_step_or_no_run_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names the step 'best', which is no number"):
         run_at(f"{run}@best")
-    with pytest.raises(UserError, match="names a step of .*other, which is not a run folder"):
+    with pytest.raises(UserError, match=r"names a step of .*other, which is not a run folder"):
         run_at(tmp_path / "other@3")
     assert run_at("hub/name") == (Path("hub/name"), None)  # what is not there is told by whoever opens it

@@ -21,7 +21,8 @@ counts.py      what the masked losses divide by: valid numbers of a whole optimi
 module.py      the Lightning module: one training step, one validation step; held_out.py sums up the latter
 folder.py      the run folder, and whether a checkpoint still belongs to its surroundings
 sharding.py    FSDP2: a network cut over processes, and whole again for checkpoints and validation
-optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
+longer.py      a run of another length than it began with
+optimizer.py   AdamW's groups, the averaged weights; schedule.py how the rates go
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 exact.py       the callback that writes it and goes on from it
 callbacks.py   averaged weights, guards, signals, the clock, the bar; own_code.py the user's own, by import path

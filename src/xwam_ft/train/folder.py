@@ -3,6 +3,7 @@
 recipe.yaml     the recipe with every default and override, paths absolute
 contract.json   the shard set's, byte for byte; of several sets the one they share (data_sets.py)
 plan.json       what was known of the run beforehand (see plan.py)
+extensions.json where it was given another number of steps than it began with (longer.py)
 checkpoints/    see checkpoint.py
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
@@ -14,18 +15,30 @@ report.html     how it learned and what it was (report.py)
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder
+from xwam_ft.files import atomic_folder, write_text_atomic
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.strict_yaml import Overrides
-from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, step_of
+from xwam_ft.strict_yaml import Overrides, override_names
+from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints, step_of
+from xwam_ft.train.longer import (
+    Extension,
+    extension,
+    planned_at,
+    read_extensions,
+    up_to_date,
+    with_steps,
+    write_extensions,
+)
 
 if TYPE_CHECKING:
     from xwam_ft.shards import ShardSet
@@ -38,18 +51,25 @@ ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
 FREE = ("trainer.workers", "checkpoint.*", "validation.*", "logging.*")
 """Keys of the recipe that may differ when a run goes on: the weights do not depend on them."""
+LENGTH = "trainer.max_steps"
+"""This too: the run is then longer, or shorter, for good."""
 CUT = tuple(f"trainer.{key}" for key in ("devices", "nodes", "strategy", "batch_size", "accumulate"))
 """These too once there is a checkpoint to hold the clips of a step against; they change a step by rounding."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as it lies on disk; `checkpoint` is the newest, None before the first."""
+    """A run as it lies on disk; `checkpoint` is the newest, None before the first.
+
+    `extensions` are the changes of its length, `extends` whether the last of them is not written yet.
+    """
 
     path: Path
     recipe: Recipe
     contract: Contract
     checkpoint: Checkpoint | None
+    extensions: tuple[Extension, ...] = ()
+    extends: bool = False
 
     @property
     def first_step(self) -> int:
@@ -80,12 +100,43 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
         path, step = path.absolute().parents[1], named
     if not (path / RECIPE_FILE).is_file():
         raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
-    recipe = load_recipe(path / RECIPE_FILE)
     checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
+    newest = step_of(folders[-1]) if (folders := list_checkpoints(path)) else None
+    extensions = read_extensions(path, newest or 0)
+    written = load_recipe(path / RECIPE_FILE)
+    recipe = before = up_to_date(written, extensions)
     if overrides:
-        free = FREE if checkpoint is None else FREE + CUT
-        recipe = _changed(recipe, load_recipe(path / RECIPE_FILE, overrides), free, path)
-    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint)
+        after = load_recipe(path / RECIPE_FILE, overrides)
+        if LENGTH in override_names(overrides):  # counts from what the run was trained for, whatever its recipe says
+            before = with_steps(before, _length(extensions, checkpoint, before))
+        elif before != written:
+            after = with_steps(after, before.trainer.max_steps)
+        recipe = _changed(before, after, (*FREE, LENGTH) if checkpoint is None else (*FREE, LENGTH, *CUT), path)
+    done, steps = checkpoint.state.step if checkpoint else 0, recipe.trainer.max_steps
+    if extends := steps != before.trainer.max_steps:
+        extensions = (*extensions, extension(before, done, steps, path))
+    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint, extensions, extends)
+
+
+def _length(extensions: Sequence[Extension], checkpoint: Checkpoint | None, recipe: Recipe) -> int:
+    """The steps that a run is planned for."""
+    if extensions:
+        return extensions[-1].max_steps
+    return int((checkpoint.state.recipe if checkpoint else {}).get(LENGTH, recipe.trainer.max_steps))
+
+
+def keep_length(run: RunFolder) -> RunFolder:
+    """Write down the steps that a run is planned for, and take away what was the end of a shorter one."""
+    if run.extensions:
+        write_extensions(run.path, run.extensions)
+    recipe = load_recipe(run.path / RECIPE_FILE)
+    followed = with_steps(recipe, run.recipe.trainer.max_steps)
+    if followed != recipe:
+        write_text_atomic(run.path / RECIPE_FILE, followed.to_yaml())
+    if run.first_step < run.recipe.trainer.max_steps:
+        for name in (ADAPTER, DEPTH_ADAPTER):
+            shutil.rmtree(run.path / name, ignore_errors=True)
+    return replace(run, extends=False)
 
 
 def run_at(text: str | Path) -> tuple[Path, int | None]:
@@ -114,13 +165,16 @@ def require_sealed(run: RunFolder) -> None:
     Where shards and backbone lie is free: both are known by their content.
     """
     assert run.checkpoint is not None
-    state, now = run.checkpoint.state, record(run.recipe)
+    state, now, typed = run.checkpoint.state, record(run.recipe), quote(str(run.path))
+    now[LENGTH] = planned_at(state.step, run.extensions, now[LENGTH])
     for key, then in state.recipe.items():
         if key in now and now[key] != then:  # a key that only one of the two versions knows is not compared
             raise UserError(
                 f"was trained with {key} {then}, and {run.path / RECIPE_FILE} says {now[key]}",
                 run.checkpoint.folder,
-                "restore it; a changed recipe is a new run",
+                f"to train so long: xwam-ft train --resume {typed} --set {key}={now[key]}"
+                if key == LENGTH
+                else "restore it; a changed recipe is a new run",
             )
     if run.contract.sha256 != state.contract:
         raise UserError(
@@ -210,7 +264,7 @@ def _changed(before: Recipe, after: Recipe, free: tuple[str, ...], path: Path) -
         raise UserError(
             f"would end with other weights under {listed(fixed)}",
             path,
-            f"only {listed(free)} may change when a run goes on; leave the others out, or start a new run",
+            f"only {listed(free, 20)} may change when a run goes on; leave the others out, or start a new run",
         )
     return after
 

@@ -29,7 +29,8 @@ from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.held_out import HeldOutLosses
 from xwam_ft.train.inputs import open_inputs
-from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.optimizer import make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.schedule import learning_rate_factor
 from xwam_ft.train.sharding import gathered, is_sharded, shard
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def max_steps(self) -> int:
-        """The optimizer steps of the whole run, at whose end the learning rates are 0."""
+        """The optimizer steps of the whole run, which the learning rates are planned for."""
         return steps_of(self._trainer, self.recipe)
 
     def setup(self, stage: str) -> None:
@@ -257,7 +258,7 @@ class TrainingModule(pl.LightningModule):
         optimizer = make_optimizer(groups, optim)
 
         def factor(steps_here: int) -> float:
-            return learning_rate_factor(first + steps_here, optim.warmup_steps, max_steps)
+            return learning_rate_factor(first + steps_here, optim, max_steps)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -37,6 +37,7 @@ from xwam_ft.train.folder import (
     PLAN_FILE,
     RECIPE_FILE,
     RunFolder,
+    keep_length,
     make_run,
     open_run,
     require_free,
@@ -85,7 +86,8 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 
     Args:
-        overrides: of keys that the result does not depend on (folder.FREE, CUT); this call's alone.
+        overrides: of keys that the result does not depend on (folder.FREE, CUT), this call's alone; and
+            `trainer.max_steps`, which makes the run longer for good.
 
     Raises:
         UserError: not a run folder, a damaged checkpoint, another contract, backbone, shard set or recipe, or an
@@ -93,12 +95,25 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     """
     console = console if first_rank() else Console(quiet=True)
     folder = open_run(run, overrides)
-    done = f"{run}: at step {folder.first_step} of {folder.recipe.trainer.max_steps}"
-    console.print(done, soft_wrap=True, markup=False)
+    done, steps = folder.first_step, folder.recipe.trainer.max_steps
+    finished = done >= steps
+    said = f"{run}: {done} of {steps} steps are done" if finished else f"{run}: at step {done} of {steps}"
+    console.print(said, soft_wrap=True, markup=False)
     require_shards(folder)
     inputs, own = open_inputs(folder.recipe, console), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
-    _finish(folder, inputs, inputs.clips(), own, console)
+    clips = inputs.clips()
+    if folder.extends:
+        console.print(folder.extensions[-1].said, soft_wrap=True, markup=False)
+    if first_rank():
+        if folder.extends:
+            plan = make_plan(inputs.recipe, inputs.shard_set, folder.path)
+            write_json_atomic(folder.path / PLAN_FILE, plan.to_json())
+        folder = keep_length(folder)
+    _finish(folder, inputs, clips, own, console)
+    if finished:
+        longer = f"xwam-ft train --resume {quote(str(run))} --set trainer.max_steps={2 * steps}"
+        console.print(f"to train longer: {longer}", soft_wrap=True, markup=False)
 
 
 def _finish(folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, console: Console) -> None:
