@@ -89,7 +89,7 @@ def test_a_bundle_with_it_takes_any_text(trained_run: Path, bundle: Path, shard_
 def test_it_belongs_to_a_bundle(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="changes nothing with --format peft"):
         export_run(trained_run, tmp_path / "o", format="peft", with_text_encoder="int8", console=QUIET)
-    with pytest.raises(UserError, match="--with-text-encoder: is 'int4'. Fix: use one of: bfloat16, int8"):
+    with pytest.raises(UserError, match=r"--with-text-encoder: is 'int4'. Fix: use one of: bfloat16, int8"):
         export_run(trained_run, tmp_path / "o", with_text_encoder="int4", console=QUIET)
 
 

@@ -70,7 +70,7 @@ def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str
     text += b" " * (-len(text) % 8)
     digests: dict[str, str] = {}
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        stream.write(len(text).totensor_bytes(8, "little") + text)
+        stream.write(len(text).to_bytes(8, "little") + text)
         for piece in pieces:
             data = tensor_bytes(made(piece, path))
             digests[piece.name] = hashlib.sha256(data).hexdigest()
