@@ -48,8 +48,8 @@ import peft, torch
 from diffusers import WanTransformer3DModel
 from xwam_ft.export.torch_file import write_torch
 from xwam_ft.export.weights import RunWeights
-from xwam_ft.model.checkpoints.source import open_checkpoint
-from xwam_ft.model.checkpoints.stream import write_stream
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.stream import write_stream
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.recipe import Recipe
 place = Path(sys.argv[1])

@@ -41,7 +41,7 @@ IMPORT = """
 import json, resource, sys, time
 from pathlib import Path
 from xwam_ft.bundled import bundled
-from xwam_ft.model.checkpoints.convert import Options, import_checkpoint
+from xwam_ft.convert.convert import Options, import_checkpoint
 import diffusers.models.transformers.transformer_wan, diffusers.models.autoencoders.autoencoder_kl_wan
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, start = peak(), time.perf_counter()

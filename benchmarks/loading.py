@@ -30,8 +30,8 @@ from rich.console import Console
 from _measure import machine, print_table
 from _recordings import Shape, write_embodiment, write_recordings
 from xwam_ft.media import DECORD_CODECS, probe
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_cameras import plan_cameras
+from xwam_ft.prepare.embodiment.cameras import plan_cameras
+from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode import Episode, VideoView
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.prepare.sources import open_source

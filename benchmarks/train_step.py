@@ -21,10 +21,10 @@ from pydantic import ValidationError
 import slow_ways
 from _measure import flops, machine, matmul_peak, peak_memory, pick_device, print_table, seconds
 from _sizes import SIZES, Size, command, random_backbone
+from xwam_ft.encode.batch import Batch
+from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
-from xwam_ft.train.batch import Batch
-from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.draws import draw
 from xwam_ft.train.module import TrainingModule
 

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from _measure import machine, print_table
 from xwam_ft.bundled import bundled
+from xwam_ft.encode.inputs import encode_shards
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.recipe import load_recipe
-from xwam_ft.train.inputs import encode_shards
 from xwam_ft.train.train import train_recipe
 
 RECORDINGS, EMBODIMENT = "recordings/metaworld_demo", "recipes/embodiments/metaworld_sawyer_rgb.yaml"

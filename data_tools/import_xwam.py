@@ -45,7 +45,7 @@ def main(
     import torch
     from rich.console import Console
 
-    from xwam_ft.model.checkpoints.convert import Options, import_checkpoint
+    from xwam_ft.convert.convert import Options, import_checkpoint
     from xwam_ft.progress import progress_bar
 
     console = Console(highlight=False)

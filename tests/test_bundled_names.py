@@ -8,7 +8,7 @@ import pytest
 
 from xwam_ft.bundled import bundled, named_file, shipped_names
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.embodiment import load_embodiment
+from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.recipe import load_recipe
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from xwam_ft.prepare.embodiment import CameraSpec, Embodiment, LimitsSpec, Section, SlotSpec, load_embodiment
+from xwam_ft.prepare.embodiment.schema import CameraSpec, Embodiment, LimitsSpec, Section, SlotSpec, load_embodiment
 from xwam_ft.prepare.findings import CHECKS
 from xwam_ft.recipe import AugmentSpec, DataSpec, EpisodeWeight, Recipe, ShardSource
 

@@ -14,13 +14,12 @@ import xwam_ft
 
 SOURCE = Path(xwam_ft.__file__).parent
 REPOSITORY = SOURCE.parents[1]
-ROOMS = ["prepare", "model", "policy", "evaluate", "train", "export"]
+ROOMS = ["prepare", "inspect", "model", "convert", "encode", "policy", "evaluate", "train", "export"]
 FRONT_DOORS = {"api", "api_use", "cli", "demo", "results"}
-MAY_NOT = {"prepare": set(ROOMS) - {"prepare"}, "model": set(ROOMS) - {"model"}} | {
-    room: set(ROOMS[ROOMS.index(room) + 1 :]) for room in ROOMS[2:]
-}
+MAY_NOT = {room: set(ROOMS[ROOMS.index(room) + 1 :]) for room in ROOMS}
+MAY_NOT["model"] |= {"prepare", "inspect"}
 WRITES_PICKLES = SOURCE / "export" / "torch_file.py"  # X-WAM's own format, for X-WAM's own code
-READS_PICKLES = SOURCE / "model" / "checkpoints" / "torch_zip.py"
+READS_PICKLES = SOURCE / "model" / "tensor_files" / "torch_zip.py"
 """Released X-WAM weights come as pickles and in no other form: this one file reads them, and runs nothing in them."""
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -13,6 +13,7 @@ Front doors
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
     consoles.py       where verbs print: names as people named them, commands that can be pasted
+    places.py         how a checkpoint of a run is named
     files.py          atomic writing, JSON, hashes
     locks.py          one writer a place
     strict_yaml.py    YAML files that know their keys, and tell every mistake at once
@@ -20,6 +21,7 @@ The hall
     recipe_model.py   its `model` section: what trains, by which adapters
     contract.py       what prepare, train, export and policy must agree on
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
+    quantiles.py      what numbers are normalised by, from the recorded motion
     limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     aliases.py        a robot's own names and units of what it observes
@@ -35,7 +37,10 @@ The hall
 
 The rooms, each importing only those before it (prepare and model do not know each other)
     prepare/          raw recordings -> shards
+    inspect/          raw recordings -> what they hold, and a starter embodiment file
     model/            a batch -> velocities -> losses or samples
+    convert/          checkpoints of others -> our backbone folders
+    encode/           shards and a recipe -> clips a network can eat; the latent cache
     policy/           a network and its contract -> actions; the bundle
     evaluate/         a policy with shards or in an environment -> numbers in physical units, pictures, reports
     train/            shards and a recipe -> a run folder
@@ -100,7 +105,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("encode", "imagine", "inspect", "plan", "runs", "serve"), "api"),
+    **dict.fromkeys(("imagine", "plan", "runs", "serve"), "api"),
     **dict.fromkeys(("Bundle", "PreparedSet", "Run", "Runs"), "results"),
     "ClipDataModule": "train.data",
     "Contract": "contract",
@@ -112,7 +117,7 @@ _HOMES = {
     "load_contract": "contract",
     "load_recipe": "recipe",
 }
-_ROOMS = ("evaluate", "export", "prepare", "train")  # packages that can be called, see verb.py
+_ROOMS = ("encode", "evaluate", "export", "inspect", "prepare", "train")  # packages that can be called, see verb.py
 
 
 def __getattr__(name: str) -> Any:

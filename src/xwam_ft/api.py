@@ -40,7 +40,7 @@ def inspect(raw: str | Path, write: str | Path | None = None, *, progress: bool 
     """
     from rich.console import Console
 
-    from xwam_ft.prepare.inspect import inspect as show
+    from xwam_ft.inspect.inspect import inspect as show
 
     console = plain_console(progress) if progress else plain_console(Console(file=io.StringIO(), width=120))
     console.record = True
@@ -140,7 +140,7 @@ def encode(
     Raises:
         UserError: a damaged shard, pictures that do not fit the VAE, a full disk.
     """
-    from xwam_ft.train.inputs import encode_shards
+    from xwam_ft.encode.inputs import encode_shards
 
     console, place = plain_console(progress), place_of(shards)
     cache = encode_shards(place, _recipe(recipe, overrides), console)
@@ -156,6 +156,7 @@ def train(
     run: str | Path | None = None,
     *,
     resume: str | Path | Run | None = None,
+    init: str | Path | Run | Bundle | None = None,
     progress: bool | Console = False,
     **overrides: object,
 ) -> Run:
@@ -168,8 +169,10 @@ def train(
         recipe: YAML file or `Recipe`.
         run: folder to make; default `runs/<recipe's name>`.
         resume: a run to go on with, to the same weights as if it had not been stopped; instead of recipe and run.
+        init: a run (`RUN@STEP`: one of its checkpoints) or bundle to start from what it learned; the recipe's
+            `init_from`. A report of what carried over lies in the run, in init/.
         progress: print what is done.
-        overrides: values of the recipe; with `resume` those that change no result.
+        overrides: values of the recipe; with `resume` those that change no result, and `trainer.max_steps`.
 
     Raises:
         UserError: anything wrong with recipe, shards, backbone or folder; a loss that is not finite.
@@ -180,9 +183,15 @@ def train(
     if resume is not None:
         from xwam_ft.train.train import resume_run
 
+        if init is not None:
+            raise UserError(
+                "goes with a new run", "--init", "leave it out: a run that goes on has what it started from"
+            )
         resume_run(place_of(resume), plain_console(progress), overrides)
         return Run.open(place_of(resume))
     assert recipe is not None
+    if init is not None:
+        overrides["init_from"] = str(init if isinstance(init, str | Path) else init.path)
     loaded = _recipe(recipe, overrides)
     if run is None and not isinstance(recipe, str | Path):
         raise UserError("a Recipe has no name for its run", "run", "name the folder to make: run='runs/a'")

@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from xwam_ft.errors import UserError
 from xwam_ft.strict_yaml import parse_override
 
 if TYPE_CHECKING:
@@ -41,9 +42,16 @@ def typed(*words: str | Path) -> str:
 def setting(key: str, value: object) -> str:
     """`--set key=value` for a command, the value as YAML reads it back."""
     text = str(value) if isinstance(value, str | Path) else json.dumps(value)
-    if isinstance(value, str | Path) and parse_override(f"{key}={text}")[1] != text:
+    if isinstance(value, str | Path) and not _reads_back(text):
         text = json.dumps(text, ensure_ascii=False)
     return f"--set {quote(f'{key}={text}')}"
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return parse_override(f"a={text}")[1] == text
+    except UserError:  # no YAML at all
+        return False
 
 
 def marked(word: str, rest: str = "", style: str = "yellow") -> Text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 EXIT_CODE = 2
 
@@ -47,3 +48,9 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
 def require(package: str, extra: str, why: str) -> UserError:
     """The error for an optional package that is absent: names the pip line that brings it."""
     return UserError(f"the package {package!r} is not installed", why, f"pip install 'xwam-ft[{extra}]'")
+
+
+def require_installed(package: str, extra: str, why: str) -> None:
+    """Raise the error of `require` where `package` is not installed; `why` is the recipe key that wants it."""
+    if find_spec(package) is None:
+        raise require(package, extra, why)

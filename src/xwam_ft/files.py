@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +122,39 @@ def require_room(folder: Path, size: int) -> None:
         )
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+FORBIDDEN = (errno.EROFS, errno.EACCES)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *FORBIDDEN)
 UNWRITABLE = (*FULL, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTEMPTY)
 """What making a new file or folder meets: these too say that its place is wrong (below a file, too long a name)."""
 
 
 @contextlib.contextmanager
-def disk_errors(target: Path, kinds: tuple[int, ...] = FULL) -> Generator[None]:
-    """Turn a full, read-only or forbidden disk into a `UserError`; with `UNWRITABLE`, a wrong place as well."""
+def disk_errors(
+    target: Path,
+    kinds: tuple[int, ...] = FULL,
+    *,
+    kept: Callable[[], str] | None = None,
+    fix: str = "choose a folder with room to write",
+    forbidden: str | None = None,
+) -> Generator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError`; with `UNWRITABLE`, a wrong place as well.
+
+    Args:
+        target: what is written.
+        kinds: which errors of the system.
+        kept: says what is not lost.
+        fix: what to do.
+        forbidden: what to do where the place may only be read; default `fix`.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in kinds:
+    except Exception as error:
+        said = re.search(r"os error (\d+)", str(error))  # safetensors' words for it
+        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if number not in kinds:
             raise
-        reason = os.strerror(error.errno).lower()
-        raise UserError(f"cannot be written ({reason})", target, "choose a folder with room to write") from error
+        what = f"cannot be written ({os.strerror(number).lower()}){f'; {kept()}' if kept else ''}"
+        raise UserError(what, target, (forbidden if number in FORBIDDEN else None) or fix) from error
 
 
 def write_bytes_atomic(target: Path, data: bytes) -> None:

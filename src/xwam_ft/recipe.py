@@ -241,6 +241,8 @@ class Recipe(Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     validation: ValidationSpec = ValidationSpec()
     logging: LoggingSpec = LoggingSpec()
+    init_from: str | None = None  # RUN, RUN@STEP or BUNDLE: what it learned is started from
+    init_quantiles: Literal["auto", "keep", "refit"] = "auto"  # whose ranges: auto keeps the old ones where they fit
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -306,6 +308,10 @@ def _beside(tree: dict[str, Any], folder: Path) -> None:
     data, backbone = tree.get("data"), tree.get("backbone")
     if isinstance(backbone, dict) and "path" in backbone:
         backbone["path"] = found(backbone["path"])
+    if isinstance(origin := tree.get("init_from"), str) and not Path(origin).exists():
+        at = origin.rpartition("@")[0]
+        there = any((folder / name).exists() for name in (origin, at) if name)
+        tree["init_from"] = str(folder / origin) if there and not (at and Path(at).exists()) else origin
     if isinstance(data, dict) and "shards" in data:
         shards: object = data["shards"]
         for source in shards if isinstance(shards, list) else []:

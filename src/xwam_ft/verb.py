@@ -1,4 +1,4 @@
-"""A room that is a verb as well: `xwam_ft.train(...)` trains, and `xwam_ft.train.cache` is still a module.
+"""A room that is a verb as well: `xwam_ft.train(...)` trains, and `xwam_ft.encode.cache` is still a module.
 
 Importing a submodule binds it to its package's attribute, so a function of the same name would last only until then.
 Instead the room's package itself can be called, which does not depend on what was imported first.

@@ -22,8 +22,8 @@ from xwam_ft.export.export import export_run
 from xwam_ft.export.weights import RunWeights, merged_weight, open_weights
 from xwam_ft.model.adapters import lora_config
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
-from xwam_ft.model.checkpoints.source import open_checkpoint
 from xwam_ft.model.reference import build_from_reference, reference_name
+from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.recipe_model import LoraSpec
 from xwam_ft.train.folder import open_run
 

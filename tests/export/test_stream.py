@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from xwam_ft.errors import UserError
-from xwam_ft.model.checkpoints.source import open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece, require_written, write_stream
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece, require_written, write_stream
 from xwam_ft.policy.bundle import load_policy
 
 

@@ -11,8 +11,8 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.export.torch_file import write_torch
-from xwam_ft.model.checkpoints.source import open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece, require_written
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece, require_written
 
 TENSORS = {
     "a.weight": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),

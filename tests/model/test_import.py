@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from xwam_ft.convert.convert import ImportReport, Options, import_checkpoint
+from xwam_ft.convert.frozen import text_config, text_name, vae_config, vae_name
+from xwam_ft.convert.released import ACTION, PROPRIO
 from xwam_ft.errors import UserError
 from xwam_ft.model.assemble import build_network, empty_network
 from xwam_ft.model.backbone import Backbone, load_backbone, part_fingerprints
-from xwam_ft.model.checkpoints.convert import ImportReport, Options, import_checkpoint
-from xwam_ft.model.checkpoints.frozen import text_config, text_name, vae_config, vae_name
-from xwam_ft.model.checkpoints.released import ACTION, PROPRIO
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.parity import read_golden, relative_error
 from xwam_ft.model.reference import from_reference, to_reference

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from xwam_ft.convert import convert
+from xwam_ft.convert.convert import Options, import_checkpoint
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.checkpoints import convert
-from xwam_ft.model.checkpoints.convert import Options, import_checkpoint
 
 
 @pytest.fixture(scope="module")

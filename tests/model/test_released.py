@@ -13,10 +13,10 @@ import yaml
 
 from xwam_ft import conventions, observation
 from xwam_ft.contract import load_contract
+from xwam_ft.convert.convert import Options, import_checkpoint
+from xwam_ft.convert.released import ACTION, PROPRIO, find_config, read_released, released_contract
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.checkpoints.convert import Options, import_checkpoint
-from xwam_ft.model.checkpoints.released import ACTION, PROPRIO, find_config, read_released, released_contract
 from xwam_ft.model.joint import Layout
 
 

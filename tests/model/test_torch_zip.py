@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from xwam_ft.errors import UserError
-from xwam_ft.model.checkpoints.torch_zip import StoredTensor, TorchZip
+from xwam_ft.model.tensor_files.torch_zip import StoredTensor, TorchZip
 
 
 def test_tensors_are_read_to_the_bit_in_every_dtype_and_stride(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
+from xwam_ft.inspect.inspect import inspect
 from xwam_ft.media import probe
-from xwam_ft.prepare.inspect import inspect
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.beside import located, unnamed

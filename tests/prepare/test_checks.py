@@ -13,9 +13,9 @@ from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.checks.numbers import check_numbers
 from xwam_ft.prepare.checks.table import MOST_WORDINGS, check_table, instructions_of
 from xwam_ft.prepare.checks.timing import check_time
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_cameras import plan_cameras
-from xwam_ft.prepare.embodiment_slots import motion, plan_slots
+from xwam_ft.prepare.embodiment.cameras import plan_cameras
+from xwam_ft.prepare.embodiment.schema import load_embodiment
+from xwam_ft.prepare.embodiment.slots import motion, plan_slots
 from xwam_ft.prepare.episode import Table
 from xwam_ft.prepare.findings import Finding, Rejected, grouped, numbers_text, reject_errors
 from xwam_ft.prepare.sources import open_source

@@ -9,7 +9,7 @@ import pytest
 
 from xwam_ft.contract import Slot
 from xwam_ft.prepare.checks.followed import check_followed
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 
 FRAMES, EPISODES = 120, 4
 Change = Callable[[np.ndarray, np.ndarray, int], None]

@@ -9,7 +9,7 @@ import pytest
 
 from xwam_ft.contract import Slot
 from xwam_ft.prepare.checks.grippers import check_grippers
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 
 Found = dict[str, tuple[str, str]]
 

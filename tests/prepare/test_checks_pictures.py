@@ -14,7 +14,7 @@ from xwam_ft.depth_code import metres_to_code
 from xwam_ft.prepare.checks import across, depth
 from xwam_ft.prepare.checks.calibration import check_calibration, project
 from xwam_ft.prepare.checks.pictures import check_pictures, robot_moves, signature
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 from xwam_ft.shards import Segment
 
 FRAMES, FPS = 60, 10.0

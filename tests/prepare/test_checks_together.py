@@ -21,11 +21,11 @@ from xwam_ft.prepare.checks.numbers import check_numbers
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.table import check_table
 from xwam_ft.prepare.checks.timing import check_time
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_slots import motion, plan_slots
+from xwam_ft.prepare.embodiment.schema import load_embodiment
+from xwam_ft.prepare.embodiment.slots import motion, plan_slots
 from xwam_ft.prepare.findings import Finding
 from xwam_ft.prepare.sources import open_source
-from xwam_ft.prepare.statistics import Motion, placeholder, quantiles
+from xwam_ft.quantiles import Motion, placeholder, quantiles
 
 EMBODIMENTS = Path(__file__).parents[2] / "recipes" / "embodiments"
 

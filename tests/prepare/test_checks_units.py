@@ -14,13 +14,13 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.checks.units import check_episode_ranges, check_units
-from xwam_ft.prepare.embodiment import DeltaSpec
-from xwam_ft.prepare.embodiment_slots import SlotPlan
+from xwam_ft.prepare.embodiment.joint_units import UNITS
+from xwam_ft.prepare.embodiment.pose_forms import column_scales, column_units
+from xwam_ft.prepare.embodiment.reading import Reading
+from xwam_ft.prepare.embodiment.schema import DeltaSpec
+from xwam_ft.prepare.embodiment.slots import SlotPlan
 from xwam_ft.prepare.episode import Table
-from xwam_ft.prepare.joint_units import UNITS
-from xwam_ft.prepare.pose_forms import column_scales, column_units
-from xwam_ft.prepare.reading import Reading
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 
 DEG = 180 / np.pi
 

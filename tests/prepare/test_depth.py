@@ -14,8 +14,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.prepare.depth import CHOICES, parse_depth
 from xwam_ft.prepare.depth.files import DepthFiles, parse_pattern
 from xwam_ft.prepare.depth.sensor import lerobot_log12, to_metres
-from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
-from xwam_ft.prepare.embodiment_cameras import CameraPlan
+from xwam_ft.prepare.embodiment.cameras import CameraPlan
+from xwam_ft.prepare.embodiment.schema import DepthRange, DepthVideo
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.sources.lerobot_table import LeRobotTable
 

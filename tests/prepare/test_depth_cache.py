@@ -15,8 +15,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.depth import Description, Estimator, parse_depth
 from xwam_ft.prepare.depth.estimated import Estimated, pack, unpack
-from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
-from xwam_ft.prepare.embodiment_cameras import CameraPlan
+from xwam_ft.prepare.embodiment.cameras import CameraPlan
+from xwam_ft.prepare.embodiment.schema import DepthRange, DepthVideo
 from xwam_ft.prepare.episode import Episode
 from xwam_ft.prepare.sources.lerobot_table import LeRobotTable
 from xwam_ft.shards import ShardSet

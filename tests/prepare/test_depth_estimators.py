@@ -15,8 +15,8 @@ from xwam_ft.prepare.depth import parse_depth
 from xwam_ft.prepare.depth.marigold import Marigold
 from xwam_ft.prepare.depth.marigold import describe as describe_marigold
 from xwam_ft.prepare.depth.transformers_estimator import TransformersEstimator, describe
-from xwam_ft.prepare.embodiment import DepthRange, DepthVideo
-from xwam_ft.prepare.embodiment_cameras import CameraPlan
+from xwam_ft.prepare.embodiment.cameras import CameraPlan
+from xwam_ft.prepare.embodiment.schema import DepthRange, DepthVideo
 
 METRIC = {"depth_pro", "glpn", "prompt_depth_anything", "zoedepth"}
 PLAIN = CameraPlan("front", "front", None)

@@ -16,7 +16,7 @@ from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.checks.depth import check_range, held_shares
 from xwam_ft.prepare.depth.files import DepthFiles
 from xwam_ft.prepare.depth.sensor import to_metres
-from xwam_ft.prepare.embodiment import DepthVideo
+from xwam_ft.prepare.embodiment.schema import DepthVideo
 from xwam_ft.shards import ShardSet
 
 

@@ -11,8 +11,8 @@ import pytest
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.depth import parse_depth
 from xwam_ft.prepare.depth.stereo import stereo_depth
-from xwam_ft.prepare.embodiment import DepthRange, StereoPair
-from xwam_ft.prepare.embodiment_cameras import CameraPlan
+from xwam_ft.prepare.embodiment.cameras import CameraPlan
+from xwam_ft.prepare.embodiment.schema import DepthRange, StereoPair
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.sources.lerobot_table import LeRobotTable
 

@@ -13,9 +13,9 @@ from scipy.spatial.transform import Rotation
 
 from xwam_ft.contract import Limits
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_cameras import contract_camera, plan_cameras
-from xwam_ft.prepare.embodiment_slots import motion, plan_slots
+from xwam_ft.prepare.embodiment.cameras import contract_camera, plan_cameras
+from xwam_ft.prepare.embodiment.schema import load_embodiment
+from xwam_ft.prepare.embodiment.slots import motion, plan_slots
 from xwam_ft.prepare.episode import Table
 from xwam_ft.prepare.sources import CameraInfo, SourceInfo
 

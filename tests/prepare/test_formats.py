@@ -15,9 +15,9 @@ from scipy.spatial.transform import Rotation
 
 from xwam_ft.depth_code import code_to_metres
 from xwam_ft.errors import UserError
+from xwam_ft.inspect.inspect import inspect
 from xwam_ft.prepare import pipeline, report
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.inspect import inspect
+from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.shards import ShardSet
 

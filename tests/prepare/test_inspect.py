@@ -14,12 +14,12 @@ from rich.console import Console
 
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
+from xwam_ft.inspect.evidence import Evidence, Group, gather, slot_columns
+from xwam_ft.inspect.inspect import inspect, propose_timing
+from xwam_ft.inspect.starter import _cameras, _slot  # pyright: ignore[reportPrivateUsage]
 from xwam_ft.prepare.camera_kind import edge_change, guess_kind, guess_mount
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.evidence import Evidence, Group, gather, slot_columns
-from xwam_ft.prepare.inspect import inspect, propose_timing
+from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.sources import open_source
-from xwam_ft.prepare.starter import _cameras, _slot  # pyright: ignore[reportPrivateUsage]
 from xwam_ft.prepare.unit_guess import UnitGuess, guess_units
 
 

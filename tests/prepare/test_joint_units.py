@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.joint_units import Motor, line_of, motor_of, read_calibration
+from xwam_ft.prepare.embodiment.joint_units import Motor, line_of, motor_of, read_calibration
 
 GOOD: dict[str, Any] = {
     "shoulder_pan": {"id": 1, "drive_mode": 0, "homing_offset": 7, "range_min": 900, "range_max": 3100}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.depth.sensor import to_metres
-from xwam_ft.prepare.embodiment import DepthVideo
+from xwam_ft.prepare.embodiment.schema import DepthVideo
 from xwam_ft.prepare.episode import EpisodeError, LogCode
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.lerobot_meta import flat_names

@@ -18,13 +18,13 @@ from formats import write_aloha, write_folder, write_robomimic, write_robotwin, 
 from rich.console import Console
 
 from xwam_ft.errors import UserError
+from xwam_ft.inspect.inspect import inspect
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.depth import parse_depth
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_cameras import plan_cameras
-from xwam_ft.prepare.embodiment_slots import plan_slots
+from xwam_ft.prepare.embodiment.cameras import plan_cameras
+from xwam_ft.prepare.embodiment.schema import load_embodiment
+from xwam_ft.prepare.embodiment.slots import plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, run
-from xwam_ft.prepare.inspect import inspect
 from xwam_ft.prepare.sources import open_source
 
 Break = Callable[[Path], Any]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from xwam_ft.prepare.embodiment.pose_forms import ANGLES, EULER, FORMS, WIDTHS, column_scales, read_pose
 from xwam_ft.prepare.episode import EpisodeError
-from xwam_ft.prepare.pose_forms import ANGLES, EULER, FORMS, WIDTHS, column_scales, read_pose
 
 NUMBERS = st.floats(-1, 1, allow_subnormal=False)
 

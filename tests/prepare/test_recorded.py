@@ -16,7 +16,7 @@ from xwam_ft.limits import Recorded
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.recorded import hemispheres, proposed_limits, recorded_together
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 
 
 @pytest.fixture(autouse=True)

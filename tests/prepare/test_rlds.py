@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from xwam_ft.errors import UserError
+from xwam_ft.inspect.inspect import inspect
 from xwam_ft.prepare.episode import EpisodeError
-from xwam_ft.prepare.inspect import inspect
 from xwam_ft.prepare.sources import open_source
 
 _spec = importlib.util.spec_from_file_location("tf_examples", Path(__file__).with_name("tf_examples.py"))
@@ -177,8 +177,8 @@ def test_damaged_and_incomplete_datasets_are_told(tmp_path: Path) -> None:
 
 
 def test_a_rate_must_be_stated(tmp_path: Path) -> None:
-    from xwam_ft.prepare.embodiment import load_embodiment
-    from xwam_ft.prepare.embodiment_slots import frame_rate
+    from xwam_ft.prepare.embodiment.schema import load_embodiment
+    from xwam_ft.prepare.embodiment.slots import frame_rate
 
     folder = dataset(tmp_path / "set", episode(0))
     starter = tmp_path / "toy.yaml"

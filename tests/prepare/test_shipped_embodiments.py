@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from xwam_ft.kinematics import Chain
-from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
-from xwam_ft.prepare.embodiment_cameras import plan_cameras
-from xwam_ft.prepare.embodiment_slots import SlotPlan, motion, plan_slots
+from xwam_ft.prepare.embodiment.cameras import plan_cameras
+from xwam_ft.prepare.embodiment.schema import Embodiment, load_embodiment
+from xwam_ft.prepare.embodiment.slots import SlotPlan, motion, plan_slots
 from xwam_ft.prepare.episode import Table
 from xwam_ft.prepare.sources import CameraInfo, SourceInfo
 

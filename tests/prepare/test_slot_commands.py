@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 from xwam_ft import conventions
 from xwam_ft.errors import UserError
 from xwam_ft.observation import slot_state
-from xwam_ft.prepare.embodiment import load_embodiment
-from xwam_ft.prepare.embodiment_slots import SlotPlan, motion, plan_slots
+from xwam_ft.prepare.embodiment.schema import load_embodiment
+from xwam_ft.prepare.embodiment.slots import SlotPlan, motion, plan_slots
 from xwam_ft.prepare.episode import EpisodeError, Table
 from xwam_ft.prepare.sources import SourceInfo
 

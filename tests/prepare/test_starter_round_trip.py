@@ -18,10 +18,10 @@ import yaml
 from rich.console import Console
 from scipy.spatial.transform import Rotation
 
+from xwam_ft.inspect.inspect import inspect, propose_timing
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.action_semantics import guess_actions
 from xwam_ft.prepare.camera_kind import guess_kind
-from xwam_ft.prepare.inspect import inspect, propose_timing
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.shards import ShardSet
 

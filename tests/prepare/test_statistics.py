@@ -1,4 +1,4 @@
-"""Quantiles in closed form: the rules stated at the head of statistics.py, one by one."""
+"""Quantiles in closed form: the rules stated at the head of quantiles.py, one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from xwam_ft import conventions
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, DepthCode, Image, Slot, Timing
-from xwam_ft.prepare.statistics import Motion, chunk_actions, encoded_chunks, placeholder, quantiles, widen
+from xwam_ft.quantiles import Motion, chunk_actions, encoded_chunks, placeholder, quantiles, widen
 
 TIMING = Timing(fps=10, frame_skip=2, action_skip=1, clip_frames=5)
 

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from xwam_ft import observation
 from xwam_ft.contract import load_contract
+from xwam_ft.inspect.inspect import inspect
 from xwam_ft.pictures import resize_nearest, turn_pictures
 from xwam_ft.policy.request import implausible
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.depth_only import estimate_depth
-from xwam_ft.prepare.inspect import inspect
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.shards import Segment, ShardSet
 

@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 
 from xwam_ft.contract import Contract
+from xwam_ft.encode.cache import LatentCache
+from xwam_ft.encode.encode import encode
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.encode import encode
 
 from .training import train
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 from rich.console import Console
 
+from xwam_ft.encode.augment import Augmentation, augmentation, centred
+from xwam_ft.encode.cache import LatentCache
+from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
+from xwam_ft.encode.clips import ClipOrder, StepGeometry, copy_at
+from xwam_ft.encode.dataset import ClipDataset
+from xwam_ft.encode.encode import encode
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.pictures import centre_crop, centre_crop_nearest, crop_size
 from xwam_ft.recipe import AugmentSpec, Recipe, load_recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.augment import Augmentation, augmentation, centred
-from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.clip_tensors import augmentation_of, encode_clips
-from xwam_ft.train.clips import ClipOrder, StepGeometry, copy_at
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.dataset import ClipDataset
-from xwam_ft.train.encode import encode
 
 HEIGHT, WIDTH, CROP = 20, 40, 0.7
 SPEC = AugmentSpec(crop=True, brightness=0.3, saturation=0.5, hue=0.1)

@@ -14,15 +14,15 @@ from safetensors import SafetensorError
 
 from xwam_ft.contract import DepthCode
 from xwam_ft.conventions import decode_actions, denormalise_action
+from xwam_ft.encode import encode as encoding
+from xwam_ft.encode.cache import INDEX_FILE, LatentCache
+from xwam_ft.encode.clip_tensors import latent_frame_mask
+from xwam_ft.encode.encode import encode, wants_depth
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.pictures import centre_crop
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train import encode as encoding
-from xwam_ft.train.cache import INDEX_FILE, LatentCache
-from xwam_ft.train.clip_tensors import latent_frame_mask
-from xwam_ft.train.encode import encode, wants_depth
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xwam_ft.train.clips import ClipOrder, StepGeometry, Stream, generator_at, wording_at
+from xwam_ft.encode.clips import ClipOrder, StepGeometry, Stream, generator_at, wording_at
 
 
 @given(seed=st.integers(0, 2**32), clips=st.integers(1, 40), epoch=st.integers(0, 5))

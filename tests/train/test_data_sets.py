@@ -17,17 +17,17 @@ from rich.console import Console
 from tests.conftest import EPISODES, make_motion
 from tests.train.conftest import Change, recipe_tree
 
+from xwam_ft import quantiles
 from xwam_ft.contract import Contract, Timing
+from xwam_ft.encode.cache import LatentCache
+from xwam_ft.encode.data_sets import DataSets, clip_weights, episode_weights, open_sets, shared_contract
+from xwam_ft.encode.dataset import ClipDataset
+from xwam_ft.encode.encode import encode
+from xwam_ft.encode.inputs import Inputs, encode_shards
 from xwam_ft.errors import UserError
-from xwam_ft.prepare import statistics
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 from xwam_ft.recipe import DataSpec, EpisodeWeight, ShardSource, load_recipe
 from xwam_ft.shards import Index, ShardSet
-from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.data_sets import DataSets, clip_weights, episode_weights, open_sets, shared_contract
-from xwam_ft.train.dataset import ClipDataset
-from xwam_ft.train.encode import encode
-from xwam_ft.train.inputs import Inputs, encode_shards
 
 from . import training
 
@@ -60,7 +60,7 @@ def test_they_share_the_quantiles_of_all_training_episodes(pair: tuple[Path, Pat
     for episode, frames in enumerate(EPISODES[:-1]):  # the last one is held out
         state, command = make_motion(frames, seed=episode)
         motions.append(Motion(state, command, np.ones_like(command)))
-    expected = statistics.quantiles(contract, [*motions, *motions])
+    expected = quantiles.quantiles(contract, [*motions, *motions])
     for name, values in expected.model_dump().items():
         np.testing.assert_allclose(getattr(shared.quantiles, name), values, atol=1e-9)
     assert shared.prompts == tuple(sorted({*contract.prompts, "stack the cups"}))

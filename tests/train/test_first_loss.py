@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from xwam_ft.encode.cache import LatentCache
+from xwam_ft.encode.clips import StepGeometry
+from xwam_ft.encode.dataset import ClipDataset
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.module import TrainingModule
 

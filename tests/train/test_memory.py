@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
 from xwam_ft.model import quantize
@@ -25,7 +26,6 @@ from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import OptimSpec, Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import module as modules
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from xwam_ft.train.plan import gigabytes, make_plan

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from xwam_ft.encode.cache import LatentCache
+from xwam_ft.encode.clips import StepGeometry, Stream
+from xwam_ft.encode.dataset import ClipDataset
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
-from xwam_ft.train.clips import StepGeometry, Stream
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.draws import action_is_clean, draw
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import trained_parameters

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 import xwam_ft
 from xwam_ft.contract import Contract
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.module import TrainingModule
 

@@ -16,16 +16,16 @@ import yaml
 from rich.console import Console
 from tests.train.conftest import Change, recipe_tree
 
+from xwam_ft.encode.clip_source import ClipSource
+from xwam_ft.encode.clips import StepGeometry
+from xwam_ft.encode.encode import encode
+from xwam_ft.encode.pixels import PixelSource, open_pixels
 from xwam_ft.errors import UserError
 from xwam_ft.model import backbone as backbones
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.clip_source import ClipSource
-from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule, ClipDataset
-from xwam_ft.train.encode import encode
-from xwam_ft.train.pixels import PixelSource, open_pixels
 
 from .training import train
 

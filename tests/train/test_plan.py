@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from xwam_ft.contract import Contract, Image
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import PUBLISHED, load_backbone
 from xwam_ft.model.skeleton import read_skeleton
@@ -23,7 +24,6 @@ from xwam_ft.model.summary import summary_table
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.memory import count_activations, is_out_of_memory, random_batch
 from xwam_ft.train.plan import CHECKPOINTS, Plan, fitting_batch, make_plan, shape_network, warnings
 from xwam_ft.train.plan_report import duration, plan_recipe

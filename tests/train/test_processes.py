@@ -17,8 +17,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.recipe import Recipe
-from xwam_ft.train.cache import LatentCache
 
 from . import training
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from rich.console import Console
 
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import loggers
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.history import History
 from xwam_ft.train.loggers import MetricsFile, log_picture, run_loggers
 from xwam_ft.train.report import score_rows, sigma_table, smooth, write_report

@@ -21,10 +21,10 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import restore_weights

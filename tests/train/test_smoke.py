@@ -11,11 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import smoke
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.module import TrainingModule
 

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from xwam_ft.train.cache import LatentCache
+from xwam_ft.encode.cache import LatentCache
 
 from . import training
 

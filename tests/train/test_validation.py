@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from xwam_ft.encode.cache import LatentCache
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.policy.policy import clip_observation
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.cache import LatentCache
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import restore_weights
 from xwam_ft.train.folder import open_run

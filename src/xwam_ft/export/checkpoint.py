@@ -17,16 +17,17 @@ from xwam_ft.errors import UserError
 from xwam_ft.export.weights import DTYPES, RunWeights, open_weights
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
-from xwam_ft.model.checkpoints.source import open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece, made
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece, made
 from xwam_ft.model.tiny import UNTRAINED
+from xwam_ft.places import RECIPE_FILE, run_at
 from xwam_ft.policy import text_encoder
 from xwam_ft.policy.bundle import bundle_config, make_policy
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.train.best import best_checkpoint
-from xwam_ft.train.folder import RECIPE_FILE, RunFolder, open_run, require_sealed, run_at
+from xwam_ft.train.folder import RunFolder, open_run, require_sealed
 
 if TYPE_CHECKING:
     from rich.console import Console

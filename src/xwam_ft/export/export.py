@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 
 from xwam_ft.contract import require_same
+from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
 from xwam_ft.export.checkpoint import Job, open_job
@@ -33,17 +34,16 @@ from xwam_ft.files import (
 from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.checkpoints.source import open_checkpoint
-from xwam_ft.model.checkpoints.stream import require_written
 from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
+from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.stream import require_written
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.policy import selfcheck, text_encoder
 from xwam_ft.policy.bundle import PICTURE, SELFCHECK, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.data_sets import open_sets
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_shards
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _check_options(
 def _recordings(folder: RunFolder) -> ShardSet:
     """The run's shard set, under the run's contract."""
     require_shards(folder)
-    shards = open_sets(folder.recipe.data).joined
+    shards = open_sets(folder.recipe.data, contract=folder.decided).joined
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
     return shards
 

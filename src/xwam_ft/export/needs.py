@@ -14,15 +14,15 @@ from xwam_ft.export.reference_file import frozen_parts, reference_pieces
 from xwam_ft.export.weights import DTYPES
 from xwam_ft.files import require_room
 from xwam_ft.model.backbone import locate_backbone
-from xwam_ft.model.checkpoints.source import open_checkpoint
+from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.policy import text_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from xwam_ft.export.checkpoint import Job
-    from xwam_ft.model.checkpoints.source import Stored
-    from xwam_ft.model.checkpoints.stream import Piece
+    from xwam_ft.model.tensor_files.source import Stored
+    from xwam_ft.model.tensor_files.stream import Piece
 
 SPARE = 1.25
 """Memory a network needs to answer, over that of its weights."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.contract import Contract
-    from xwam_ft.model.checkpoints.source import Stored
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.model.tensor_files.source import Stored
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.policy.policy import Policy
 

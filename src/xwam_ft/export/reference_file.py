@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from xwam_ft.convert.frozen import text_name, vae_name
+from xwam_ft.convert.released import ACTION, PROPRIO
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export.torch_file import write_torch
 from xwam_ft.files import read_json, write_bytes_atomic, write_text_atomic
 from xwam_ft.model.backbone import MAX_TEXT_LEN, locate_backbone
-from xwam_ft.model.checkpoints.frozen import text_name, vae_name
-from xwam_ft.model.checkpoints.released import ACTION, PROPRIO
-from xwam_ft.model.checkpoints.source import STATES, Stored, open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece, require_written
 from xwam_ft.model.joint import Layout
 from xwam_ft.model.reference import reference_name
+from xwam_ft.model.tensor_files.source import STATES, Stored, open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece, require_written
 from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:

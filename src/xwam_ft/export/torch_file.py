@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.files import atomic_path
-from xwam_ft.model.checkpoints.stream import made, tensor_bytes
+from xwam_ft.model.tensor_files.stream import made, tensor_bytes
 
 if TYPE_CHECKING:
-    from xwam_ft.model.checkpoints.shards import Tick
-    from xwam_ft.model.checkpoints.stream import Piece
+    from xwam_ft.model.tensor_files.shards import Tick
+    from xwam_ft.model.tensor_files.stream import Piece
 
 ROOT = "archive"
 ALIGNED = 64

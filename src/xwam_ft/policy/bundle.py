@@ -36,8 +36,8 @@ from xwam_ft.files import (
 from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
-from xwam_ft.model.checkpoints.stream import write_stream
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.tensor_files.stream import write_stream
 from xwam_ft.policy import selfcheck as checks
 from xwam_ft.policy import text_encoder
 from xwam_ft.policy.policy import Policy, Settings
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
     from xwam_ft.model.attention import Attention
-    from xwam_ft.model.checkpoints.shards import Tick
-    from xwam_ft.model.checkpoints.stream import Piece
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.model.tensor_files.shards import Tick
+    from xwam_ft.model.tensor_files.stream import Piece
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -21,13 +21,13 @@ from torch import nn
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import Backbone, locate_backbone
-from xwam_ft.model.checkpoints.source import Stored, open_checkpoint
-from xwam_ft.model.checkpoints.stream import Piece, require_written, write_stream
+from xwam_ft.model.tensor_files.source import Stored, open_checkpoint
+from xwam_ft.model.tensor_files.stream import Piece, require_written, write_stream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xwam_ft.model.checkpoints.shards import Tick
+    from xwam_ft.model.tensor_files.shards import Tick
 
 Kind = Literal["bfloat16", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft import quantiles
 from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
-from xwam_ft.prepare import statistics
-from xwam_ft.prepare.embodiment_cameras import contract_camera
+from xwam_ft.prepare.embodiment.cameras import contract_camera
+from xwam_ft.prepare.embodiment.naming import aliases_of
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.fingerprint import RECORD
-from xwam_ft.prepare.naming import aliases_of
 from xwam_ft.prepare.recorded import recorded
 from xwam_ft.prompts import canonical
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry
@@ -24,7 +24,7 @@ from xwam_ft.shards import META, SegmentMeta, Split
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan
     from xwam_ft.prepare.depth.outcome import DepthOutcome
-    from xwam_ft.prepare.embodiment import Embodiment
+    from xwam_ft.prepare.embodiment.schema import Embodiment
     from xwam_ft.prepare.sources import Source
 
 REJECTED = "rejected.jsonl"
@@ -62,7 +62,7 @@ def contract_of(
     )
     _write_alike([results[job.number] for job in accepted])
     prompts = sorted({results[job.number].instruction for job in accepted} - {""})
-    draft = statistics.placeholder(
+    draft = quantiles.placeholder(
         {
             "embodiment": spec.name,
             "cameras": cameras,
@@ -80,7 +80,7 @@ def contract_of(
     train = Motions(jobs)
     keep = [name for name, slot in spec.slots.items() if slot.quaternion == "w_positive"]
     known = recorded(draft, train, lambda place: load_joints(jobs[place]), keep)
-    return draft.model_copy(update={"quantiles": statistics.quantiles(draft, train), "recorded": known}), chosen
+    return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, train), "recorded": known}), chosen
 
 
 def _write_alike(results: list[EpisodeResult]) -> None:

@@ -23,7 +23,7 @@ from xwam_ft.media import write_gray16
 from xwam_ft.pictures import turn_back
 from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
-from xwam_ft.prepare.embodiment import load_embodiment
+from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode_job import attempt, decode_view, on_disk
 from xwam_ft.prepare.findings import reject_errors
 from xwam_ft.prepare.fingerprint import preparation_fingerprint

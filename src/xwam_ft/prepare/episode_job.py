@@ -34,11 +34,11 @@ from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
-from xwam_ft.prepare.embodiment_cameras import CameraPlan
-from xwam_ft.prepare.embodiment_slots import SlotPlan, joint_motion, motion
+from xwam_ft.prepare.embodiment.cameras import CameraPlan
+from xwam_ft.prepare.embodiment.slots import SlotPlan, joint_motion, motion
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.findings import Finding, Rejected, Severity, reject_errors
-from xwam_ft.prepare.statistics import Motion
+from xwam_ft.quantiles import Motion
 from xwam_ft.shard_writer import encode_segment, episode_key, segment_bounds, segment_key
 from xwam_ft.shards import Segment
 

@@ -14,7 +14,7 @@ from xwam_ft.files import sha256
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan
-    from xwam_ft.prepare.embodiment import Embodiment
+    from xwam_ft.prepare.embodiment.schema import Embodiment
     from xwam_ft.prepare.episode_job import EpisodeJob
 
 RECORD = "prepared.json"

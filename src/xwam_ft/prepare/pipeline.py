@@ -25,9 +25,9 @@ from xwam_ft.prepare import assemble
 from xwam_ft.prepare.checks.together import check_against_contract, check_together, check_unnamed
 from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
 from xwam_ft.prepare.depth.outcome import depth_outcomes, say_depth
-from xwam_ft.prepare.embodiment import Embodiment, load_embodiment
-from xwam_ft.prepare.embodiment_cameras import calibrated, plan_cameras
-from xwam_ft.prepare.embodiment_slots import SlotPlan, frame_rate, plan_slots
+from xwam_ft.prepare.embodiment.cameras import calibrated, plan_cameras
+from xwam_ft.prepare.embodiment.schema import Embodiment, load_embodiment
+from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
 from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint

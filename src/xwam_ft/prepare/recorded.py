@@ -19,7 +19,7 @@ from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.errors import listed
 from xwam_ft.limits import Limits, Recorded
-from xwam_ft.prepare.statistics import MAX_STATES, Motion
+from xwam_ft.quantiles import MAX_STATES, Motion
 
 if TYPE_CHECKING:
     from jaxtyping import Float

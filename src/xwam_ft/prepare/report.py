@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft import conventions
-from xwam_ft.prepare import statistics
+from xwam_ft import conventions, quantiles
 from xwam_ft.prepare.depth.outcome import depth_outcomes
 from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
 from xwam_ft.prepare.findings import FindingGroup, episodes_text, grouped, names_of
@@ -86,8 +85,8 @@ def render(
 
 def plots(
     contract: Contract,
-    motions: Mapping[int, statistics.Motion],
-    train: Sequence[statistics.Motion],
+    motions: Mapping[int, quantiles.Motion],
+    train: Sequence[quantiles.Motion],
     kept: Sequence[EpisodeResult],
     held_out: set[int],
 ) -> dict[str, str | None]:
@@ -103,7 +102,7 @@ def plots(
     }
 
 
-def histograms(contract: Contract, train: Sequence[statistics.Motion]) -> str:
+def histograms(contract: Contract, train: Sequence[quantiles.Motion]) -> str:
     """Distributions of every slot's normalised numbers, as a data URL."""
     from xwam_ft.prepare.report_plots import distributions
 
@@ -142,9 +141,9 @@ def _shown(kept: Sequence[EpisodeResult], held_out: set[int]) -> set[int]:
     return {*first, *(rest[i] for i in even)}
 
 
-def _slots(contract: Contract, train: Sequence[statistics.Motion]) -> list[dict[str, Any]]:
-    states = statistics.all_states(train)
-    actions, masks = statistics.chunk_actions(contract, train)
+def _slots(contract: Contract, train: Sequence[quantiles.Motion]) -> list[dict[str, Any]]:
+    states = quantiles.all_states(train)
+    actions, masks = quantiles.chunk_actions(contract, train)
     return [_slot_rows(contract, slot, states, np.where(masks > 0, actions, np.nan)) for slot in contract.slots]
 
 

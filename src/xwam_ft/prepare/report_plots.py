@@ -12,12 +12,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from xwam_ft import conventions
-from xwam_ft.prepare import statistics
+from xwam_ft import conventions, quantiles
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract, Slot
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 TURNS = ("dx", "dy", "dz", "rx", "ry", "rz")
 REACH = 2.5  # of normalised values shown; what is beyond is counted in a number at the border
@@ -29,8 +28,8 @@ PATHS = 40  # episodes drawn
 
 def distributions(contract: Contract, train: Sequence[Motion]) -> str:
     """A violin a number: normalised training states, and normalised actions of all clip starts, by slot."""
-    states = conventions.normalise_proprio(contract, statistics.all_states(train))
-    raw, masks = statistics.chunk_actions(contract, train)
+    states = conventions.normalise_proprio(contract, quantiles.all_states(train))
+    raw, masks = quantiles.chunk_actions(contract, train)
     # One range a number, whatever the contract scales by: the steps of all chunks are one violin.
     actions = conventions.normalise_action(contract.model_copy(update={"action_scaling": "chunk"}), raw)
     state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)

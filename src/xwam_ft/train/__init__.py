@@ -1,20 +1,11 @@
 """Shards and a recipe -> a run folder. Validation is `evaluate` on a `Policy` around the live network.
 
 train.py       `xwam-ft train`, on one page: module, data module, callbacks and loggers, given to Lightning's Trainer
-inputs.py      what a recipe reads, opened and checked: the one preflight
+warm_start.py  a run that starts from another: origin.py what from, carry.py its weights
 plan.py        what a run will hold, fill and take; plan_report.py for people, with `--probe` and `--fit`
 memory.py      activations, counted; what to say when memory runs out
 probe.py       how long a step takes, measured
 smoke.py       does a recipe train at all?
-encode.py      shards -> the latent cache
-clips.py       which clip comes when, and which random numbers belong to it
-data_sets.py   the shard sets of a run: held against each other, seen as one, weighted
-augment.py     random crops and colour of training clips: functions of (clip, copy)
-clip_tensors.py  a clip as numbers: pictures as the VAE sees them, motion, masks
-cache.py       the latent cache: its place, its index, reading one clip
-pixels.py      training without one
-clip_source.py what training asks of either; several as one
-batch.py       clips in batches; dataset.py clips at some positions -> a batch
 data.py        the Lightning data module
 draws.py       a sample's noise level, noise and text dropout: functions of (seed, position)
 counts.py      what the masked losses divide by: valid numbers of a whole optimizer step
@@ -23,6 +14,7 @@ folder.py      the run folder, and whether a checkpoint still belongs to its sur
 sharding.py    FSDP2: a network cut over processes, and whole again for checkpoints and validation
 longer.py      a run of another length than it began with
 optimizer.py   AdamW's groups, the averaged weights; schedule.py how the rates go
+best.py        which checkpoint was best by a held-out number; runs.py the runs of a folder
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 exact.py       the callback that writes it and goes on from it
 callbacks.py   averaged weights, guards, signals, the clock, the bar; own_code.py the user's own, by import path

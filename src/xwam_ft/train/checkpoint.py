@@ -12,10 +12,8 @@ the next position are its generators. The frozen base is not in a checkpoint; it
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Generator, Mapping
@@ -26,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import typed
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, json_bytes, read_json, sha256
+from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, sha256
+from xwam_ft.places import CHECKPOINTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 2
-CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
 TRAINABLE_FILE = "trainable.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -118,7 +116,7 @@ def write_checkpoint(
         return folder
     _remove_leftovers(run)
     parts = {TRAINABLE_FILE: trainable, OPTIMIZER_FILE: optimizer, EMA_FILE: ema}
-    with disk_trouble(run), atomic_folder(folder) as temporary:
+    with run_disk_errors(run), atomic_folder(folder) as temporary:
         files: dict[str, dict[str, Any]] = {}
         for name, tensors in parts.items():
             if tensors is not None:
@@ -150,33 +148,16 @@ def best_steps(run: Path, metrics: Path, weights: Mapping[str, float], count: in
 
 
 @contextmanager
-def disk_trouble(
-    place: Path, kept: str | None = None, fix: str | None = None, forbidden: str | None = None
-) -> Generator[None]:
-    """Turn a full, read-only or forbidden disk into a `UserError`.
+def run_disk_errors(run: Path) -> Generator[None]:
+    """`disk_errors` of a run folder: says which checkpoint is the last, and how the run goes on."""
 
-    Args:
-        place: where was written; by default a run folder, whose last checkpoint is named.
-        kept: what is not lost.
-        fix: what to do.
-        forbidden: what to do where the place may only be read; default `fix`.
-    """
-    from safetensors import SafetensorError
+    def kept() -> str:
+        folders = list_checkpoints(run)
+        return f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
 
-    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    try:
+    fix = f"make room there, then go on with {typed('xwam-ft', 'train', '--resume', run)}"
+    with disk_errors(run, kept=kept, fix=fix):
         yield
-    except (OSError, SafetensorError) as error:
-        said = re.search(r"os error (\d+)", str(error))  # safetensors' words for it
-        number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
-        if number not in kinds:
-            raise
-        folders = list_checkpoints(place)
-        last = f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
-        readable = number in (errno.EROFS, errno.EACCES)
-        room = f"make room there, then go on with {typed('xwam-ft', 'train', '--resume', place)}"
-        what = f"cannot be written ({os.strerror(number).lower()}); {kept or last}"
-        raise UserError(what, place, (forbidden if readable else None) or fix or room) from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -215,12 +196,6 @@ def checkpoint_of(run: Path, step: int) -> Checkpoint:
         kept = listed(kept_steps(run))
         raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
     return read_checkpoint(folder)
-
-
-def step_of(folder: Path) -> int | None:
-    """The step of a checkpoint's folder in a run; None: it is another folder."""
-    is_one = folder.absolute().parent.name == CHECKPOINTS and _NAME.search(folder.name) and folder.is_dir()
-    return _step(folder) if is_one else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:

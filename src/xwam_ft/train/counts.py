@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xwam_ft.encode.clips import StepGeometry, Stream
+from xwam_ft.encode.dataset import ClipDataset
 from xwam_ft.model.losses import LossMasks, loss_counts
-from xwam_ft.train.clips import StepGeometry, Stream
-from xwam_ft.train.dataset import ClipDataset
 from xwam_ft.train.draws import action_is_clean, action_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.recipe import NoiseSpec
-    from xwam_ft.train.clip_source import ClipSource
 
 
 class StepCounts:

@@ -10,21 +10,21 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from xwam_ft.encode.batch import Batch, PictureBatch
+from xwam_ft.encode.cache import EMPTY_PROMPT
+from xwam_ft.encode.clips import StepGeometry
+from xwam_ft.encode.dataset import ClipDataset, Unreadable
+from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.open_loop import spread
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.train.batch import Batch, PictureBatch
-from xwam_ft.train.cache import EMPTY_PROMPT
-from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.dataset import ClipDataset, Unreadable
-from xwam_ft.train.inputs import open_inputs
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from xwam_ft.train.clip_source import ClipSource
+    from xwam_ft.encode.clip_source import ClipSource
 
 
 class MicroBatches(DistributedSampler["list[int]"]):

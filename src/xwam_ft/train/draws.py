@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xwam_ft.encode.clips import Stream, generator_at
 from xwam_ft.model.noise import Sigmas, sample_prefixes, sample_sigmas
-from xwam_ft.train.clips import Stream, generator_at
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+    from xwam_ft.encode.batch import Batch
     from xwam_ft.recipe import NoiseSpec
-    from xwam_ft.train.batch import Batch
 
 
 @dataclass(frozen=True)

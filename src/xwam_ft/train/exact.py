@@ -31,9 +31,9 @@ from xwam_ft.train.sharding import gathered
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.clip_source import ClipSource
     from xwam_ft.train.module import TrainingModule
 
 

@@ -5,6 +5,7 @@ contract.json   the shard set's, byte for byte; of several sets the one they sha
 plan.json       what was known of the run beforehand (see plan.py)
 extensions.json where it was given another number of steps than it began with (longer.py)
 checkpoints/    see checkpoint.py
+init/           what a run started as that started from another (warm_start.py)
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
 tensorboard/    events; metrics.jsonl holds the same numbers, metrics.csv too where `logging.to` says csv
@@ -27,9 +28,10 @@ from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, write_text_atomic
+from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
-from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints, step_of
+from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints
 from xwam_ft.train.longer import (
     Extension,
     extension,
@@ -41,10 +43,9 @@ from xwam_ft.train.longer import (
 )
 
 if TYPE_CHECKING:
+    from xwam_ft.encode.cache import CacheIdentity
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.cache import CacheIdentity
 
-RECIPE_FILE = "recipe.yaml"
 CONTRACT_FILE = "contract.json"
 PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
@@ -70,6 +71,11 @@ class RunFolder:
     checkpoint: Checkpoint | None
     extensions: tuple[Extension, ...] = ()
     extends: bool = False
+
+    @property
+    def decided(self) -> Contract | None:
+        """The contract that its shards are read under, where they do not say all of it themselves (inherit.py)."""
+        return None if self.recipe.init_from is None else self.contract
 
     @property
     def first_step(self) -> int:
@@ -137,26 +143,6 @@ def keep_length(run: RunFolder) -> RunFolder:
         for name in (ADAPTER, DEPTH_ADAPTER):
             shutil.rmtree(run.path / name, ignore_errors=True)
     return replace(run, extends=False)
-
-
-def run_at(text: str | Path) -> tuple[Path, int | None]:
-    """The run and the step that a place names: `RUN` (the newest checkpoint, None), `RUN@1500`, or `RUN/checkpoints/
-    step-001500`. A folder that is there under the whole name is taken as it is, `@` or not.
-
-    Raises:
-        UserError: what stands behind the `@` is no step of a run that is there.
-    """
-    place = Path(text)
-    if place.exists() or "@" not in place.name:
-        named = step_of(place)
-        return (place, None) if named is None else (place.absolute().parents[1], named)
-    name, _, step = place.name.rpartition("@")
-    run = place.with_name(name) if name else place
-    if not (run / RECIPE_FILE).is_file():
-        raise UserError(f"names a step of {run}, which is not a run folder", place, "give RUN, or RUN@STEP")
-    if not (step.isascii() and step.isdigit()):
-        raise UserError(f"names the step {step!r}, which is no number", place, f"give {run}, or {run}@STEP")
-    return run, int(step)
 
 
 def require_sealed(run: RunFolder) -> None:
@@ -284,8 +270,9 @@ def by_key(recipe: Recipe) -> dict[str, Any]:
 
 def record(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe the weights depend on, by dotted key; places and the keys of `FREE` and `CUT` are none of it."""
-    leaves = _placeless(recipe).items()
-    return {key: value for key, value in leaves if not any(fnmatchcase(key, free) for free in FREE + CUT)}
+    leaves = _placeless(recipe)
+    leaves.pop("init_from")  # what was started from lies in the run
+    return {key: value for key, value in leaves.items() if not any(fnmatchcase(key, free) for free in FREE + CUT)}
 
 
 def _placeless(recipe: Recipe) -> dict[str, Any]:
@@ -308,4 +295,8 @@ def _absolute(recipe: Recipe) -> Recipe:
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
     places = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
     data = data.model_copy(update={"shards": places[0].path if isinstance(data.shards, str) else places})
-    return recipe.model_copy(update={"backbone": backbone, "data": data})
+    origin = recipe.init_from
+    if origin is not None:
+        path, step = run_at(origin)
+        origin = f"{path.resolve()}{'' if step is None else f'@{step}'}"
+    return recipe.model_copy(update={"backbone": backbone, "data": data, "init_from": origin})

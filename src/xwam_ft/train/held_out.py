@@ -13,10 +13,10 @@ from xwam_ft.model.noise import shift
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xwam_ft.encode.batch import Batch
     from xwam_ft.model.losses import LossTerm
     from xwam_ft.model.network import Prediction
     from xwam_ft.recipe import Recipe
-    from xwam_ft.train.batch import Batch
     from xwam_ft.train.draws import Draws
 
     LossTerms = Callable[[Batch, Draws, Prediction], dict[str, LossTerm]]

@@ -9,25 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from xwam_ft.errors import require
 from xwam_ft.files import write_text_atomic
 from xwam_ft.train.history import METRICS_FILE
 
 if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe
-
-
-def require_wandb(why: str) -> None:
-    """Raise a `UserError` whose place is the recipe key `why` where wandb is not installed."""
-    if find_spec("wandb") is None:
-        raise require("wandb", "wandb", why)
 
 
 def run_loggers(run: Path, first_step: int, recipe: Recipe) -> list[Logger]:

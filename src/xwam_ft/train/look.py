@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 
+from xwam_ft.encode.inputs import first_rank
 from xwam_ft.evaluate.open_loop import open_loop, summary_lines
 from xwam_ft.files import write_json_atomic
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.train.callbacks import Averaging, Clock, StepCallback
 from xwam_ft.train.history import IMAGINED, History
-from xwam_ft.train.inputs import first_rank
 from xwam_ft.train.loggers import log_picture
 from xwam_ft.train.report import write_report
 from xwam_ft.train.sharding import is_sharded, whole
@@ -29,10 +29,10 @@ from xwam_ft.train.validation import error_metrics, evaluation_mode, imagine_hel
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.policy.policy import Policy
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.clip_source import ClipSource
     from xwam_ft.train.folder import RunFolder
     from xwam_ft.train.module import TrainingModule
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xwam_ft.encode.batch import Batch
+from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.errors import UserError
-from xwam_ft.train.batch import Batch
-from xwam_ft.train.clips import StepGeometry
 from xwam_ft.train.draws import draw
 from xwam_ft.train.module import TrainingModule
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xwam_ft.encode.cache import EMPTY_PROMPT
+from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
-from xwam_ft.train.cache import EMPTY_PROMPT
-from xwam_ft.train.encode import wants_depth
 from xwam_ft.train.enough import too_few_clips
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
 from xwam_ft.train.sharding import Gathered, gathered_bytes, share

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xwam_ft.errors import UserError
 from xwam_ft.locks import holder
+from xwam_ft.places import CHECKPOINTS, RECIPE_FILE
 from xwam_ft.recipe import load_recipe
-from xwam_ft.train.checkpoint import CHECKPOINTS, kept_steps
-from xwam_ft.train.folder import CONTRACT_FILE, RECIPE_FILE, by_key
+from xwam_ft.train.checkpoint import kept_steps
+from xwam_ft.train.folder import CONTRACT_FILE, by_key
 from xwam_ft.train.history import METRICS_FILE, History
 
 if TYPE_CHECKING:

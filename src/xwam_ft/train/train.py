@@ -22,13 +22,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from rich.table import Table
 
+from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision
 from xwam_ft.train.callbacks import AdaptersMove, Averaging, Clock, Signals, StepBar, signals_restored
-from xwam_ft.train.checkpoint import disk_trouble
+from xwam_ft.train.checkpoint import run_disk_errors
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.folder import (
@@ -44,22 +45,22 @@ from xwam_ft.train.folder import (
     require_same_data,
     require_shards,
 )
-from xwam_ft.train.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.train.loggers import run_loggers
 from xwam_ft.train.look import Look
 from xwam_ft.train.memory import is_out_of_memory, out_of_memory
 from xwam_ft.train.module import TrainingModule
+from xwam_ft.train.origin import open_origin, require_backbone
 from xwam_ft.train.own_code import OwnCode, own_code
 from xwam_ft.train.plan import make_plan
 from xwam_ft.train.plan_report import print_plan
 from xwam_ft.train.sharding import gathered
 
 if TYPE_CHECKING:
+    from xwam_ft.encode.clip_source import ClipPool, ClipSource
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
     from xwam_ft.strict_yaml import Overrides
-    from xwam_ft.train.clip_source import ClipPool, ClipSource
 
 
 def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
@@ -74,6 +75,9 @@ def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
         return resume_run(run, console)
     require_free(run)
     inputs, own = open_inputs(recipe, console), own_code(recipe)
+    recipe = inputs.recipe
+    if recipe.init_from is not None:
+        require_backbone(open_origin(recipe.init_from), recipe.backbone)
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
     clips = inputs.clips()
@@ -100,7 +104,7 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     said = f"{run}: {done} of {steps} steps are done" if finished else f"{run}: at step {done} of {steps}"
     console.print(said, soft_wrap=True, markup=False)
     require_shards(folder)
-    inputs, own = open_inputs(folder.recipe, console), own_code(folder.recipe)
+    inputs, own = open_inputs(folder.recipe, console, contract=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
     clips = inputs.clips()
     if folder.extends:
@@ -138,7 +142,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     average = None if recipe.optim.ema_decay is None else Averaging(recipe.optim.ema_decay)
     look = Look(folder, shard_set, clips, average, clock, console)
     kept: list[str] = []
-    module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept)
+    module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept, console=console)
     for sentence in kept if folder.first_step == 0 else ():
         console.print(f"imported weights: {sentence}", soft_wrap=True)
     data = ClipDataModule(clips, recipe, folder.contract.sha256)
@@ -168,7 +172,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
         checkpoints.require_belonging(trainer, module)
         return
     try:
-        with _quiet(), _deterministic(trainer), signals_restored(), disk_trouble(folder.path):
+        with _quiet(), _deterministic(trainer), signals_restored(), run_disk_errors(folder.path):
             trainer.fit(module, datamodule=data)
     except UserError:
         with suppress(OSError):

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.contract import Contract
+    from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.clip_source import ClipSource
 
 
 BLACKOUT_CLIPS = 8

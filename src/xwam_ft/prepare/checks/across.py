@@ -13,7 +13,7 @@ from xwam_ft.prepare.findings import Finding, Names, episodes_text
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Camera, Image
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 APART = 6.0  # mean difference of two cameras' usual pictures (0..255) below which they cannot be told apart
 SWAPPED = 0.5  # of the distance to the own camera's usual picture

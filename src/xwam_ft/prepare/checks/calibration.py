@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.contract import Camera, Contract
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 MARGIN = 0.15  # of the picture's size, by which a hand may be out of it
 MOST = 0.5

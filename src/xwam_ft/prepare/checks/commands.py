@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xwam_ft.contract import Slot
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 MOVES = 0.05  # m or rad in an episode: what holds still, commanded or not, follows nothing
 

@@ -11,7 +11,7 @@ from xwam_ft.prepare.findings import Finding, problem_findings
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Timing
-    from xwam_ft.prepare.embodiment_cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from xwam_ft.contract import Slot
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 LEADS = 15
 FRAMES = 30  # of an episode, below which a correlation says little

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.contract import Slot
-    from xwam_ft.prepare.embodiment_slots import SlotPlan
+    from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Table
 
 SERVO_FAULT = -1.0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from xwam_ft.contract import Contract
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 
 def check_quaternions(contract: Contract, motions: Mapping[int, Motion]) -> dict[int, list[Finding]]:

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xwam_ft import conventions
-from xwam_ft.prepare import statistics
+from xwam_ft import conventions, quantiles
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xwam_ft.contract import Contract
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
-SMALL = 10.0  # of the smallest range allowed (statistics.FLOOR): an episode that covers less may hold noise alone
+SMALL = 10.0  # of the smallest range allowed (quantiles.FLOOR): an episode that covers less may hold noise alone
 FAR = 4.0  # of the normalised range -1..1: how far a number may reach beyond the 1 % and 99 % quantiles
 TURNS = ("dx", "dy", "dz", "rx", "ry", "rz")
 
@@ -26,10 +25,10 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
     if not train:
         return []
     # As many numbers as the quantiles were made of, so that what is held does not grow with the recordings.
-    stride = statistics.starts_stride(train)
+    stride = quantiles.starts_stride(train)
     states = [motion.state[::stride] for motion in train]
-    chunks = [statistics.chunk_actions(contract, [motion], stride=stride) for motion in train]
-    quantiles = contract.quantiles
+    chunks = [quantiles.chunk_actions(contract, [motion], stride=stride) for motion in train]
+    scale = contract.quantiles
     found: list[Finding] = []
     for slot in contract.slots:
         if not slot.present:
@@ -38,7 +37,7 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
         used = [i for i in range(slot.state_width) if slot.kind != "pose" or i < 3]
         names = [slot.elements[i] for i in used]
         columns = [[state[:, at.start + i] for state in states] for i in used]
-        low, high = quantiles.proprio_low[at], quantiles.proprio_high[at]
+        low, high = scale.proprio_low[at], scale.proprio_high[at]
         units = [slot.units[i] for i in used]
         found += _judge(slot.name, "state", names, columns, low, high, units)
         if slot.commanded:
@@ -47,7 +46,7 @@ def check_ranges(contract: Contract, train: Sequence[Motion]) -> list[Finding]:
             names = list(TURNS) if slot.kind == "pose" else ["command"] if own else list(slot.elements)
             units = ["m"] * 3 + ["rad"] * 3 if slot.kind == "pose" else list(slot.command_units or slot.units)
             columns = [[acts[mask[:, i] > 0, i] for acts, mask in chunks] for i in range(at.start, at.stop)]
-            low, high = quantiles.action_low[at], quantiles.action_high[at]
+            low, high = scale.action_low[at], scale.action_high[at]
             found += _judge(slot.name, "action", names, columns, low, high, units)
     return found
 
@@ -70,11 +69,11 @@ def _judge(
         if not len(column):
             continue
         covered = float(np.median([np.ptp(values) for values in episodes if len(values)]))
-        floor = statistics.FLOOR.get(unit, statistics.FLOOR_ELSE)
+        floor = quantiles.FLOOR.get(unit, quantiles.FLOOR_ELSE)
         reach = float(np.abs(2 * (column - bottom) / (top - bottom) - 1).max())
         if top - bottom <= floor * (1 + 1e-9):
             flat.append(name)
-        elif unit in statistics.FLOOR and covered < SMALL * floor:
+        elif unit in quantiles.FLOOR and covered < SMALL * floor:
             small.append(f"{name} ({covered:.2g} {unit})")
         if reach > FAR:
             extreme = column[np.abs(column - (top + bottom) / 2).argmax()]

@@ -9,7 +9,7 @@ import numpy as np
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.embodiment_slots import SlotPlan
+    from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Episode, Table
 
 MOST_WORDINGS = 8

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from xwam_ft.contract import Slot
-    from xwam_ft.prepare.embodiment_slots import SlotPlan
+    from xwam_ft.prepare.embodiment.reading import Reading
+    from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Table
-    from xwam_ft.prepare.reading import Reading
-    from xwam_ft.prepare.statistics import Motion
+    from xwam_ft.quantiles import Motion
 
 FASTEST = {"m": 20.0, "rad": 100.0}  # a second: recorded changes beyond it are in another unit
 FACTORS = {  # between two units, the least range in the larger one that is a motion, and what they are

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from numpy import ndarray
 
-    from xwam_ft.prepare.embodiment import DepthRange
-    from xwam_ft.prepare.embodiment_cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.schema import DepthRange
     from xwam_ft.prepare.episode import Episode
 
 CHOICES = "sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.contract import DepthCode
-    from xwam_ft.prepare.embodiment_cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
 BLOCK = 64

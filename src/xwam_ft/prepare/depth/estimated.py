@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from numpy import ndarray
 
-    from xwam_ft.prepare.embodiment_cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
 CACHE_FORMAT = "1"

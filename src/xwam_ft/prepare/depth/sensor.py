@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32, UInt8, UInt16
     from numpy import ndarray
 
-    from xwam_ft.prepare.embodiment import DepthVideo
-    from xwam_ft.prepare.embodiment_cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.schema import DepthVideo
     from xwam_ft.prepare.episode import Episode
 
 FULL = 65535  # what 16-bit sensors write where they saw nothing, as others write 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from numpy import ndarray
 
-    from xwam_ft.prepare.embodiment_cameras import CameraPlan
+    from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.episode import Episode
 
 BLOCK = 5  # pixels a side that are compared

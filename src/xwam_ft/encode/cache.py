@@ -1,0 +1,270 @@
+"""The latent cache: everything training reads, so that neither the VAE nor the text encoder is loaded for it.
+
+It lies in the shard set, `SHARDS/latents-<fingerprint>/`:
+
+    segments/<key>.safetensors   the clips of one segment that start on the stride, stacked along N; the augmented
+                                 copies of a clip one after another
+    prompts.safetensors          embeddings [N, S, Dt] of every instruction and of the empty one
+    index.json                   written last: sizes and SHA-256 of these files, the clips and instructions in order
+
+The fingerprint covers all that the numbers depend on: backbone, contract, shards, stride, augmentation, dtype,
+depth or not. The causal VAE treats a clip's first frame apart, so latents are encoded per clip; slicing a segment's
+would be wrong.
+
+Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp.
+    rgb, depth [C, Tl, V, h, w]; depth_mask [Tl, V, h, w]; video_mask [Tl]; action, action_mask [Ta, Da];
+    proprio, proprio_mask [Tp, Dp]; all normalised, masks 0 or 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from xwam_ft.errors import UserError, listed
+from xwam_ft.files import json_bytes, read_json, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from xwam_ft.encode.batch import Batch, PictureBatch
+    from xwam_ft.recipe import DataSpec
+    from xwam_ft.shards import ShardSet, Split
+
+SCHEMA_VERSION = 2
+EMPTY_PROMPT = ""
+"""Its embedding stands for "no text" in text dropout and guidance."""
+
+CLIP_TENSORS = ("rgb", "video_mask", "action", "action_mask", "proprio", "proprio_mask")
+DEPTH_TENSORS = ("depth", "depth_mask")
+PROMPTS_FILE = "prompts.safetensors"
+INDEX_FILE = "index.json"
+
+
+@dataclass(frozen=True)
+class CacheIdentity:
+    """What the cached numbers are a function of."""
+
+    backbone: str  # fingerprint of transformer family, VAE and text encoder
+    contract: str  # SHA-256 of contract.json; covers crop and resolution
+    shards: str  # SHA-256 of the shard set's index.json
+    clip_stride: int
+    dtype: str
+    with_depth: bool
+    augment: str  # "none", or the recipe's data.augment as JSON
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json_bytes(asdict(self))).hexdigest()[:16]
+
+    def folder(self, shards: Path) -> Path:
+        return shards / f"latents-{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    path: str  # relative to the cache folder
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> CachedFile:
+        return cls(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """One clip's place: its `copies` rows from `row` on in a segment's file, and which instruction it follows."""
+
+    key: str
+    file: str
+    row: int
+    split: Split
+    instruction: str
+    copies: int = 1
+    wordings: tuple[str, ...] = ()  # of the instruction, `instruction` first, where there are several
+
+
+@dataclass(frozen=True)
+class ClipTensors:
+    """One clip as cached; shapes in the module's legend."""
+
+    rgb: Float[Tensor, "c tl v h w"]
+    video_mask: Float[Tensor, " tl"]
+    action: Float[Tensor, "ta da"]
+    action_mask: Float[Tensor, "ta da"]
+    proprio: Float[Tensor, "tp dp"]
+    proprio_mask: Float[Tensor, "tp dp"]
+    depth: Float[Tensor, "c tl v h w"] | None = None
+    depth_mask: Bool[Tensor, "tl v h w"] | None = None
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """A complete cache on disk. Reading is by row, so a training process holds no more than its batch."""
+
+    folder: Path
+    identity: CacheIdentity
+    clips: tuple[CachedClip, ...]
+    prompts: tuple[str, ...]
+    files: tuple[CachedFile, ...]
+    _open: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
+
+    @classmethod
+    def open(cls, folder: Path, advance: Callable[[int], None] | None = None, *, verify: bool = True) -> LatentCache:
+        """Read the index and check every file against its size and SHA-256.
+
+        Args:
+            verify: False leaves the check out (another process does it).
+            advance: told the bytes of each file once it is checked.
+
+        Raises:
+            UserError: the cache is absent or incomplete, or a file is missing, cut off or changed.
+        """
+        if not (folder / INDEX_FILE).is_file():
+            raise UserError("the latent cache is not complete", folder, "run `xwam-ft encode` again; it goes on there")
+        tree = read_json(folder / INDEX_FILE)
+        cache = cls(
+            folder=folder,
+            identity=CacheIdentity(**tree["identity"]),
+            clips=tuple(_clip(clip) for clip in tree["clips"]),
+            prompts=tuple(tree["prompts"]),
+            files=tuple(CachedFile(**entry) for entry in tree["files"]),
+        )
+        for entry in cache.files if verify else ():
+            require_intact(folder, entry)
+            if advance is not None:
+                advance(entry.size)
+        return cache
+
+    @property
+    def with_depth(self) -> bool:
+        return self.identity.with_depth
+
+    @property
+    def codec(self) -> None:
+        """No VAE is loaded."""
+        return None
+
+    @property
+    def weights(self) -> None:
+        """Its training clips are shown equally often."""
+        return None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[C, Tl, V, h, w]"""
+        return tuple(self._handle(self.clips[0].file).get_slice("rgb").get_shape()[1:])
+
+    def of_split(self, split: Split) -> list[CachedClip]:
+        return [clip for clip in self.clips if clip.split == split]
+
+    @property
+    def prompt_embeddings(self) -> Float[Tensor, "n s dt"]:
+        """Embeddings in the order of `prompts`."""
+        return self._embeddings
+
+    @property
+    def prompt_index(self) -> dict[str, int]:
+        return self._places
+
+    @cached_property
+    def _embeddings(self) -> Tensor:
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / PROMPTS_FILE)["embeddings"]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {prompt: index for index, prompt in enumerate(self.prompts)}
+
+    def read(self, clip: CachedClip, copy: int = 0) -> ClipTensors:
+        """The tensors of one copy of a clip, in the dtype they are stored in."""
+        assert 0 <= copy < clip.copies, f"clip {clip.key} has no copy {copy}"
+        handle = self._handle(clip.file)
+        names = CLIP_TENSORS + (DEPTH_TENSORS if self.with_depth else ())
+        rows: dict[str, Any] = {name: handle.get_slice(name)[clip.row + copy] for name in names}
+        return ClipTensors(**rows)
+
+    def masks(self, clip: CachedClip, copy: int = 0) -> dict[str, Tensor]:
+        """The masks of one copy of a clip: what the losses count."""
+        names = CLIP_TENSORS + (DEPTH_TENSORS if self.with_depth else ())
+        handle = self._handle(clip.file)
+        return {name: handle.get_slice(name)[clip.row + copy] for name in names if name.endswith("_mask")}
+
+    def finish(self, batch: Batch | PictureBatch) -> Batch:
+        """Nothing is left to do: see ClipSource."""
+        return cast("Batch", batch)
+
+    def _handle(self, file: str) -> Any:
+        # Opened per process and kept: safetensors maps the file, so this costs no memory.
+        if file not in self._open:
+            from safetensors import safe_open
+
+            self._open[file] = safe_open(self.folder / file, framework="pt")
+        return self._open[file]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A DataLoader worker opens its own handles.
+        return {**self.__dict__, "_open": {}}
+
+
+def cache_identity(backbone: str, shard_set: ShardSet, data: DataSpec, dtype: str, with_depth: bool) -> CacheIdentity:
+    augment = json_bytes(data.augment.model_dump(mode="json")).decode() if data.augment.active else "none"
+    contract, shards = shard_set.contract.sha256, shard_set.fingerprint
+    return CacheIdentity(backbone, contract, shards, data.clip_stride, dtype, with_depth, augment)
+
+
+MEANING = {
+    "backbone": "VAE or text encoder",
+    "contract": "contract.json",
+    "shards": "index.json",
+    "clip_stride": "data.clip_stride",
+    "dtype": "backbone.dtype",
+    "with_depth": "depth",
+    "augment": "data.augment",
+    "schema_version": "version of the cache",
+}
+
+
+def stale_caches(shards: Path, wanted: CacheIdentity) -> list[str]:
+    """A phrase for each finished cache of other numbers: its name and what it was made with that is another now."""
+    said: list[str] = []
+    for index in sorted(shards.glob(f"latents-*/{INDEX_FILE}")):
+        there, now = read_json(index)["identity"], asdict(wanted)
+        changed = [
+            f"{MEANING[name]} {_short(there.get(name))}, now {_short(value)}"
+            for name, value in now.items()
+            if there.get(name) != value
+        ]
+        said.append(f"{index.parent.name} was made with {listed(changed)}")
+    return said
+
+
+def _clip(tree: dict[str, Any]) -> CachedClip:
+    clip = CachedClip(**tree)
+    return replace(clip, wordings=tuple(clip.wordings))  # a list in JSON
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 or text.startswith("{") else f"{text[:12]}..."
+
+
+def require_intact(folder: Path, entry: CachedFile) -> None:
+    """Raise a `UserError` unless the file is there with the size and hash it was written with."""
+    path = folder / entry.path
+    fix = "delete it and run `xwam-ft encode` again; only this file is made anew"
+    if not path.is_file():
+        raise UserError("the cached file is missing", path, "run `xwam-ft encode` again; only this file is made anew")
+    if path.stat().st_size != entry.size:
+        raise UserError(f"has {path.stat().st_size} bytes, not the {entry.size} that were written", path, fix)
+    if sha256(path) != entry.sha256:
+        raise UserError("has changed since it was written (its SHA-256 is another)", path, fix)

@@ -1,0 +1,241 @@
+"""What a recipe reads, opened and checked before any work: the one preflight of plan, encode, train and resume.
+
+Several devices: every process comes through here. The first rank makes the latent cache; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xwam_ft.contract import load_contract
+from xwam_ft.encode.cache import INDEX_FILE, LatentCache
+from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.encode.inherit import inherit
+from xwam_ft.errors import UserError, require_installed
+from xwam_ft.places import run_at
+from xwam_ft.shards import CONTRACT_FILE
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from xwam_ft.contract import Contract
+    from xwam_ft.encode.cache import CacheIdentity
+    from xwam_ft.encode.clip_source import ClipPool
+    from xwam_ft.recipe import Recipe
+    from xwam_ft.shards import ShardSet
+
+RELEASED = "sharinka0715/X-WAM"
+WAIT_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A recipe and the shard sets it names. `console` is told what is made; quiet where nobody asked."""
+
+    recipe: Recipe
+    sets: DataSets
+    console: Console
+
+    @property
+    def contract(self) -> Contract:
+        return self.sets.contract
+
+    @property
+    def shard_set(self) -> ShardSet:
+        """All sets as one."""
+        return self.sets.joined
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this process encodes.
+
+        Raises:
+            UserError: the recipe wants a GPU and there is none.
+        """
+        import torch
+
+        wanted = self.recipe.trainer.accelerator
+        if wanted == "gpu" and not torch.cuda.is_available():
+            raise UserError("is 'gpu', and no CUDA device is available", "trainer.accelerator", "set it to cpu or auto")
+        return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def identity(self) -> CacheIdentity:
+        """What the numbers that are trained on depend on."""
+        from xwam_ft.encode.clip_source import joint_identity
+        from xwam_ft.encode.encode import identify
+
+        return joint_identity([identify(self.recipe, one) for one in self.sets.sets])
+
+    def clips(self, *, check: bool = True) -> ClipPool:
+        """The latent cache of each shard set, made where it is missing, or with `data.cache: none` their pixels.
+
+        Args:
+            check: that shards are sound, before pixels are read from them; a cache was made of sound ones.
+
+        Raises:
+            UserError: as `encode`; weights that leave nothing to show.
+        """
+        from xwam_ft.encode.clip_source import ClipPool
+
+        recipe, sets = self.recipe, self.sets
+        if recipe.data.cache != "none":
+            return ClipPool([self.cache(one) for one in sets.sets], sets, recipe.data)
+        from xwam_ft.encode.pixels import open_pixels
+
+        if check and recipe.data.on_corrupt == "stop":  # otherwise each was looked at when the set was opened
+            for one in sets.sets:
+                require_sound(one, self.console)
+        return ClipPool(open_pixels(recipe, sets.sets, self.device, self.console), sets, recipe.data)
+
+    def cache(self, shard_set: ShardSet) -> LatentCache:
+        """The latent cache of one of the sets."""
+        from xwam_ft.encode.encode import encode, identify
+
+        if first_rank():
+            return encode(self.recipe, shard_set, self.device, self.console)
+        folder = identify(self.recipe, shard_set).folder(shard_set.folder)
+        wait_for(folder / INDEX_FILE)
+        return LatentCache.open(folder, verify=False)  # the first rank does
+
+
+def open_inputs(
+    recipe: Recipe, console: Console | None = None, *, computes: bool = True, contract: Contract | None = None
+) -> Inputs:
+    """Open what a recipe reads and refuse what cannot work; loads no weight.
+
+    Args:
+        computes: False where nothing of the recipe is computed here (a plan): then neither the device nor optional
+            packages that it names need be here.
+        contract: of the run that goes on, where its shards do not say all of it; default theirs, with the quantiles of
+            what `init_from` names as far as they fit.
+
+    Raises:
+        UserError: weights that were not imported, a package or device that is not here, shard sets that are unfinished,
+            damaged or do not go together, and what the recipe asks of recordings that do not have it.
+    """
+    from rich.console import Console
+
+    shown = console or Console(quiet=True)
+    recipe = _on_its_own_backbone(recipe, shown)
+    _refuse_released_weights(recipe)
+    if computes:
+        _require_extras(recipe)
+    if recipe.trainer.threads:
+        import torch
+
+        torch.set_num_threads(recipe.trainer.threads)
+    sets = open_sets(recipe.data, shown if console else None, contract)
+    if recipe.init_from is not None and contract is None:
+        sets = sets.under(_started(recipe, sets.contract))
+    inputs = Inputs(recipe, sets, shown)
+    if computes:
+        _ = inputs.device
+    _require_prefix_fits(recipe, inputs.contract)
+    episode_weights(recipe.data, inputs.sets)
+    return inputs
+
+
+def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
+    """A bundle in a backbone's place can mean one thing: to start from what it learned."""
+    from xwam_ft.model.tensor_files.source import bundle_backbone
+
+    place = recipe.backbone.path
+    if (backbone := bundle_backbone(Path(place))) is None or recipe.init_from is not None:
+        return recipe  # where both are named, the backbone is refused
+    console.print(
+        f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone {backbone}, as "
+        f"with --init {place}",
+        soft_wrap=True,
+        markup=False,
+    )
+    spec = recipe.backbone.model_copy(update={"path": backbone})
+    return recipe.model_copy(update={"backbone": spec, "init_from": place})
+
+
+def _started(recipe: Recipe, contract: Contract) -> Contract:
+    """The contract of recordings for a network that starts from another: the quantiles it knows, where they fit."""
+    assert recipe.init_from is not None
+    folder = run_at(recipe.init_from)[0]
+    if not (folder / CONTRACT_FILE).is_file():
+        fix = "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made"
+        raise UserError("is neither a run nor a bundle" if folder.is_dir() else "is not there", recipe.init_from, fix)
+    return inherit(contract, load_contract(folder / CONTRACT_FILE), recipe.init_quantiles)[0]
+
+
+def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache:
+    """Make the latent cache of a shard set by a recipe.
+
+    Where `shards` is one of several sets that the recipe names, the cache is that of training on all of them, under
+    the contract they share; otherwise that of training on this one alone.
+
+    Raises:
+        UserError: as training, for what concerns shards and backbone.
+    """
+    named = [Path(source.path).resolve() for source in recipe.data.sources]
+    alone = {} if len(named) > 1 and shards.resolve() in named else {"shards": str(shards), "episode_weights": []}
+    data = recipe.data.model_copy(update={"cache": "auto", **alone})
+    inputs = open_inputs(recipe.model_copy(update={"data": data}), console, computes=False)
+    [shard_set] = [one for one in inputs.sets.sets if one.folder.resolve() == shards.resolve()]
+    cache = inputs.cache(shard_set)
+    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True, markup=False)
+    return cache
+
+
+def first_rank() -> bool:
+    """Whether this process prints and writes; read from what Lightning, torchrun and SLURM set for each rank."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
+
+
+def wait_for(path: Path) -> None:
+    """Wait for a file that the first rank makes."""
+    until = time.monotonic() + WAIT_SECONDS
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise UserError("did not appear", path, "look at what the first rank printed")
+        time.sleep(1.0)
+
+
+def _refuse_released_weights(recipe: Recipe) -> None:
+    """Raise a `UserError` where the backbone is a checkpoint that was not imported yet, by its hub id or its files."""
+    from xwam_ft.model.backbone import refuse_unimported
+
+    path = recipe.backbone.path
+    if path.startswith(RELEASED) and not Path(path).exists():
+        raise UserError(
+            f"{path} holds X-WAM's own checkpoints, which are imported once before they are trained",
+            "backbone.path",
+            "download one, run python data_tools/import_xwam.py CKPT OUT --vae-text FOLDER, and write OUT here",
+        )
+    refuse_unimported(Path(path))
+
+
+def _require_extras(recipe: Recipe) -> None:
+    """Raise a `UserError` where the recipe wants an optional package that is not installed."""
+    from xwam_ft.model.quantize import require_bitsandbytes
+
+    for key, wanted in (
+        ("backbone.quantize", recipe.backbone.quantize is not None),
+        ("optim.adamw_8bit", recipe.optim.adamw_8bit),
+    ):
+        if wanted:
+            require_bitsandbytes(key)
+    if "wandb" in recipe.logging.to:
+        require_installed("wandb", "wandb", "logging.to")
+
+
+def _require_prefix_fits(recipe: Recipe, contract: Contract) -> None:
+    """Raise a `UserError` where a clean action prefix could be a whole chunk, which leaves nothing to learn."""
+    longest, steps = recipe.noise.action_prefix.max, contract.timing.action_steps
+    if longest >= steps:
+        raise UserError(
+            f"is {longest}, and a chunk of {recipe.data.where} has {steps} actions",
+            "noise.action_prefix.max",
+            f"set it below {steps}; about the actions executed while the next chunk is computed is enough",
+        )
