@@ -126,9 +126,11 @@ def imagine(
     Raises:
         UserError: `out` is not empty; not a bundle, run or shard set, or they do not belong together; no such episode.
     """
+    console = plain_console(progress)
+    console.print(f"imagining episode {episode} of {place_of(shards)} by {place_of(bundle)}", soft_wrap=True)
+    console.file.flush()  # before torch is loaded, and where the output goes into a file
     from xwam_ft.evaluate.imagine import imagine as work
 
-    console = plain_console(progress)
     metrics = work(_source(bundle, console), place_of(shards), episode, Path(out), console)
     return ImaginedEpisode(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
 
