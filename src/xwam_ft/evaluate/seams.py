@@ -139,8 +139,7 @@ def _answers(
 ) -> list[Float[ndarray, "ta q"]]:
     """Absolute commands of several clips."""
     inputs = [clip_observation(policy.contract, clip) for clip in clips]
-    given = {} if prefix is None else {"prefix": prefix}
-    actions = policy.infer_batch(inputs, seeds, **given)
+    actions = policy.infer_batch(inputs, seeds) if prefix is None else policy.infer_batch(inputs, seeds, prefix=prefix)
     rows = zip(actions, clips, strict=True)
     return [observation.decode(policy.contract, a, c.proprio[0], states=c.action_states).table for a, c in rows]
 

@@ -57,7 +57,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _Storage):
             return None
-        names: Any = torch.storage._dtype_to_storage_type_map()
+        names: Any = torch.storage._dtype_to_storage_type_map()  # pyright: ignore[reportPrivateUsage]
         return "storage", getattr(torch, names[obj.dtype]), obj.key, "cpu", obj.numel
 
     def reducer_override(self, obj: Any) -> Any:
@@ -66,7 +66,7 @@ class _Pickler(pickle.Pickler):
         strides = [math.prod(obj.shape[axis + 1 :]) for axis in range(len(obj.shape))]
         hooks: Any = OrderedDict()  # not `OrderedDict[...]()`, which would be pickled with its types
         about = (obj.storage, 0, obj.shape, tuple(strides), False, hooks)
-        return torch._utils._rebuild_tensor_v2, about
+        return getattr(torch, "_utils")._rebuild_tensor_v2, about  # noqa: B009
 
 
 def write_torch(path: Path, key: str, pieces: Sequence[Piece], tick: Tick) -> dict[str, str]:

@@ -61,7 +61,8 @@ def _numbers(slots: Sequence[SlotPlan]) -> dict[str, Reported]:
 
 
 def _further(known: Aliases, given: Mapping[str, str], slots: Sequence[SlotPlan]) -> Aliases:
-    images, vectors, prompts = dict(known.images), dict(known.vectors), list(PROMPTS)
+    images, vectors = dict(known.images), dict(known.vectors)
+    prompts: list[str] = list(PROMPTS)
     own = {plan.slot.name: plan for plan in slots if plan.state is not None}
     for key, meant in given.items():
         if meant in images.values():
