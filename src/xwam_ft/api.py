@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.recipe import Recipe
-    from xwam_ft.results import Made
+    from xwam_ft.results import Bundle, Made
     from xwam_ft.train.plan import Plan
 
 

@@ -85,6 +85,7 @@ class DataSpec(Section):
     episode_weights: list[EpisodeWeight] = Field(default=[])
     on_corrupt: Literal["stop", "skip"] = "stop"
     cache: Literal["auto", "require", "none"] = "auto"
+    cache_dir: str | None = None  # where latent caches lie; None: each in its shard set
     clip_stride: PositiveInt = 4  # source frames between the starts of clips
     encode_batch: PositiveInt = 4  # clips a VAE call
     augment: AugmentSpec = AugmentSpec()
@@ -210,7 +211,8 @@ class CheckpointSpec(Section):
 class ValidationSpec(Section):
     """Losses and action errors every `every_steps`; imagined video and each camera black every `imagine_every_steps`.
 
-    Both also after the last step; 0 leaves it at that.
+    Both also after the last step; 0 leaves it at that. Where looks have taken more than `budget` of the time that
+    training took, the next ones are left out until it has caught up; never the last.
     """
 
     every_steps: Natural = 500
@@ -219,6 +221,7 @@ class ValidationSpec(Section):
     imagine_clips: Natural = 4  # of one held-out episode; 0: nothing is imagined, no camera is black
     action_steps: PositiveInt = 10
     video_steps: PositiveInt = 50
+    budget: Fraction | None = 0.1  # None: no bound
 
 
 class LoggingSpec(Section):

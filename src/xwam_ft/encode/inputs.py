@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.contract import load_contract
-from xwam_ft.encode.cache import INDEX_FILE, LatentCache
+from xwam_ft.encode.cache import INDEX_FILE, LatentCache, cache_place
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
 from xwam_ft.encode.inherit import inherit
 from xwam_ft.errors import UserError, require_installed
@@ -100,7 +100,7 @@ class Inputs:
 
         if first_rank():
             return encode(self.recipe, shard_set, self.device, self.console)
-        folder = identify(self.recipe, shard_set).folder(shard_set.folder)
+        folder = identify(self.recipe, shard_set).folder(cache_place(self.recipe.data, shard_set.folder))
         wait_for(folder / INDEX_FILE)
         return LatentCache.open(folder, verify=False)  # the first rank does
 

@@ -20,9 +20,9 @@ from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from xwam_ft.consoles import typed
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, sha256
 from xwam_ft.places import CHECKPOINTS
@@ -155,8 +155,7 @@ def run_disk_errors(run: Path) -> Generator[None]:
         folders = list_checkpoints(run)
         return f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
 
-    fix = f"make room there, then go on with {typed('xwam-ft', 'train', '--resume', run)}"
-    with disk_errors(run, kept=kept, fix=fix):
+    with disk_errors(run, kept=kept, then=f"; then go on: xwam-ft train --resume {quote(str(run))}"):
         yield
 
 

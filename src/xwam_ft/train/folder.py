@@ -50,7 +50,7 @@ CONTRACT_FILE = "contract.json"
 PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
-FREE = ("trainer.workers", "checkpoint.*", "validation.*", "logging.*")
+FREE = ("trainer.workers", "data.cache_dir", "checkpoint.*", "validation.*", "logging.*")
 """Keys of the recipe that may differ when a run goes on: the weights do not depend on them."""
 LENGTH = "trainer.max_steps"
 """This too: the run is then longer, or shorter, for good."""
@@ -96,16 +96,16 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
     """Read a run folder; its recipe with `overrides`, which are not written to it.
 
     Args:
-        path: the run, or one of its checkpoint folders.
+        path: the run, or one of its checkpoints: its folder, or RUN@STEP.
         step: of the checkpoint; default the newest.
 
     Raises:
         UserError: it is not one, that checkpoint is damaged or not there, or an override is not of `FREE` or `CUT`.
     """
-    if step is None and (named := step_of(path)) is not None:
-        path, step = path.absolute().parents[1], named
+    if step is None:
+        path, step = run_at(path)
     if not (path / RECIPE_FILE).is_file():
-        raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
+        require_run(path)
     checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
     newest = step_of(folders[-1]) if (folders := list_checkpoints(path)) else None
     extensions = read_extensions(path, newest or 0)
@@ -122,6 +122,26 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
     if extends := steps != before.trainer.max_steps:
         extensions = (*extensions, extension(before, done, steps, path))
     return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint, extensions, extends)
+
+
+def require_run(text: Path) -> Path:
+    """The folder of a run that is to go on.
+
+    Raises:
+        UserError: it is not one, or a step is named that is not its newest: going on from there is a run of its own.
+    """
+    path, step = run_at(text)
+    if not (path / RECIPE_FILE).is_file():
+        raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
+    folders = list_checkpoints(path)
+    if step is not None and (not folders or step != step_of(folders[-1])):
+        newest = step_of(folders[-1]) if folders else "none"
+        raise UserError(
+            f"names step {step}, and a run goes on from its newest checkpoint, {newest}",
+            text,
+            f"begin a new run with what it knew then: --init {quote(f'{path}@{step}')}",
+        )
+    return path
 
 
 def _length(extensions: Sequence[Extension], checkpoint: Checkpoint | None, recipe: Recipe) -> int:
@@ -294,7 +314,9 @@ def _absolute(recipe: Recipe) -> Recipe:
     if Path(backbone.path).is_dir() and backbone.path != "tiny":
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
     places = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
-    data = data.model_copy(update={"shards": places[0].path if isinstance(data.shards, str) else places})
+    cache = None if data.cache_dir is None else str(Path(data.cache_dir).resolve())
+    shards = places[0].path if isinstance(data.shards, str) else places
+    data = data.model_copy(update={"shards": shards, "cache_dir": cache})
     origin = recipe.init_from
     if origin is not None:
         path, step = run_at(origin)
