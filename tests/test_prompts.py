@@ -48,14 +48,7 @@ def test_prepare_writes_one_wording_and_the_robot_s_own_names(tmp_path: Path, mo
     short |= {"image.height": 32, "image.width": 64}
     extra = {"aliases": {"observation/image": "front", "observation/joints": "arm", "say": "prompt"}}
     made = xwam_ft.prepare(  # pyright: ignore[reportCallIssue]
-        raw,
-        tmp_path / "set",
-        embodiment="so101_joints",
-        depth="none",
-        workers=0,
-        **short,
-        **extra,
-        **{"image.width": 64},
+        raw, tmp_path / "set", embodiment="so101_joints", depth="none", workers=0, **short, **extra
     )
     shards = made.shards
     assert shards.contract.prompts == ("Push the cube", "Wave.")
