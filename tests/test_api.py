@@ -20,7 +20,7 @@ from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 
 VERBS = ("inspect", "prepare", "encode", "plan", "train", "export", "runs", "imagine", "evaluate", "serve")
-ROOMS = ("prepare", "train", "export", "evaluate")
+ROOMS = ("inspect", "prepare", "encode", "train", "export", "evaluate")
 
 
 def run_python(code: str) -> None:
@@ -28,14 +28,14 @@ def run_python(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("first", ["xwam_ft.train", "import xwam_ft.encode.clips", "from xwam_ft.train import clips"])
+@pytest.mark.parametrize("first", ["xwam_ft.train", "import xwam_ft.train.draws", "from xwam_ft.train import draws"])
 def test_a_room_can_be_called_whatever_was_imported_first(first: str) -> None:
     run_python(
         f"import xwam_ft\n{first}\n"
-        "import xwam_ft.encode.clips as clips\n"
+        "import xwam_ft.train.draws as draws\n"
         "from xwam_ft import train\n"
         "assert train is xwam_ft.train is __import__('sys').modules['xwam_ft.train']\n"
-        "assert xwam_ft.encode.clips is clips and callable(xwam_ft.train)\n"
+        "assert xwam_ft.train.draws is draws and callable(xwam_ft.train)\n"
         "try:\n    xwam_ft.train()\nexcept xwam_ft.UserError as error:\n    fix = error.fix\n"
         "assert fix == 'give RECIPE, or --resume RUN'\n"
     )

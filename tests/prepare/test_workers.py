@@ -15,7 +15,7 @@ from rich.console import Console
 
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report, workers
-from xwam_ft.prepare.episode_job import run
+from xwam_ft.prepare.episode_work import run
 
 QUIET = Console(quiet=True)
 

@@ -29,9 +29,10 @@ from xwam_ft.prepare.depth.outcome import depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment.cameras import calibrated, plan_cameras
 from xwam_ft.prepare.embodiment.schema import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
+from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Outcome, finished
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source

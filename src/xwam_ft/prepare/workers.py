@@ -15,10 +15,10 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, require
-from xwam_ft.prepare.episode_job import RESULT
+from xwam_ft.prepare.jobs import RESULT
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.episode_job import EpisodeJob, Outcome
+    from xwam_ft.prepare.jobs import EpisodeJob, Outcome
 
     Work = Callable[[EpisodeJob], Outcome]
 
