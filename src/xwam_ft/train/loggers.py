@@ -57,7 +57,7 @@ def _wandb(run: Path, recipe: Recipe) -> WandbLogger:
 
 def _drawn_id(path: Path) -> str | None:
     """The id in a file, which the first process to ask makes; None on other ranks, which log nothing there."""
-    if not path.is_file() and rank_zero_only.rank == 0:
+    if not path.is_file() and first_rank():
         write_json_atomic(path, {"id": secrets.token_hex(6)})
     return str(read_json(path)["id"]) if path.is_file() else None
 
