@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from xwam_ft.encode.inputs import first_rank
 from xwam_ft.files import read_json, write_json_atomic, write_text_atomic
 from xwam_ft.train.history import METRICS_FILE, History
 
