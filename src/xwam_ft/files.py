@@ -84,7 +84,7 @@ def reserve(path: Path, size: int) -> None:
 
 def move_folder(source: Path, target: Path) -> None:
     """Sync a finished folder and rename it to its final name (absent, or an empty folder), for good."""
-    for path in sorted(source.rglob("*")):
+    for path in (*sorted(source.rglob("*")), source):
         _sync(path)
     if target.exists():
         target.rmdir()

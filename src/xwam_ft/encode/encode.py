@@ -38,6 +38,9 @@ from xwam_ft.progress import progress_bar
 from xwam_ft.shards import cut_clip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
     from rich.console import Console
     from torch import Tensor
 
@@ -113,7 +116,7 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
             if not os.access(place, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
             with sole_writer(folder, "encoding it"):
-                _make(recipe, shard_set, folder, plan, device, console)
+                _make(recipe, shard_set, identity, folder, plan, device, console)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
@@ -121,12 +124,18 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
 
 
 def _make(
-    recipe: Recipe, shard_set: ShardSet, folder: Path, plan: Plan, device: torch.device, console: Console
+    recipe: Recipe,
+    shard_set: ShardSet,
+    identity: CacheIdentity,
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    console: Console,
 ) -> None:
     from xwam_ft.model.backbone import load_backbone
 
-    contract, identity, spec = shard_set.contract, identify(recipe, shard_set), recipe.backbone
-    backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae", "text"), revision=spec.revision).to(device)
+    contract, spec = shard_set.contract, recipe.backbone
+    backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
     image, timing = contract.image, contract.timing
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
     total = sum(len(part.rows) for part in plan)
@@ -138,8 +147,11 @@ def _make(
     _require_space(folder, missing * clip)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(text for part in plan for text in part.texts)})
     if not (folder / PROMPTS_FILE).is_file():
-        embeddings = [backbone.encode_prompts([prompt])[0] for prompt in prompts]
-        _save({"embeddings": torch.stack(embeddings)}, folder / PROMPTS_FILE, spec.dtype)
+        embeddings = embed_instructions(recipe, prompts, device, console, folder)
+        folder.mkdir(exist_ok=True)
+        _save({"embeddings": embeddings}, folder / PROMPTS_FILE, spec.dtype)
+        del embeddings
+    backbone = backbone.to(device)  # now: the text encoder, four times its size, is gone from there
     with progress_bar(console, "encode clips", "clips", total) as advance:
         for part in plan:
             path = folder / part.file
@@ -241,6 +253,33 @@ def _copies(recipe: Recipe) -> str:
 def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
     """Bytes of one cached clip, its small motion tables left out."""
     return int(np.prod(shape)) * (2 if dtype == "bfloat16" else 4) * (2 if with_depth else 1)
+
+
+def embed_instructions(
+    recipe: Recipe, prompts: Sequence[str], device: torch.device, console: Console, folder: Path | None = None
+) -> Float[Tensor, "n s dt"]:
+    """Embeddings of instructions in the backbone's dtype, on the CPU; the text encoder is loaded meanwhile.
+
+    Args:
+        folder: where they will be written, which must have room.
+
+    Raises:
+        UserError: as `load_backbone` and `embed_prompts`; too little room.
+    """
+    from xwam_ft.model.backbone import load_backbone
+    from xwam_ft.model.embed import embed_prompts
+
+    spec = recipe.backbone
+    text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(device)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if folder is not None:
+        _require_space(folder, len(prompts) * text.text_len * int(text.text_encoder.config.d_model) * dtype.itemsize)
+    with progress_bar(console, "embed instructions", "texts", len(prompts)) as advance:
+        embeddings = embed_prompts(text, prompts, dtype, advance)
+    del text
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return embeddings
 
 
 def _require_space(folder: Path, size: int) -> None:

@@ -52,8 +52,7 @@ def live_policy(
         video_steps=max(validation.video_steps, validation.action_steps),
         shift=recipe.noise.shift,
     )
-    prompts = {" ".join(prompt.split()): embedding for prompt, embedding in embedded}
-    return Policy(network, codec, prompts, contract, settings, trained=codec.trained)
+    return Policy(network, codec, dict(embedded), contract, settings, trained=codec.trained)
 
 
 def error_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
