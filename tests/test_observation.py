@@ -360,6 +360,7 @@ def test_a_tool_that_points_down_is_shown_without_jumps_and_live_as_in_training(
     contract = contract_with(recorded=Recorded(hemispheres=around))
     shown = conventions.normalise_proprio(contract, state)
     assert np.abs(np.diff(shown[:, 3:7], axis=0)).max() < 0.02
+    assert (shown[:, 4] > 0.9).all(), "nearer to what the recordings are around than to its negative"
     for row in (0, 40, 41, 80):
         for sign in (1.0, -1.0):  # a driver may report either
             reported = {"tool": [*state[row, :3], *(sign * state[row, 3:7])], "gripper": [state[row, 7]]}
