@@ -28,7 +28,8 @@ def test_a_text_that_is_not_there_once_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\ny = 1\n")
     listed = tmp_path / "list.txt"
     listed.write_text(
-        "# said\n@ a.py | tests/a.py tests/b.py\n- x = 1\n- y = 1\n+ y = 2\n- = 1\n+ = 2\n- z\n+\n\n@ b.py | t\n- x\n+ y\n"
+        "# said\n@ a.py | tests/a.py tests/b.py\n- x = 1\n- y = 1\n+ y = 2\n- = 1\n+ = 2\n- z\n+\n\n"
+        "@ b.py | t\n- x\n+ y\n"
     )
     both, twice, none, absent = mutants.read(listed)
     assert mutants.mutated(both, tmp_path) == "y = 2\n"
