@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from xwam_ft.encode.cache import INDEX_FILE, LatentCache
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
 from xwam_ft.errors import UserError, require_installed
+from xwam_ft.versions import require_supported
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +115,7 @@ def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: boo
     """
     from rich.console import Console
 
+    require_supported()
     _refuse_released_weights(recipe)
     if computes:
         _require_extras(recipe)

@@ -5,6 +5,7 @@ Conventions: sigma = 1 is noise; targets are velocities `noise - x`; latent fram
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.compiled import compile_blocks
 from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
 from xwam_ft.model.noise import add_noise, prefix_mask
 from xwam_ft.model.trainable import trainable_network
@@ -29,6 +31,7 @@ from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.held_out import HeldOutLosses
+from xwam_ft.train.late import Late
 from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.sharding import gathered, is_sharded, shard
 
@@ -102,6 +105,7 @@ class TrainingModule(pl.LightningModule):
         self.keys: list[str] = []  # of the clips of the optimizer step at hand, on this rank
         self.history: deque[float] = deque(maxlen=REMEMBERED)  # its losses of the last steps
         self.held_out = HeldOutLosses(recipe)
+        self.late: Late | None = None  # made where the device is known
         self.strict_loading = False  # a Lightning checkpoint lacks the frozen base; see on_load_checkpoint
 
     @classmethod
@@ -124,8 +128,9 @@ class TrainingModule(pl.LightningModule):
             spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
         )
         text = torch.zeros(0, int(backbone.transformer.config.text_dim))
+        network = trainable_network(backbone, recipe, contract, report)
         return cls(
-            trainable_network(backbone, recipe, contract, report),
+            compile_blocks(network) if recipe.model.compile else network,
             recipe,
             geometry_of(recipe),
             _no_counts,
@@ -175,7 +180,8 @@ class TrainingModule(pl.LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.network):
             self.network.to(strategy.root_device)
-            shard(self.network, strategy.root_device, self.trainer.world_size)
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.network, strategy.root_device, self.trainer.world_size, mixed=mixed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._trainer is not None and self.trainer.accumulate_grad_batches != self.geometry.accumulate:
@@ -192,7 +198,8 @@ class TrainingModule(pl.LightningModule):
         prediction = self.predict(noised, draws)
         losses = self.normalise(self.loss_terms(batch, draws, prediction), step)
         total = self.weigh(losses)
-        self._require_finite(total, step, batch)
+        keys = list(batch.keys)
+        self._late().watch(total, lambda value: self._require_finite(value, step, keys))
         self._record(losses, total, batch)
         # Lightning averages over micro-batches and ranks; the counts are of the whole step, so ours are sums.
         return total * (self.geometry.accumulate * self.geometry.ranks)
@@ -203,6 +210,7 @@ class TrainingModule(pl.LightningModule):
         self.held_out.add(self.loss_terms, batch, draws, self.predict(self.add_noise(batch, draws), draws))
 
     def on_validation_epoch_start(self) -> None:
+        self.settle()
         self.held_out = HeldOutLosses(self.recipe)
 
     def on_validation_epoch_end(self) -> None:
@@ -263,7 +271,7 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse a step that has exploded, before it is taken; log what it was."""
+        """Refuse a step that has exploded, before it is taken (on a GPU, before it is saved); log what it was."""
         self._require_steady()
         if self._trainer is not None:
             losses = {f"train/loss_{name}": loss for name, loss in self.losses.items()}
@@ -287,17 +295,29 @@ class TrainingModule(pl.LightningModule):
         norm = gathered({"norm": total})["norm"]
         plugin = self.trainer.precision_plugin if self._trainer is not None else None
         skips = getattr(plugin, "scaler", None) is not None  # in 16 bits: a step whose gradient overflows is not taken
-        if not torch.isfinite(norm) and not skips:
-            self._stop(f"the gradient is {norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
+        if not skips:
+            step, keys = self.step, self.keys
+            self._late().watch(norm, lambda value: self._require_finite(value, step, keys, "gradient"))
         if self._trainer is not None:
             self.log("train/grad_norm", norm)
 
+    def settle(self) -> None:
+        """Judge the numbers of all steps that are taken; called before weights are written down or shown.
+
+        Raises:
+            UserError: a step's loss or gradient was not finite, or it exploded.
+        """
+        self._late().settle()
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.geometry.accumulate == 0:
+            self._late().next_step()
         if self.step >= self.max_steps:
             self.trainer.should_stop = True  # no clip is dealt out for later steps; the last is logged and validated
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A Lightning checkpoint: what trains, without the frozen base, and what it belongs to."""
+        self.settle()
         trained = self._trained_names()
         checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in trained}
         checkpoint["xwam_ft"] = self._belongs_to()
@@ -325,22 +345,33 @@ class TrainingModule(pl.LightningModule):
         for name, loss in {**losses, "total": total}.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss.detach()
 
+    def on_train_end(self) -> None:
+        self.settle()
+
+    def _late(self) -> Late:
+        if self.late is None:
+            self.late = Late(waits=self.device.type == "cuda")
+        return self.late
+
     def _require_steady(self) -> None:
         if "total" not in self.losses:
             return
         if not self.history:
             require_sound_start(self.losses, self.recipe.data.where)
-        total = float(self.losses["total"])
+        step, keys = self.step, self.keys
+        self._late().watch(self.losses["total"], lambda value: self._judge_total(value, step, keys))
+
+    def _judge_total(self, total: float, step: int, keys: list[str]) -> None:
         if len(self.history) >= REMEMBERED // 2 and total > EXPLODED * median(self.history):
             self._stop(
-                f"the loss has exploded: {total:.3g} at step {self.step + 1}, {median(self.history):.3g} in the steps "
-                f"before, in clips {listed(self.keys)}"
+                f"the loss has exploded: {total:.3g} at step {step + 1}, {median(self.history):.3g} in the steps "
+                f"before, in clips {listed(keys)}"
             )
         self.history.append(total)
 
-    def _require_finite(self, total: Tensor, step: int, batch: Batch) -> None:
-        if not torch.isfinite(total):
-            self._stop(f"the loss is {total.item()} at step {step + 1}, in clips {listed(batch.keys)}")
+    def _require_finite(self, value: float, step: int, keys: list[str], what: str = "loss") -> None:
+        if not math.isfinite(value):
+            self._stop(f"the {what} is {value} at step {step + 1}, in clips {listed(keys)}")
 
     def _stop(self, what: str) -> None:
         saved = list_checkpoints(self.run) if self.run is not None else []
