@@ -26,11 +26,11 @@ test unit: export OMP_NUM_THREADS := 1
 
 ## every test this machine can run; two processes, as long ones would otherwise wait for each other
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 8
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 8
 
 ## the unit suite alone (under 90 s on two cores)
 unit: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not gpu and not sim and not soak'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
 
 ## lint, format and types; changes nothing
 check: $(READY)

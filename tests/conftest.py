@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import sys
-import typing
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +25,47 @@ from xwam_ft.shard_writer import (
 )
 from xwam_ft.shards import Segment, ShardSet
 
-
-def _check_shapes() -> None:
-    """Check the annotated shapes of the model room in every call the tests make (jaxtyping with beartype).
-
-    The package needs neither library: it imports the annotations' names for type checkers alone. Here those imports
-    are made to happen, while the room is first imported; third-party packages come before, so that only ours see it.
-    """
-    for name in ("beartype.door", "diffusers", "numpy.typing", "peft", "scipy.special", "torch", "xwam_ft.recipe"):
-        importlib.import_module(name)
-    for name in ("AutoencoderKLWan", "UniPCMultistepScheduler", "WanTransformer3DModel"):
-        getattr(importlib.import_module("diffusers"), name)  # lazily imported; now, before the flag changes
-    from jaxtyping import install_import_hook
-
-    files = ("tokens", "blocks", "network", "noise", "losses", "solver", "sampler", "reference", "backbone", "adapters")
-    assert "xwam_ft.model.network" not in sys.modules, "imported before its shapes could be checked"
-    typing.TYPE_CHECKING = True
-    try:
-        with install_import_hook("xwam_ft.model", "beartype.beartype"):
-            for name in files:
-                importlib.import_module(f"xwam_ft.model.{name}")
-    finally:
-        typing.TYPE_CHECKING = False
+SHAPED = ("adapters", "backbone", "blocks", "losses", "network", "noise", "reference", "sampler", "solver", "tokens")
+"""Files of the model room whose annotated shapes are checked in every call that tests make (jaxtyping and beartype)."""
 
 
-if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith(("-n", "--numpro")) for word in sys.argv):
-    _check_shapes()  # now: the conftest.py of a folder named on the command line is imported before pytest_configure
-# else xdist's first process, which runs no test, and whose workers would wait for its imports
+class _ShapeChecks(MetaPathFinder):
+    """Has jaxtyping load those files. The package needs neither library and imports the annotations' names for type
+    checkers alone; in the text that is loaded here, and in nothing else, these imports happen."""
+
+    def __init__(self) -> None:
+        from jaxtyping import install_import_hook
+
+        installed = install_import_hook([f"xwam_ft.model.{name}" for name in SHAPED], "beartype.beartype")
+        installed.uninstall()
+        self._jaxtyping = installed.hook
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = self._jaxtyping.find_spec(fullname, path, target)
+        if spec is not None:
+            loader: Any = spec.loader
+            compiled = loader.source_to_code
+            loader.source_to_code = lambda data, path: compiled(
+                data.replace(b"\nif TYPE_CHECKING:\n", b"\nif True:\n"), path
+            )
+            loader.path_stats = _not_cached
+        return spec
+
+
+def _not_cached(path: str) -> Any:
+    """Bytecode in a cache does not say from which text it was made."""
+    raise OSError(path)
+
+
+sys.meta_path.insert(0, _ShapeChecks())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(0))
+        elif item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 def pytest_collection_finish() -> None:
@@ -60,36 +74,6 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # or extension modules complain of leaks on exit
-
-
-TOGETHER = {
-    "tests/train/": "training",
-    "tests/export/": "run",
-    "tests/policy/test_bundle.py": "run",
-    "tests/policy/test_policy.py": "run",
-    "tests/policy/test_request.py": "run",
-    "tests/evaluate/test_open_loop.py": "run",
-    "tests/evaluate/test_closed_loop.py": "run",
-    "tests/evaluate/test_metaworld.py": "sawyer",
-    "tests/benchmarks/test_scale_benchmarks.py": "scale",
-    "tests/end_to_end/test_main_job.py::test_real": "real",
-    "tests/end_to_end/test_main_job.py": "bundled",
-}
-"""Tests around one costly fixture, by the beginning of their names, the first that fits: one worker makes it, once."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What `--dist loadgroup` is for; xdist 3.8's marker for it does nothing under pytest 9.2."""
-    if config.getoption("dist") != "loadgroup":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Together(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), nodeid)
-
-    return Together(config, log)
 
 
 HEIGHT, WIDTH = 32, 64

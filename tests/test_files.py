@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,50 @@ def test_nothing_is_overwritten(tmp_path: Path, kind: str) -> None:
     message = "bundle: exists already and is not an empty folder"
     with pytest.raises(UserError, match=message), atomic_folder(target):
         pytest.fail("the body must not run")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is done to a disk in order: ("sync" or "rename", inode)."""
+    done: list[tuple[str, int]] = []
+    sync = os.fsync
+
+    def recorded(name: str) -> None:
+        move = getattr(Path, name)
+
+        def rename(path: Path, target: Path) -> Path:
+            done.append(("rename", path.stat().st_ino))
+            return move(path, target)
+
+        monkeypatch.setattr(Path, name, rename)
+
+    def fsync(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    recorded("rename")
+    recorded("replace")
+    return done
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, disk: list[tuple[str, int]]) -> None:
+    """A power cut after a rename must not leave a name without what belongs under it."""
+    with atomic_folder(tmp_path / "bundle") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "model.bin").write_bytes(b"x")
+        (temporary / "card.md").write_bytes(b"y")
+    target = tmp_path / "bundle"
+    inside = {path.stat().st_ino for path in (target, *target.rglob("*"))}
+    at = disk.index(("rename", target.stat().st_ino))
+    assert {inode for what, inode in disk[:at] if what == "sync"} >= inside
+    assert ("sync", tmp_path.stat().st_ino) in disk[at:]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, disk: list[tuple[str, int]]) -> None:
+    write_bytes_atomic(tmp_path / "a.bin", b"1")
+    inode = (tmp_path / "a.bin").stat().st_ino
+    assert disk == [("sync", inode), ("rename", inode), ("sync", tmp_path.stat().st_ino)]
 
 
 def test_json_keeps_order_and_floats(tmp_path: Path) -> None:

@@ -147,6 +147,45 @@ def test_a_path_is_followed_without_jumps(six: Chain) -> None:
     np.testing.assert_allclose(found, q, atol=1e-5)
 
 
+def turntable(folder: Path) -> Chain:
+    """`SIX` on a turntable about the same axis as its first joint: seven joints, two of which do one thing."""
+    joints = [((0, 0, 0), (0, 0, 0), "0 0 1", "continuous"), *((*joint, "revolute") for joint in SIX)]
+    text = "".join(
+        f'<link name="l{i + 1}"/><joint name="j{i}" type="{kind}"><parent link="l{i}"/><child link="l{i + 1}"/>'
+        f'<origin xyz="{" ".join(map(str, xyz))}" rpy="{" ".join(map(str, rpy))}"/><axis xyz="{axis}"/>'
+        f'<limit lower="{0 if kind == "continuous" else -2.5}" upper="{0 if kind == "continuous" else 2.5}"/></joint>'
+        for i, (xyz, rpy, axis, kind) in enumerate(joints)
+    )
+    (folder / "turntable.urdf").write_text(f'<robot name="turntable"><link name="l0"/>{text}</robot>')
+    return load_chain(folder / "turntable.urdf", "l0", "l7")
+
+
+@pytest.mark.parametrize("elbow", [0.9, -0.9])
+def test_a_redundant_arm_keeps_the_branch_it_reports_over_a_long_path(tmp_path: Path, elbow: float) -> None:
+    """More than a turn of the base, with the elbow up and with it down: no joint jumps, none changes sides."""
+    chain = turntable(tmp_path)
+    share = np.linspace(0, 1, 120)[:, None]
+    q = np.array([0.2, 0.1, 0.4, elbow, -0.3, 0.7, 0.2]) + share * np.array([8.0, 0.0, -0.2, 0.0, 0.3, 0.2, -0.3])
+    found, residual = chain.inverse_path(chain.forward(q), q[0])
+    assert residual.max() < 1e-8
+    assert np.abs(np.diff(found, axis=0)).max() < 0.1
+    np.testing.assert_allclose(found[:, :2].sum(axis=1), q[:, :2].sum(axis=1), atol=1e-5)  # however the two share it
+    np.testing.assert_allclose(found[:, 2:], q[:, 2:], atol=1e-5)
+
+
+def test_a_continuous_joint_stays_unbounded_whatever_its_limit_tag_says(tmp_path: Path) -> None:
+    """URDFs carry <limit effort= velocity=> on continuous joints too, where lower and upper are left at 0."""
+    for tag in ('<limit effort="1" velocity="2"/>', '<limit lower="-1" upper="1" effort="1" velocity="2"/>'):
+        text = PLANAR.replace('<axis xyz="0 0 1"/></joint>', f'<axis xyz="0 0 1"/>{tag}</joint>')
+        assert text != PLANAR
+        (tmp_path / "arm.urdf").write_text(text)
+        chain = load_chain(tmp_path / "arm.urdf", "upper", "gripper")
+        assert (chain.joints[0].lower, chain.joints[0].upper) == (None, None)
+        q, _, radians = chain.inverse(chain.forward(np.array([2.8])), np.array([2.0]))
+        assert q[0] == pytest.approx(2.8, abs=1e-6)
+        assert radians < 1e-8
+
+
 def test_the_recording_may_order_the_joints_its_own_way(planar: Path) -> None:
     plain, turned = load_chain(planar, "base", "rail"), load_chain(planar, "base", "rail", ["slide", "gripper", "one"])
     assert plain.movable == ["one", "gripper", "slide"]

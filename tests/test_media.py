@@ -125,6 +125,34 @@ def test_other_makes_come_by_index_too(
     assert numbers(read_rgb(path)) == list(range(40))
 
 
+def cut_by_edit_list(path: Path, first: int) -> Path:
+    """A video of which an edit list hides the pictures before `first`, as a cut without encoding anew makes it."""
+    source = encoded("libx264", "yuv420p", "mp4", path, g="12", bf="2")
+    target = path / "cut.mp4"
+    with av.open(str(source)) as whole, av.open(str(target), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(whole.streams.video[0]):
+            if packet.dts is not None and packet.pts is not None:
+                shift = round(first / 30 / float(packet.time_base))
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = stream
+                container.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("first", [3, 12, 17])
+def test_pictures_that_an_edit_list_hides_are_not_counted(tmp_path: Path, first: int) -> None:
+    path = cut_by_edit_list(tmp_path, first)
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert numbers(np.stack(shown)) == list(range(first, 40))
+    assert count_frames(path) == 40 - first
+    assert numbers(read_rgb(path)) == list(range(first, 40))
+    wanted = [0, 5, 39 - first, 13, 1]
+    assert numbers(read_rgb(path, wanted)) == [first + index for index in wanted]
+    assert numbers(media._read_av(path, wanted, "rgb24")) == [first + index for index in wanted]  # pyright: ignore
+
+
 def test_depth_is_lossless_and_exact_by_index(codes: np.ndarray) -> None:
     data = gray16_bytes(codes, 30.0)
     np.testing.assert_array_equal(read_gray16(data), codes)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xwam_ft import conventions, observation
-from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Contract, Limits, Quantiles, Slot
+from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Contract, Limits, Quantiles, Slot, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.kinematics import load_chain
 from xwam_ft.limits import Recorded
@@ -229,6 +229,15 @@ def test_commands_under_way_are_left_and_gone_on_from(contract_with: Make) -> No
     assert decoded(contract, raw[:2], underway=2).clamped == {}
 
 
+def test_a_period_is_that_of_the_actions_not_of_the_frames(contract_with: Make) -> None:
+    """Every second of 10 frames a second is an action: 0.2 s, in which 0.1 a second is 0.02."""
+    slow = swift_contract(contract_with, grip=Limits(speed=(0.1,)))
+    contract = slow.model_copy(update={"timing": Timing(fps=10.0, frame_skip=4, action_skip=2, clip_frames=5)})
+    raw = np.zeros((4, 7))
+    raw[:, 6] = 0.08
+    np.testing.assert_allclose(decoded(contract, raw).table[:, 7], [0.06, 0.08, 0.08, 0.08], atol=1e-12)
+
+
 def test_nothing_to_clamp_is_nothing_counted(contract: Contract) -> None:
     commands = observation.decode(contract, np.zeros((2, 7)), np.array([*POSE, 0.04]))
     assert commands.clamped == {}
@@ -284,6 +293,32 @@ def test_a_kinematic_slot_takes_joints_and_gives_joints(contract_with: Make, tmp
     assert decoded.residual["tool"].shape == (5, 2)
     assert decoded.residual["tool"].max() < 1e-8
     np.testing.assert_allclose(decoded.slots["gripper"], np.full((5, 2), 0.05), atol=1e-12)
+
+
+@pytest.mark.parametrize("transform", ["mean", "max", "norm"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fingers_sent_what_a_command_says_report_that_command(contract_with: Make, transform: str, count: int) -> None:
+    columns = tuple(f"finger{number}" for number in range(count))
+    plain = contract_with()
+    changes = {"columns": columns, "transform": transform, "expand": "equal"}
+    grip = Slot.model_validate(plain.slot("gripper").model_dump() | changes)
+    contract = contract_with(slots=(plain.slot("tool"), grip))
+    raw = np.zeros((3, 7))
+    raw[:, 6] = [0.02, 0.05, 0.08]
+    sent = decoded(contract, raw).slots["gripper"]
+    assert sent.shape == (3, count)
+    assert (sent == sent[:, :1]).all(), "all fingers alike"
+    np.testing.assert_allclose(observation.slot_state(grip, sent)[:, 0], raw[:, 6], atol=1e-12)
+
+
+@pytest.mark.parametrize(("transform", "state"), [("mean", 0.05), ("max", 0.08), ("norm", np.hypot(0.02, 0.08))])
+def test_unlike_fingers_are_reduced_as_they_are_said_to_be(contract_with: Make, transform: str, state: float) -> None:
+    plain = contract_with()
+    changes = {"columns": ("left", "right"), "transform": transform, "expand": "equal"}
+    grip = Slot.model_validate(plain.slot("gripper").model_dump() | changes)
+    contract = contract_with(slots=(plain.slot("tool"), grip))
+    encoded = observation.encode(contract, observed(state={"tool": POSE, "gripper": [0.02, 0.08]}))
+    assert encoded.state[7] == pytest.approx(state)
 
 
 def test_an_unreachable_pose_shows_in_the_residual(contract_with: Make, tmp_path: Path) -> None:
@@ -383,3 +418,30 @@ def test_joints_are_held_after_inverse_kinematics(tmp_path: Path, contract_with:
     calm = observation.decode(unlimited, action, state, request)
     np.testing.assert_array_equal(calm.slots["tool"], free.slots["tool"])
     assert calm.clamped == {}
+
+
+def test_stated_limits_win_over_recorded_ones_and_take_from_them_what_they_do_not_say() -> None:
+    joints = Limits(low=(-1.0,), high=(1.0,))
+    recorded = Limits(low=(0.0,), high=(0.06,), speed=(1.0,), joints=joints)
+    stated = Limits(low=(0.01,), high=(0.05,))
+    assert stated.completed(recorded) == Limits(low=(0.01,), high=(0.05,), speed=(1.0,), joints=joints)
+    assert Limits(speed=(0.1,)).completed(recorded) == Limits(low=(0.0,), high=(0.06,), speed=(0.1,), joints=joints)
+    assert stated.completed(None) == stated
+
+
+def test_joint_commands_under_way_are_left_and_gone_on_from(tmp_path: Path, contract_with: Make) -> None:
+    contract = kinematic_contract(contract_with, tmp_path)
+    chain = contract.slot("tool").chain
+    assert chain is not None
+    seed = np.array([0.1, 0.4, 0.6, 0.2, 0.5, 0.0])
+    state = np.concatenate([conventions.matrix_pose(chain.forward(seed[None]))[0], [0.04]])
+    goal = seed + np.arange(1, 5)[:, None] * np.array([0.2, 0.0, 0.0, 0.0, 0.0, 0.0])
+    commands = np.concatenate([conventions.matrix_pose(chain.forward(goal)), np.full((4, 1), 0.04)], axis=1)
+    action = conventions.normalise_action(contract, conventions.encode_actions(contract, commands, state))
+    limited = contract.model_copy(
+        update={"recorded": Recorded(limits={"tool": Limits(joints=Limits(speed=(1.5,) * 6))})}
+    )
+    request = observed(state={"tool": seed, "gripper": [0.02, 0.06]})
+    out = observation.decode(limited, action, state, request, underway=2)
+    # The first two are 0.2 apart, as they are executed; from the second on at most 0.15 a period.
+    np.testing.assert_allclose(out.slots["tool"][:, 0], [0.3, 0.5, 0.65, 0.8], atol=1e-6)

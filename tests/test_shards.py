@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.shard_writer import ShardSetWriter, encode_segment, episode_entry, segment_bounds, segment_key
-from xwam_ft.shards import Clip, ClipRef, Segment, SegmentMeta, ShardSet, cut_clip
+from xwam_ft.shards import Clip, ClipRef, Index, Segment, SegmentEntry, SegmentMeta, ShardSet, cut_clip
 
 Make = Callable[[Path, Contract], ShardSet]
 
@@ -110,6 +110,24 @@ def test_clips_do_not_depend_on_how_the_episode_was_cut(
         whole = cut_clip(segment, clip.start, contract.timing)
         for name in ("depth", "frame_valid", "proprio", "action", "action_mask", "action_states"):
             np.testing.assert_array_equal(getattr(clip, name), getattr(whole, name))
+
+
+@settings(max_examples=100, deadline=None)
+@given(frames=st.integers(1, 120), skip=st.integers(1, 4), stride=st.integers(1, 30), spare=st.integers(0, 40))
+def test_clip_starts_are_multiples_of_the_stride_for_any_cut(
+    contract: Contract, frames: int, skip: int, stride: int, spare: int
+) -> None:
+    timing = Timing(fps=10, frame_skip=skip, action_skip=1, clip_frames=5)
+    entries = [
+        SegmentEntry(
+            key=segment_key(0, first), episode=0, shard="", first_frame=first, num_frames=count, first_start=start,
+            num_starts=starts, split="train", members={},
+        )
+        for first, count, start, starts in segment_bounds(frames, timing, timing.span + spare)
+    ]  # fmt: skip
+    index = Index(contract_sha256="", shards=(), episodes=(), segments=tuple(entries))
+    found = ShardSet(Path(), contract.model_copy(update={"timing": timing}), index).clips("train", stride)
+    assert [ref.start for ref in found] == list(range(0, frames - skip, stride))
 
 
 def test_clips_start_at_multiples_of_the_stride_with_a_real_future(shard_set: ShardSet) -> None:

@@ -11,6 +11,7 @@ Front doors
 
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
+    places.py         how a checkpoint of a run is named
     files.py          atomic writing, JSON, hashes
     locks.py          one writer a place
     strict_yaml.py    YAML files that know their keys, and tell every mistake at once

@@ -148,6 +148,7 @@ def train(
     run: str | Path | None = None,
     *,
     resume: str | Path | Run | None = None,
+    init: str | Path | Run | Bundle | None = None,
     progress: bool | Console = False,
     **overrides: object,
 ) -> Run:
@@ -160,8 +161,10 @@ def train(
         recipe: YAML file or `Recipe`.
         run: folder to make; default `runs/<recipe's name>`.
         resume: a run to go on with, to the same weights as if it had not been stopped; instead of recipe and run.
+        init: a run (`RUN@STEP`: one of its checkpoints) or bundle to start from what it learned; the recipe's
+            `init_from`. A report of what carried over lies in the run, in init/.
         progress: print what is done.
-        overrides: values of the recipe; with `resume` those that change no result.
+        overrides: values of the recipe; with `resume` those that change no result, and `trainer.max_steps`.
 
     Raises:
         UserError: anything wrong with recipe, shards, backbone or folder; a loss that is not finite.
@@ -172,9 +175,15 @@ def train(
     if resume is not None:
         from xwam_ft.train.train import resume_run
 
+        if init is not None:
+            raise UserError(
+                "goes with a new run", "--init", "leave it out: a run that goes on has what it started from"
+            )
         resume_run(_path(resume), _console(progress), overrides)
         return Run.open(_path(resume))
     assert recipe is not None
+    if init is not None:
+        overrides["init_from"] = str(init if isinstance(init, str | Path) else init.path)
     loaded = _recipe(recipe, overrides)
     if run is None and not isinstance(recipe, str | Path):
         raise UserError("a Recipe has no name for its run", "run", "name the folder to make: run='runs/a'")

@@ -135,21 +135,25 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/<recipe>.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="RUN|RUN@STEP|BUNDLE", help="Start from what that learned.")
+    ] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Prove in a minute that RECIPE trains; makes no run.")] = False,
 ) -> None:
     """Train by a recipe, or go on with a run that was interrupted."""
     from xwam_ft import api
 
     if smoke and (recipe is None or resume is not None or run is not None):
-        raise UserError("goes with a recipe and --set alone", "--smoke", "give RECIPE, without --run and --resume")
+        raise UserError("goes with a recipe, --init, --set", "--smoke", "give RECIPE, without --run and --resume")
     if smoke:
         from xwam_ft.recipe import load_recipe
         from xwam_ft.train.smoke import smoke_test
 
         assert recipe is not None
-        smoke_test(load_recipe(recipe, overrides), _console())
+        values = _values(overrides) | ({} if init is None else {"init_from": init})
+        smoke_test(load_recipe(recipe, values), _console())
     else:
-        api.train(recipe, run, resume=resume, progress=_console(), **_values(overrides))
+        api.train(recipe, run, resume=resume, init=init, progress=_console(), **_values(overrides))
 
 
 @app.command()

@@ -273,7 +273,8 @@ def _seek_and_decode(source: Source, packets: PacketIndex, chosen: list[int], la
         decoding: Iterator[Any] | None = None
         position = -1  # index of the last picture decoded
         for index in chosen:
-            key = keys[max(bisect.bisect_right(keys, index) - 1, 0)]
+            # Before the first key frame that is shown, an edit list hides the one that pictures depend on.
+            key = keys[before - 1] if (before := bisect.bisect_right(keys, index)) else 0
             if decoding is None or key > position + 1:
                 container.seek(times[key], stream=stream, backward=True)
                 decoding = _decode(container, source)

@@ -131,6 +131,10 @@ def parse_override(text: str) -> tuple[str, object]:
         raise UserError(f"the value {value!r} is not valid YAML", f"--set {name}", "quote it") from None
 
 
+def override_names(overrides: Overrides) -> set[str]:
+    return set(overrides) if isinstance(overrides, Mapping) else {parse_override(text)[0] for text in overrides}
+
+
 def apply_overrides(tree: dict[str, Any], overrides: Overrides) -> None:
     """Put values into a YAML tree."""
     given = overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides)

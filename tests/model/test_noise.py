@@ -7,6 +7,8 @@ import torch
 from scipy import stats
 
 from xwam_ft.model.noise import Sigmas, add_noise, beta_quantile, prefix_mask, sample_prefixes, sample_sigmas, shift
+from xwam_ft.model.solver import SHIFT
+from xwam_ft.policy.policy import Settings
 from xwam_ft.recipe import ActionPrefixSpec, NoiseSpec
 
 DRAWS = 40_000
@@ -90,3 +92,10 @@ def test_prefixes_are_uniform_from_one_to_the_longest_at_their_rate() -> None:
 
 def test_a_prefix_is_the_first_steps_of_each_sample() -> None:
     assert prefix_mask(torch.tensor([0, 2, 3]), 3).int().tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_the_released_models_shift_is_what_training_and_sampling_take() -> None:
+    """arXiv 2604.26694 trains and samples with 5; a recipe that says nothing must, too."""
+    assert NoiseSpec().shift == 5.0
+    assert SHIFT == 5.0
+    assert Settings().shift == 5.0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from xwam_ft.errors import UserError
+from xwam_ft.observation import EncodedObservation
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import FILES, MANIFEST, OPTIONAL, verify_bundle
 from xwam_ft.policy.policy import Policy
@@ -79,6 +82,34 @@ def test_another_network_fails_the_self_check(bundle: Path) -> None:
         check.require(policy, "float32", bundle / "selfcheck.safetensors")
     assert "gives another action here" in str(error.value)
     assert "do not run it on a robot" in str(error.value)
+
+
+class Constant:
+    """Stands in for a policy on some device: gives the recorded action with one number changed."""
+
+    def __init__(self, action: np.ndarray, change: float, device: str) -> None:
+        self.action, self.device = action.copy(), torch.device(device)
+        self.action[1, 2] += change
+
+    def infer_batch(self, inputs: object, seeds: object) -> np.ndarray:
+        return self.action[None]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("dtype", "device", "bound"),
+    [("float32", "cpu", 1e-3), ("float32", "cuda", 5e-3), ("bfloat16", "cpu", 0.1), ("bfloat16", "cuda", 0.1)],
+)
+def test_the_self_check_bounds_every_single_number(
+    dtype: str, device: str, bound: float, sign: int, tmp_path: Path
+) -> None:
+    action = np.random.default_rng(0).normal(size=(8, 7))
+    check = selfcheck.SelfCheck(EncodedObservation(*[np.zeros(1)] * 3, ""), 0, action, "cpu")
+    inside: Any = Constant(action, sign * 0.98 * bound, device)
+    assert check.require(inside, dtype, tmp_path) == pytest.approx(0.98 * bound)
+    outside: Any = Constant(action, sign * 1.02 * bound, device)
+    with pytest.raises(UserError, match="gives another action here"):
+        check.require(outside, dtype, tmp_path)
 
 
 def test_a_self_check_that_gives_nan_fails(bundle: Path) -> None:

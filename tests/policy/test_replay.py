@@ -69,3 +69,20 @@ def test_an_episode_that_is_not_there(shard_set: ShardSet) -> None:
         ReplayPolicy(shard_set.folder, 12)
     with pytest.raises(UserError, match="cannot go on from it"):
         ReplayPolicy(shard_set, 1).infer(at(ReplayPolicy(shard_set, 0), 0, prefix=np.zeros((1, 8))))
+
+
+def test_commands_are_as_far_apart_as_the_actions(shard_set: ShardSet) -> None:
+    policy = ReplayPolicy(shard_set, 0)
+    timing = policy.contract.timing.model_copy(update={"frame_skip": 4, "action_skip": 2})
+    policy.contract = policy.contract.model_copy(update={"timing": timing})
+    table = policy.infer(at(policy, 3)).commands.table
+    np.testing.assert_allclose(table, policy.commands[3:19:2], atol=1e-9)
+
+
+def test_an_episode_that_ends_where_it_began_is_not_left_in_its_middle(policy: ReplayPolicy) -> None:
+    policy._normalised[-1] = policy._normalised[4]
+    for frame in (3, 4, 5):
+        policy.infer(at(policy, frame))
+        assert policy.frame == frame
+    policy.infer(at(policy, 4))
+    assert policy.frame == 4  # the end looks the same, and is more than a clip away

@@ -44,6 +44,39 @@ def test_units_and_dead_cameras_get_a_warning(contract: Contract, example: dict[
     assert unit == "tool.y is 350; recordings held -0.5 to 0.5 m: is it in that unit?"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_state_is_unlike_the_recordings_from_three_times_their_range_on(
+    contract: Contract, example: dict[str, Any], sign: int
+) -> None:
+    """1 % and 99 % of tool.y lie at -0.5 and 0.5 m, so that 1.45 m is 2.9 times as far out and 1.55 m 3.1 times."""
+    for metres, warnings in ((1.45, 0), (1.55, 1)):
+        example["state"]["tool"] = np.array([0, sign * metres, 0, 1, 0, 0, 0])
+        found = request.implausible(contract, observation.encode(contract, example))
+        assert len(found) == warnings, (metres, found)
+
+
+def test_a_camera_of_another_shape_gets_a_warning_and_a_turned_one_is_turned_first(
+    contract: Contract, example: dict[str, Any]
+) -> None:
+    """Recordings were 64 x 32, twice as wide as high: half a per cent off is rounding, a tenth is another mode."""
+    picture = np.random.default_rng(0).integers(0, 255, (400, 804, 3), dtype=np.uint8)
+    inputs = observation.encode(contract, example)
+    assert request.implausible(contract, inputs, {**example["images"], "front": picture}) == ()
+    for wide in (720, 880):
+        (said,) = request.implausible(contract, inputs, {**example["images"], "front": picture[:, :1].repeat(wide, 1)})
+        assert f"camera 'front' gives {wide}x400; recordings were 64x32" in said
+    quarter, half = (
+        contract.model_copy(
+            update={"cameras": (contract.cameras[0].model_copy(update={"rotate": turn}), contract.cameras[1])}
+        )
+        for turn in (90, 180)
+    )
+    upright = {**example["images"], "front": picture.transpose(1, 0, 2)}
+    assert request.implausible(quarter, inputs, upright) == ()
+    assert request.implausible(half, inputs, {**example["images"], "front": picture}) == ()
+    assert len(request.implausible(half, inputs, upright)) == 1
+
+
 def test_numbers_without_a_unit_get_a_warning_of_their_own(contract: Contract, example: dict[str, Any]) -> None:
     gripper = contract.slot("gripper").model_copy(update={"units": ("1",)})
     example["state"]["gripper"] = np.array([80.0])
@@ -134,6 +167,18 @@ def test_rows_are_what_the_table_was_made_of(contract: Contract) -> None:
     pose = np.array([[0.1, 0.2, 0.3, 1.0, 0.0, 0.0, 0.0]])
     table = request.command_table(other, {"tool": pose, "gripper": np.array([[0.04, 0.04]])})
     np.testing.assert_allclose(request.command_rows(other, table), np.concatenate([pose, [[0.04]]], axis=1))
+
+
+def test_rows_of_a_robot_without_an_arm_have_that_arm_s_zeros(contract: Contract) -> None:
+    """The contract's layout keeps the place of a slot this robot lacks; what the robot takes does not."""
+    absent = contract.slot("tool").model_copy(update={"present": False})
+    other = contract.model_copy(update={"slots": (absent, contract.slot("gripper"))})
+    table = request.command_table(other, {"gripper": np.array([[0.04], [0.05]])})
+    assert table.shape == (2, 1)
+    rows = request.command_rows(other, table)
+    np.testing.assert_array_equal(rows, [[0.0] * 7 + [0.04], [0.0] * 7 + [0.05]])
+    options = request.read_options({"options": {"prefix": [[0.04], [0.05]]}}, other)
+    np.testing.assert_array_equal(options.prefix, table)
 
 
 def test_a_state_that_no_robot_reports_is_the_observation_s_fault(bundle: Path) -> None:

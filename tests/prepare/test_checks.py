@@ -190,6 +190,21 @@ def test_jumps_by_the_episode_itself(parts: Any) -> None:
     assert found.text.startswith("the command of 'j1' of 'arm' jumps")
 
 
+@pytest.mark.parametrize(("size", "fires"), [(0.3, False), (0.5, True)])
+def test_a_small_spike_there_and_back_counts_where_a_step_would_not(parts: Any, size: float, fires: bool) -> None:
+    """12 times the usual step of 0.067 rad is 0.8: a step of 0.5 is none that far, and a spike of 0.5 is half of it."""
+    at = 19  # where the wave stands still
+    step, spike = smooth(), smooth()
+    step[at:] += size
+    spike[at] += size
+
+    def jumps(j1: np.ndarray) -> list[Finding]:
+        return [f for f in numbers(parts, **arm(j1), state__grip=smooth()) if f.subject == "arm" and "'j1'" in f.text]
+
+    assert jumps(step) == []
+    assert [finding.check for finding in jumps(spike)] == (["jump"] if fires else [])
+
+
 def test_jumps_beyond_the_urdfs_speed(parts: Any, tmp_path: Path, lerobot: Any) -> None:
     from xwam_ft.kinematics import velocity_limits
 

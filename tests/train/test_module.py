@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from xwam_ft.encode.cache import LatentCache
-from xwam_ft.encode.clips import StepGeometry, Stream
+from xwam_ft.encode.clips import StepGeometry, Stream, generator_at
 from xwam_ft.encode.dataset import ClipDataset
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.network import Prediction
+from xwam_ft.model.noise import Sigmas, sample_sigmas
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.draws import action_is_clean, draw
+from xwam_ft.train.draws import action_is_clean, action_prefixes, draw
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import trained_parameters
 
@@ -57,19 +61,104 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(recipe: Recipe, cache: Lat
             torch.testing.assert_close(pieces[name], gradient, atol=1e-6 * scale, rtol=1e-5, msg=f"{name} at {cut}")
 
 
-def test_counts_known_beforehand_are_the_losses_own(recipe: Recipe, cache: LatentCache, shard_set: ShardSet) -> None:
-    geometry = StepGeometry(4, 2)
+PREFIXES = {"action_prefix": {"max": 3, "probability": 0.7}, "clean_action_probability": 0.3}
+
+
+@pytest.mark.parametrize("noise", [{}, PREFIXES], ids=["plain", "prefixes"])
+def test_counts_known_beforehand_are_the_losses_own(
+    noise: dict[str, Any], changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    recipe, geometry = changed(noise=noise), StepGeometry(4, 2)
     module = make_module(recipe, cache, shard_set, geometry)
     dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
-    sums: dict[str, float] = {}
-    for index in range(2):
-        batch = dataset[geometry.micro_batch(STEP, index)]
-        draws = draw(batch, recipe.noise, 0.0, recipe.seed)
-        with torch.no_grad():
+    module.network = Answering(lambda *streams: Prediction(*streams, depth=streams[0]))
+    actions: list[float] = []
+    for step in (1, 2, 3, 1):  # asked in any order
+        sums: dict[str, float] = {}
+        for index in range(2):
+            batch = dataset[geometry.micro_batch(step, index)]
+            draws = draw(batch, recipe.noise, 0.0, recipe.seed)
             terms = module.loss_terms(batch, draws, module.predict(module.add_noise(batch, draws), draws))
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(term.count)
-    assert sums == module.counts_of_step(STEP)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(term.count)
+        assert sums == module.counts_of_step(step)
+        actions.append(sums["action"])
+    assert len(set(actions)) > 1, "steps whose counts are alike would not show one taken for another"
+
+
+class Answering(torch.nn.Module):
+    """In a network's place: keeps what it is told beside the streams, and answers what `answer` makes of all of it."""
+
+    def __init__(self, answer: Callable[..., Prediction]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.told: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def forward(
+        self, video: Tensor, action: Tensor, proprio: Tensor, text: Tensor, t_video: Tensor, t_action: Tensor,
+        *, action_held: Tensor | None = None,
+    ) -> Prediction:  # fmt: skip
+        self.told.append((t_video, t_action, action_held))
+        return self.answer(video, action, proprio)
+
+
+def test_the_network_is_told_how_noisy_each_stream_is(
+    changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    """At sigma 1 the video is all noise; at 1/4 actions and states are three parts clip and one part noise."""
+    recipe = changed(noise=PREFIXES)
+    module = make_module(recipe, cache, shard_set, StepGeometry(4))
+    batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[[0, 1, 2, 3]]
+    levels = Sigmas(torch.ones(4), torch.full((4,), 0.25), torch.zeros(4, dtype=torch.bool))
+    draws = replace(
+        draw(batch, recipe.noise, 0.0, recipe.seed), sigmas=levels, action_prefix=torch.tensor([0, 1, 2, 3])
+    )
+    noised = module.add_noise(batch, draws)
+    assert torch.equal(noised.video[:, :, 1:], draws.video[:, :, 1:])
+    for ours, clip, noise, first in (
+        (noised.action, batch.action, draws.action, 3),
+        (noised.proprio, batch.proprio, draws.proprio, 1),
+    ):
+        torch.testing.assert_close(4 * ours[:, first:], (3 * clip + noise)[:, first:])
+    module.network = Answering(lambda *streams: Prediction(*streams, depth=None))
+    module.predict(noised, draws)
+    ((t_video, t_action, held),) = module.network.told
+    assert t_video.tolist() == [1000.0] * 4
+    assert t_action.tolist() == [250.0] * 4
+    assert held is not None
+    assert held.tolist() == [[step < length for step in range(8)] for length in range(4)]
+
+
+@pytest.mark.parametrize("noise", [{}, PREFIXES], ids=["plain", "prefixes"])
+def test_whoever_knows_the_velocities_has_no_loss(
+    noise: dict[str, Any], changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    """x + sigma (noise - x) is what is shown at the sigma that is told, so noise - x follows from both."""
+    recipe, geometry = changed(noise=noise), StepGeometry(8)
+    module = make_module(recipe, cache, shard_set, geometry)
+    batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[geometry.micro_batch(STEP, 0)]
+    off = 0.0
+
+    def velocity(shown: Tensor, clip: Tensor, timestep: Tensor) -> Tensor:
+        sigma = (timestep / 1000).clamp(min=1e-6).view(-1, *[1] * (clip.ndim - 1))
+        return (shown - clip) / sigma + off
+
+    def answer(video: Tensor, action: Tensor, proprio: Tensor) -> Prediction:
+        t_video, t_action, _ = module.network.told[-1]
+        assert batch.depth is not None
+        return Prediction(
+            video=velocity(video, batch.latents, t_video),
+            action=velocity(action, batch.action, t_action),
+            proprio=velocity(proprio, batch.proprio, t_action),
+            depth=batch.depth + off,
+        )
+
+    module.network = Answering(answer)
+    assert float(module.training_step(batch, 0)) < 1e-6
+    off = 1.0
+    module.training_step(batch, 0)
+    for name in ("video", "action", "proprio", "depth"):
+        assert float(module.losses[name]) == pytest.approx(1.0, abs=1e-3), name  # every number that counts is off by 1
 
 
 def test_some_samples_of_the_step_have_clean_actions_and_some_have_not(recipe: Recipe) -> None:
@@ -85,6 +174,18 @@ def test_draws_belong_to_positions_not_to_batches(recipe: Recipe, cache: LatentC
     torch.testing.assert_close(together.video[1:2], alone.video, atol=0, rtol=0)
     torch.testing.assert_close(together.sigmas.video[1:2], alone.sigmas.video, atol=0, rtol=0)
     assert torch.equal(together.sigmas.action_is_clean, action_is_clean([3, 4, 5], recipe.noise, recipe.seed))
+
+
+def test_how_many_actions_are_given_clean_says_nothing_about_the_noise(changed: Callable[..., Recipe]) -> None:
+    spec = changed(noise={"action_prefix": {"max": 3, "probability": 0.5}, "clean_action_probability": 0.5}).noise
+    positions = range(2000)
+    lengths = action_prefixes(positions, spec, 0)
+    assert lengths is not None
+    levels = [sample_sigmas(1, spec, generator_at(0, Stream.NOISE, position)) for position in positions]
+    for name in ("video", "action", "action_is_clean"):
+        level = torch.cat([getattr(one, name) for one in levels]).float()
+        for what in (lengths.float(), (lengths > 0).float()):
+            assert abs(float(torch.corrcoef(torch.stack([what, level]))[0, 1])) < 0.08, name  # 3.5 standard deviations
 
 
 def test_text_is_dropped_at_the_asked_rate(recipe: Recipe, cache: LatentCache) -> None:
@@ -127,9 +228,6 @@ def test_loss_weights_scale_their_terms(
     module = make_module(changed(loss={"video": 2.0, "action": 0.5}), cache, shard_set, StepGeometry(1))
     losses = {name: torch.tensor(1.0) for name in ("video", "action", "proprio", "depth")}
     assert float(module.weigh(losses)) == 4.5
-
-
-PREFIXES = {"action_prefix": {"max": 3, "probability": 0.7}, "clean_action_probability": 0.3}
 
 
 def test_prefixes_are_clean_not_scored_and_belong_to_positions(

@@ -1,6 +1,6 @@
 """The latent cache: everything training reads, so that neither the VAE nor the text encoder is loaded for it.
 
-It lies in the shard set, `SHARDS/latents-<fingerprint>/`:
+It lies in the shard set, `SHARDS/latents-<fingerprint>/`, or in `data.cache_dir`:
 
     segments/<key>.safetensors   the clips of one segment that start on the stride, stacked along N; the augmented
                                  copies of a clip one after another
@@ -66,8 +66,14 @@ class CacheIdentity:
     def fingerprint(self) -> str:
         return hashlib.sha256(json_bytes(asdict(self))).hexdigest()[:16]
 
-    def folder(self, shards: Path) -> Path:
-        return shards / f"latents-{self.fingerprint}"
+    def folder(self, place: Path) -> Path:
+        """Where the cache lies in a place (`cache_place`)."""
+        return place / f"latents-{self.fingerprint}"
+
+
+def cache_place(data: DataSpec, shards: Path) -> Path:
+    """Where the latent caches of a shard set lie: in it, or where the recipe says (`data.cache_dir`)."""
+    return shards if data.cache_dir is None else Path(data.cache_dir)
 
 
 @dataclass(frozen=True)
@@ -248,10 +254,10 @@ MEANING = {
 }
 
 
-def stale_caches(shards: Path, wanted: CacheIdentity) -> list[str]:
+def stale_caches(place: Path, wanted: CacheIdentity) -> list[str]:
     """A phrase for each finished cache of other numbers: its name and what it was made with that is another now."""
     said: list[str] = []
-    for index in sorted(shards.glob(f"latents-*/{INDEX_FILE}")):
+    for index in sorted(place.glob(f"latents-*/{INDEX_FILE}")):
         there, now = read_json(index)["identity"], asdict(wanted)
         changed = [
             f"{MEANING[name]} {_short(there.get(name))}, now {_short(value)}"

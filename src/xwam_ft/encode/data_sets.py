@@ -53,16 +53,21 @@ class DataSets:
         """All sets as one, for what reads clips and asks no more; of several, its folder is the first's."""
         return self.sets[0] if len(self.sets) == 1 else _joined(self.sets, self.names)
 
+    def under(self, contract: Contract) -> DataSets:
+        """The same sets under another contract of their embodiment."""
+        return replace(self, sets=tuple(replace(one, contract=contract) for one in self.sets))
+
     def prefix(self, number: int) -> str:
         """What the keys of a set's clips begin with: nothing where it is the only one."""
         return "" if len(self.sets) == 1 else f"{self.names[number]}/"
 
 
-def open_sets(data: DataSpec, console: Console | None = None) -> DataSets:
+def open_sets(data: DataSpec, console: Console | None = None, contract: Contract | None = None) -> DataSets:
     """Open the shard sets of a recipe.
 
     Args:
         console: where damaged shards that are left out are named.
+        contract: that of a run, whose quantiles they are read under; default their own.
 
     Raises:
         UserError: a set is unfinished or of another version; shards are damaged and the recipe does not say skip; the
@@ -79,7 +84,7 @@ def open_sets(data: DataSpec, console: Console | None = None) -> DataSets:
         for shard in one.index.shards:
             if (found := one.missing_or_cut(shard)) is not None:
                 raise corrupt(found, one, shard.name)
-    contract = shared_contract(opened)
+    contract = shared_contract(opened) if contract is None else _fitting(opened, contract)
     weights = [source.weight for source in data.sources if source.weight is not None]
     shares = tuple(weight / sum(weights) for weight in weights) or None
     return DataSets(tuple(replace(one, contract=contract) for one in opened), tuple(_names(folders)), shares)
@@ -121,6 +126,12 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
     motions = _Motions(sets)
     known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
     return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, motions), "recorded": known})
+
+
+def _fitting(sets: Sequence[ShardSet], contract: Contract) -> Contract:
+    for one in sets:
+        one.under(contract, one.folder / CONTRACT_FILE)
+    return contract
 
 
 def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:

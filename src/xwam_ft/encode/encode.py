@@ -7,6 +7,8 @@ where it was and ends with the same bytes. Pictures take the contract's centre c
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +26,14 @@ from xwam_ft.encode.cache import (
     CacheIdentity,
     LatentCache,
     cache_identity,
+    cache_place,
     stale_caches,
 )
 from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
 from xwam_ft.encode.data_sets import require_sound
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, disk_errors, write_json_atomic
+from xwam_ft.locks import sole_writer
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import cut_clip
 
@@ -85,15 +89,16 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
             is full, or the recipe requires a cache and only others are there (says what they were made with).
     """
     identity = identify(recipe, shard_set)
-    folder = identity.folder(shard_set.folder)
+    place = cache_place(recipe.data, shard_set.folder)
+    folder = identity.folder(place)
     plan = plan_segments(shard_set, recipe.data.clip_stride, recipe.data.copies)
     files = [PROMPTS_FILE, *(part.file for part in plan)]
     if not all((folder / name).is_file() for name in (*files, INDEX_FILE)):
-        stale = "; ".join(stale_caches(shard_set.folder, identity)) if not folder.exists() else ""
+        stale = "; ".join(stale_caches(place, identity)) if not folder.exists() else ""
         if recipe.data.cache == "require":
             raise UserError(
                 f"holds no latent cache of this recipe{': ' if stale else ''}{stale}",
-                shard_set.folder,
+                place,
                 "restore what has changed, make one with `xwam-ft encode`, or set data.cache: auto",
             )
         if stale:
@@ -103,11 +108,15 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
         with disk_errors(
             folder,
             kept=lambda: f"what is encoded stays in {folder}",
-            fix="make room there, then run the same command again",
-            forbidden="set data.cache=none, which trains from pixels and writes nothing there, or copy the shards "
-            "to where you may write",
+            then="; then run the same command again",
+            forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
+            "--set data.cache=none",
         ):
-            _make(recipe, shard_set, identity, plan, device, console)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+            with sole_writer(folder, "encoding it"):
+                _make(recipe, shard_set, identity, folder, plan, device, console)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
@@ -115,11 +124,17 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
 
 
 def _make(
-    recipe: Recipe, shard_set: ShardSet, identity: CacheIdentity, plan: Plan, device: torch.device, console: Console
+    recipe: Recipe,
+    shard_set: ShardSet,
+    identity: CacheIdentity,
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    console: Console,
 ) -> None:
     from xwam_ft.model.backbone import load_backbone
 
-    contract, folder, spec = shard_set.contract, identity.folder(shard_set.folder), recipe.backbone
+    contract, spec = shard_set.contract, recipe.backbone
     backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
     image, timing = contract.image, contract.timing
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)

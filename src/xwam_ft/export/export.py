@@ -209,7 +209,7 @@ def _check_options(
 def _recordings(folder: RunFolder) -> ShardSet:
     """The run's shard set, under the run's contract."""
     require_shards(folder)
-    shards = open_sets(folder.recipe.data).joined
+    shards = open_sets(folder.recipe.data, contract=folder.decided).joined
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
     return shards
 

@@ -13,8 +13,8 @@ from xwam_ft import quantiles
 from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
 from xwam_ft.prepare.embodiment.cameras import contract_camera
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.fingerprint import RECORD
+from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.recorded import recorded
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry
 from xwam_ft.shards import META, SegmentMeta, Split

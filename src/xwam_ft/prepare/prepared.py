@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.prepare.depth.outcome import DepthOutcome
-    from xwam_ft.prepare.episode_job import EpisodeResult
+    from xwam_ft.prepare.jobs import EpisodeResult
 
 STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 

@@ -5,16 +5,15 @@ Conventions: sigma = 1 is noise; targets are velocities `noise - x`; latent fram
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from rich.console import Console
 
 from xwam_ft.encode.clips import StepGeometry, Stream, random_bits
 from xwam_ft.encode.inputs import open_inputs
@@ -30,10 +29,12 @@ from xwam_ft.train.checkpoint import list_checkpoints
 from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
+from xwam_ft.train.guards import Guards
 from xwam_ft.train.held_out import HeldOutLosses
-from xwam_ft.train.late import Late
-from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.optimizer import make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.schedule import learning_rate_factor
 from xwam_ft.train.sharding import gathered, is_sharded, shard
+from xwam_ft.train.warm_start import begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,12 +45,6 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.encode.batch import Batch
     from xwam_ft.model.network import JointNetwork, Prediction
-
-
-EXPLODED = 100.0
-"""A step's loss above this many times the median of the steps before it has exploded."""
-REMEMBERED = 50
-"""Steps that median is taken over; before half of them are known, nothing counts as exploded."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +98,8 @@ class TrainingModule(pl.LightningModule):
         self.register_buffer("empty_text", empty_text.float(), persistent=False)
         self.losses: dict[str, Tensor] = {}  # of the optimizer step at hand, summed over this rank's micro-batches
         self.keys: list[str] = []  # of the clips of the optimizer step at hand, on this rank
-        self.history: deque[float] = deque(maxlen=REMEMBERED)  # its losses of the last steps
         self.held_out = HeldOutLosses(recipe)
-        self.late: Late | None = None  # made where the device is known
+        self._guards: Guards | None = None
         self.strict_loading = False  # a Lightning checkpoint lacks the frozen base; see on_load_checkpoint
 
     @classmethod
@@ -116,19 +110,32 @@ class TrainingModule(pl.LightningModule):
             UserError: anything wrong with recipe, shards or backbone.
         """
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-        return cls.of_contract(recipe, open_inputs(recipe).contract)
+        inputs = open_inputs(recipe)
+        return cls.of_contract(inputs.recipe, inputs.contract)
 
     @classmethod
     def of_contract(
-        cls, recipe: Recipe, contract: Contract, *, run: Path | None = None, report: list[str] | None = None
+        cls,
+        recipe: Recipe,
+        contract: Contract,
+        *,
+        run: Path | None = None,
+        report: list[str] | None = None,
+        console: Console | None = None,
     ) -> TrainingModule:
-        """The module of a recipe for recordings under a contract; `run`: as above, `report`: of `trainable_network`."""
+        """The module of a recipe for recordings under a contract, at its start; of a run with checkpoints to go on.
+
+        Args:
+            run: as above. report: of `trainable_network`. console: is told what of another run was started from.
+        """
         spec = recipe.backbone
         backbone = load_backbone(
             spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
         )
         text = torch.zeros(0, int(backbone.transformer.config.text_dim))
         network = trainable_network(backbone, recipe, contract, report)
+        if recipe.init_from is not None and (run is None or not list_checkpoints(run)):
+            begin(network, backbone, recipe, contract, run, console or Console(quiet=True))
         return cls(
             compile_blocks(network) if recipe.model.compile else network,
             recipe,
@@ -147,7 +154,7 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def max_steps(self) -> int:
-        """The optimizer steps of the whole run, at whose end the learning rates are 0."""
+        """The optimizer steps of the whole run, which the learning rates are planned for."""
         return steps_of(self._trainer, self.recipe)
 
     def setup(self, stage: str) -> None:
@@ -198,8 +205,7 @@ class TrainingModule(pl.LightningModule):
         prediction = self.predict(noised, draws)
         losses = self.normalise(self.loss_terms(batch, draws, prediction), step)
         total = self.weigh(losses)
-        keys = list(batch.keys)
-        self._late().watch(total, lambda value: self._require_finite(value, step, keys))
+        self.guards.finite("loss", total, step, list(batch.keys))
         self._record(losses, total, batch)
         # Lightning averages over micro-batches and ranks; the counts are of the whole step, so ours are sums.
         return total * (self.geometry.accumulate * self.geometry.ranks)
@@ -265,7 +271,7 @@ class TrainingModule(pl.LightningModule):
         optimizer = make_optimizer(groups, optim)
 
         def factor(steps_here: int) -> float:
-            return learning_rate_factor(first + steps_here, optim.warmup_steps, max_steps)
+            return learning_rate_factor(first + steps_here, optim, max_steps)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -296,8 +302,7 @@ class TrainingModule(pl.LightningModule):
         plugin = self.trainer.precision_plugin if self._trainer is not None else None
         skips = getattr(plugin, "scaler", None) is not None  # in 16 bits: a step whose gradient overflows is not taken
         if not skips:
-            step, keys = self.step, self.keys
-            self._late().watch(norm, lambda value: self._require_finite(value, step, keys, "gradient"))
+            self.guards.finite("gradient", norm, self.step, self.keys)
         if self._trainer is not None:
             self.log("train/grad_norm", norm)
 
@@ -307,11 +312,11 @@ class TrainingModule(pl.LightningModule):
         Raises:
             UserError: a step's loss or gradient was not finite, or it exploded.
         """
-        self._late().settle()
+        self.guards.settle()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % self.geometry.accumulate == 0:
-            self._late().next_step()
+            self.guards.next_step()
         if self.step >= self.max_steps:
             self.trainer.should_stop = True  # no clip is dealt out for later steps; the last is logged and validated
 
@@ -348,39 +353,23 @@ class TrainingModule(pl.LightningModule):
     def on_train_end(self) -> None:
         self.settle()
 
-    def _late(self) -> Late:
-        if self.late is None:
-            self.late = Late(waits=self.device.type == "cuda")
-        return self.late
+    @property
+    def guards(self) -> Guards:
+        """Made where the device is known."""
+        if self._guards is None:
+            self._guards = Guards(self.recipe.data.where, self.run, waits=self.device.type == "cuda")
+        return self._guards
+
+    @property
+    def history(self) -> deque[float]:
+        """Losses of the last steps, as far as they are known by now."""
+        return self.guards.history
 
     def _require_steady(self) -> None:
-        if "total" not in self.losses:
-            return
-        if not self.history:
-            require_sound_start(self.losses, self.recipe.data.where)
-        step, keys = self.step, self.keys
-        self._late().watch(self.losses["total"], lambda value: self._judge_total(value, step, keys))
-
-    def _judge_total(self, total: float, step: int, keys: list[str]) -> None:
-        if len(self.history) >= REMEMBERED // 2 and total > EXPLODED * median(self.history):
-            self._stop(
-                f"the loss has exploded: {total:.3g} at step {step + 1}, {median(self.history):.3g} in the steps "
-                f"before, in clips {listed(keys)}"
-            )
-        self.history.append(total)
-
-    def _require_finite(self, value: float, step: int, keys: list[str], what: str = "loss") -> None:
-        if not math.isfinite(value):
-            self._stop(f"the {what} is {value} at step {step + 1}, in clips {listed(keys)}")
-
-    def _stop(self, what: str) -> None:
-        saved = list_checkpoints(self.run) if self.run is not None else []
-        good = saved[-1] if saved else "none: the run had not saved one yet"
-        raise UserError(
-            what,
-            self.recipe.data.where,
-            f"look at those recordings, or lower the learning rates; the last good checkpoint is {good}",
-        )
+        if "total" in self.losses:
+            if not self.history:
+                require_sound_start(self.losses, self.recipe.data.where)
+            self.guards.total(self.losses["total"], self.step, self.keys)
 
 
 def _no_counts(step: int) -> Mapping[str, float]:

@@ -200,3 +200,10 @@ def needs_import(path: Path) -> bool:
         return False
     wan = any(path.glob("*.safetensors")) or any((path / half).is_dir() for half in HALVES)
     return wan or find_states(path) is not None
+
+
+def bundle_backbone(path: Path) -> str | None:
+    """The backbone that a bundle was trained on; None where a path is no bundle."""
+    if not all((path / name).is_file() for name in ("manifest.json", "contract.json", "config.json")):
+        return None
+    return str(read_json(path / "config.json").get("backbone", {}).get("path"))

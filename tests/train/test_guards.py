@@ -20,7 +20,7 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import list_checkpoints
 from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.late import Late
+from xwam_ft.train.guards import Guards, Late
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.optimizer import trained_parameters
 
@@ -48,7 +48,7 @@ def module(recipe: Recipe, cache: LatentCache, shard_set: ShardSet) -> TrainingM
     geometry = StepGeometry(2)
     counts = StepCounts(cache, recipe.noise, recipe.seed, geometry)
     made = TrainingModule(network, recipe, geometry, counts.of_step, cache.prompt_embeddings[0])
-    made.late = Late(waits=True)
+    made._guards = Guards("shards", None, waits=True)
     return made
 
 
@@ -115,7 +115,7 @@ def test_weights_of_a_step_that_is_condemned_are_never_saved(
         return batch
 
     monkeypatch.setattr(ClipDataset, "read", poisoned)
-    monkeypatch.setattr("xwam_ft.train.module.Late", lambda waits: Late(waits=True))
+    monkeypatch.setattr("xwam_ft.train.module.Guards", lambda where, run, waits: Guards(where, run, waits=True))
     with pytest.raises(UserError, match="the loss is nan at step 3, in clips "):
         train(recipe_file, tmp_path / "run", ["checkpoint.every_steps=1"], console)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-000001", "step-000002"]
