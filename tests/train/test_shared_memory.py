@@ -1,4 +1,4 @@
-"""Workers in a container with little shared memory: a sentence before training, and no text among what they hand over."""
+"""Workers in a container with little shared memory: a sentence before training, and no text in what they hand over."""
 
 from __future__ import annotations
 
