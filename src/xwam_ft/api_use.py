@@ -189,7 +189,7 @@ def evaluate(
             source, env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
         )
     else:
-        from xwam_ft.evaluate.open_loop import evaluate_bundle
+        from xwam_ft.evaluate.evaluate import evaluate_bundle
 
         assert shards is not None
         options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams}

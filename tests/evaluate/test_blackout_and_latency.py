@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from xwam_ft.evaluate.blackout import blackout
+from xwam_ft.evaluate.evaluate import evaluate_bundle
 from xwam_ft.evaluate.latency import STEPS, latency_table
-from xwam_ft.evaluate.open_loop import evaluate_bundle, open_loop
+from xwam_ft.evaluate.open_loop import open_loop
 from xwam_ft.evaluate.pointcloud import Cloud, chamfer
 from xwam_ft.observation import EncodedObservation
 from xwam_ft.policy.policy import Policy
@@ -52,7 +53,7 @@ def leaning(shard_set: ShardSet) -> Any:
 def test_a_black_camera_costs_what_the_policy_leans_on_it(shard_set: ShardSet, leaning: Any) -> None:
     seen = open_loop(leaning, shard_set, clips=3)
     told: list[int] = []
-    table = blackout(leaning, shard_set, seen, clips=3, told=told.append)
+    table = blackout(leaning, shard_set, seen, clips=3, advance=told.append)
     assert table.keys() == {"front", "wrist"}
     assert table["front"]["tool"]["position"]["seen"] == pytest.approx(0.5, abs=1e-3)
     assert table["front"]["tool"]["position"]["black"] == pytest.approx(0.5, abs=1e-3)

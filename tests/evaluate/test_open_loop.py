@@ -17,7 +17,8 @@ from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.baselines import hold_still, mean_action
-from xwam_ft.evaluate.open_loop import METHODS, evaluate_bundle, figure, open_loop, spread, summary_lines
+from xwam_ft.evaluate.evaluate import evaluate_bundle
+from xwam_ft.evaluate.open_loop import METHODS, figure, open_loop, spread, summary_lines
 from xwam_ft.evaluate.report import table_rows
 from xwam_ft.policy.policy import Policy
 from xwam_ft.shards import ShardSet
@@ -109,7 +110,7 @@ def test_clips_are_spread_evenly_and_each_has_its_own_seed(shard_set: ShardSet) 
     assert [ref.start for ref in spread(refs, 3)] == [0, len(refs) // 2, len(refs) - 1]
     assert spread(refs, 10_000) == refs
     policy, done = FakePolicy(shard_set), []
-    open_loop(policy, shard_set, clips=11, progress=done.append)  # pyright: ignore[reportArgumentType]
+    open_loop(policy, shard_set, clips=11, advance=done.append)  # pyright: ignore[reportArgumentType]
     assert policy.seeds == list(range(100, 111))
     assert sum(done) == 11
 

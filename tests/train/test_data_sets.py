@@ -266,7 +266,7 @@ def test_wordings_are_drawn_in_training_and_the_usual_one_is_held_out(
 
 @pytest.mark.slow
 def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    from xwam_ft.evaluate.open_loop import evaluate_bundle
+    from xwam_ft.evaluate.evaluate import evaluate_bundle
     from xwam_ft.export.export import export_run
 
     tree = recipe_tree(pair[0])

@@ -27,8 +27,9 @@ from xwam_ft.model.backbone import PUBLISHED, check_part
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.reference import from_reference, to_reference
-from xwam_ft.model.tensor_files.shards import Move, Tick, write_shards
+from xwam_ft.model.tensor_files.shards import Move, write_shards
 from xwam_ft.model.tensor_files.source import Checkpoint, Stored, open_checkpoint, refuse_bundle
+from xwam_ft.progress import Advance
 
 SHARD_BYTES = 1 << 30
 NETWORK, VAE, TEXT = "model.", "vae.", "text_encoder."
@@ -72,10 +73,10 @@ class _Part:
         """Names in the checkpoint -> names in the folder."""
         return {**self.in_config, **{move.source: move.target for move in self.moves}}
 
-    def write(self, folder: Path, limit: int, where: Path, tick: Tick) -> None:
+    def write(self, folder: Path, limit: int, where: Path, advance: Advance) -> None:
         (folder / self.name).mkdir()
         self.write_config(folder / self.name)
-        write_shards(folder / self.name, self.stem, self.moves, limit, where, tick)
+        write_shards(folder / self.name, self.stem, self.moves, limit, where, advance)
 
 
 def import_checkpoint(
@@ -83,7 +84,7 @@ def import_checkpoint(
     out: Path,
     options: Options | None = None,
     *,
-    progress: Callable[[int], AbstractContextManager[Tick]] | None = None,
+    progress: Callable[[int], AbstractContextManager[Advance]] | None = None,
 ) -> ImportReport:
     """Read `source`, write the backbone folder `out` (nothing of it stays where anything fails).
 
@@ -119,9 +120,9 @@ def import_checkpoint(
     )
     with disk_errors(out), atomic_folder(out) as folder:
         require_room(folder, size)
-        with progress(size) if progress else nullcontext(_silent) as tick:
+        with progress(size) if progress else nullcontext(_silent) as advance:
             for part in parts:
-                part.write(folder, options.shard_bytes, checkpoint.where, tick)
+                part.write(folder, options.shard_bytes, checkpoint.where, advance)
         for name, place in linked.items():
             count = link_tree(place, folder / name)
             report.rows.append(PartRow(name, str(place), 0, 0, count))

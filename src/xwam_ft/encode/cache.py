@@ -29,12 +29,11 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import json_bytes, read_json, sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jaxtyping import Bool, Float
     from torch import Tensor
 
     from xwam_ft.encode.batch import Batch, PictureBatch
+    from xwam_ft.progress import Advance
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import ShardSet, Split
 
@@ -126,7 +125,7 @@ class LatentCache:
     _open: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path, advance: Callable[[int], None] | None = None, *, verify: bool = True) -> LatentCache:
+    def open(cls, folder: Path, advance: Advance | None = None, *, verify: bool = True) -> LatentCache:
         """Read the index and check every file against its size and SHA-256.
 
         Args:

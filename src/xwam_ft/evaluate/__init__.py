@@ -1,5 +1,6 @@
 """A policy and shards, or an environment -> numbers in physical units, pictures, point clouds, reports.
 
+evaluate.py    `xwam-ft evaluate` on recordings
 open_loop.py   predicted against recorded commands, by slot and horizon, beside two baselines
 baselines.py   those two: the training split's mean action, and holding still
 errors.py      millimetres, degrees and native units from two commands

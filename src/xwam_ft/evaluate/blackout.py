@@ -6,7 +6,6 @@ policy never saw, so the change bounds what a failing camera does rather than wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.policy.policy import Policy
+    from xwam_ft.progress import Advance
     from xwam_ft.shards import ShardSet
 
 
@@ -28,18 +28,18 @@ def blackout(
     *,
     clips: int,
     mean: Float[ndarray, "ta da"] | None = None,
-    told: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Errors with each camera black in turn: {camera: {slot: {quantity: {"unit", "seen", "black"}}}}.
 
     Args:
         seen: the same clips with every camera; same noise, so that the camera is the only difference.
-        clips, mean, told: as in `open_loop`.
+        clips, mean, advance: as in `open_loop`.
     """
     table: dict[str, Any] = {}
     before = seen.mean("policy")
     for camera in shards.contract.camera_names:
-        result = open_loop(policy, shards, split=seen.split, clips=clips, progress=told, mean=mean, black=camera)
+        result = open_loop(policy, shards, split=seen.split, clips=clips, advance=advance, mean=mean, black=camera)
         assert result.keys == seen.keys, "other clips than were seen"
         after = result.mean("policy")
         slots: dict[str, dict[str, Any]] = {}

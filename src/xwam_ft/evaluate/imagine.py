@@ -12,7 +12,7 @@ first is imagined. Pictures are what the model sees: the contract's size, centre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
     from xwam_ft.policy.policy import Imagined, Policy
+    from xwam_ft.progress import Advance
     from xwam_ft.shards import Clip, ClipRef, EpisodeEntry
 
 UNTRAINED = "untrained backbone"
@@ -98,7 +99,7 @@ def write_futures(
     folder: Path,
     *,
     joined: bool,
-    advance: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """Imagine clips and write video, contact sheet and clouds (see the module's head) into an existing folder.
 

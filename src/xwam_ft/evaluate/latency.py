@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
-    from xwam_ft.policy.policy import Policy
+    from xwam_ft.policy.policy import Policy, Settings
+    from xwam_ft.progress import Advance
     from xwam_ft.shards import ShardSet, Split
 
 STEPS = tuple(range(1, 11))
@@ -30,7 +30,7 @@ def latency_table(
     split: Split = "held_out",
     clips: int,
     mean: Float[ndarray, "ta da"] | None = None,
-    told: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """{"clips", "chunk_ms", "rows": [{"steps", "ms", "slots": {slot: {quantity: {"unit", "policy"}}}}]}.
 
@@ -38,33 +38,30 @@ def latency_table(
     lasts, which a request must stay below.
 
     Args:
-        clips: at most `MOST_CLIPS` of them are used; mean, told: as in `open_loop`.
+        clips: at most `MOST_CLIPS` of them are used; mean, advance: as in `open_loop`.
     """
-    contract, settings = shards.contract, policy.settings
+    contract = shards.contract
     clips = min(clips, MOST_CLIPS)
     first = spread(shards.clips(split, 1), clips)[:1]
     rows: list[dict[str, Any]] = []
-    try:
-        for steps in STEPS:
-            policy.settings = replace(settings, action_steps=steps)
-            result = open_loop(policy, shards, split=split, clips=clips, progress=told, mean=mean)
-            slots = {
-                slot: {name: {"unit": row["unit"], "policy": row["policy"]} for name, row in table.items()}
-                for slot, table in result.metrics()["slots"].items()
-            }
-            observed = [clip_observation(contract, shards.read_clip(ref)) for ref in first]
-            rows.append({"steps": steps, "ms": _milliseconds(policy, observed), "slots": slots})
-    finally:
-        policy.settings = settings
+    for steps in STEPS:
+        settings = replace(policy.settings, action_steps=steps)
+        result = open_loop(policy, shards, split=split, clips=clips, settings=settings, advance=advance, mean=mean)
+        slots = {
+            slot: {name: {"unit": row["unit"], "policy": row["policy"]} for name, row in table.items()}
+            for slot, table in result.metrics()["slots"].items()
+        }
+        observed = [clip_observation(contract, shards.read_clip(ref)) for ref in first]
+        rows.append({"steps": steps, "ms": _milliseconds(policy, observed, settings), "slots": slots})
     timing = contract.timing
     count = min(clips, len(shards.clips(split, 1)))
     return {"clips": count, "chunk_ms": 1000 * timing.action_steps * timing.action_period, "rows": rows}
 
 
-def _milliseconds(policy: Policy, observed: list[Any]) -> float:
+def _milliseconds(policy: Policy, observed: list[Any], settings: Settings) -> float:
     spent: list[float] = []
     for _ in range(CALLS + 1):
         started = time.perf_counter()
-        policy.infer_batch(observed, [policy.settings.seed])  # comes back as numbers, so the device has finished
+        policy.infer_batch(observed, [settings.seed], settings)  # comes back as numbers, so the device has finished
         spent.append(time.perf_counter() - started)
     return 1000 * statistics.median(spent[1:])

@@ -7,10 +7,8 @@ error says that the policy imitates; it does not say that the robot succeeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,19 +17,16 @@ from xwam_ft import observation
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.baselines import hold_still, mean_action
 from xwam_ft.evaluate.errors import ErrorTable, Measure, command_errors
-from xwam_ft.files import atomic_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
 from xwam_ft.policy.policy import clip_observation
-from xwam_ft.policy.source import PolicySource
-from xwam_ft.progress import progress_bar
-from xwam_ft.shards import CONTRACT_FILE, ShardSet
+from xwam_ft.shards import ShardSet
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
-    from rich.console import Console
 
     from xwam_ft.observation import EncodedObservation
-    from xwam_ft.policy.policy import Policy
+    from xwam_ft.policy.policy import Policy, Settings
+    from xwam_ft.progress import Advance
     from xwam_ft.shards import Clip, Split
 
 METHODS = ("policy", "mean_action", "hold_still")
@@ -104,7 +99,8 @@ def open_loop(
     *,
     split: Split = "held_out",
     clips: int,
-    progress: Callable[[int], None] | None = None,
+    settings: Settings | None = None,
+    advance: Advance | None = None,
     mean: Float[ndarray, "ta da"] | None = None,
     black: str | None = None,
 ) -> OpenLoopResult:
@@ -112,7 +108,8 @@ def open_loop(
 
     Args:
         clips: how many; all of them where the split has fewer.
-        progress: told how many clips were done.
+        settings: how it samples; default its own.
+        advance: is told how many clips were done.
         mean: what `mean_action` gave of these shards, where it is known already.
         black: a camera whose pictures the policy is given black.
 
@@ -128,13 +125,14 @@ def open_loop(
             "prepare again with `held_out` above 0 in the embodiment file",
         )
     mean = mean_action(shards) if mean is None else mean
+    settings = settings or policy.settings
     tables: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
     weights: list[np.ndarray] = []
     measures: tuple[Measure, ...] = ()
     for first in range(0, len(chosen), BATCH):
         batch = [shards.read_clip(ref) for ref in chosen[first : first + BATCH]]
-        seeds = [policy.settings.seed + first + index for index in range(len(batch))]
-        actions = policy.infer_batch([_observed(shards, clip, dark) for clip in batch], seeds)
+        seeds = [settings.seed + first + index for index in range(len(batch))]
+        actions = policy.infer_batch([_observed(shards, clip, dark) for clip in batch], seeds, settings)
         for clip, action in zip(batch, actions, strict=True):
             still = hold_still(shards.contract, clip.proprio[0], mean)
             compared = [_errors(shards, clip, answer) for answer in (action, mean, still)]
@@ -142,8 +140,8 @@ def open_loop(
                 tables[method].append(table.error)
             measures = compared[0].measures
             weights.append(compared[0].weight)
-        if progress is not None:
-            progress(len(batch))
+        if advance is not None:
+            advance(len(batch))
     return OpenLoopResult(
         split=split,
         keys=tuple(ref.key for ref in chosen),
@@ -153,65 +151,6 @@ def open_loop(
         period=shards.contract.timing.action_period,
         trained=policy.trained,
     )
-
-
-def evaluate_bundle(
-    bundle: Path | PolicySource,
-    shards: Path,
-    out: Path | None,
-    clips: int,
-    console: Console,
-    *,
-    split: Split = "held_out",
-    latency: bool = False,
-    camera_blackout: bool = False,
-    seams: bool = False,
-) -> OpenLoopResult:
-    """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
-
-    Args:
-        latency: also error and time of a call for 1 to 10 action steps (latency.py).
-        camera_blackout: also errors with each camera's pictures black (blackout.py).
-        seams: also jerk where a chunk follows another (seams.py).
-
-    Raises:
-        UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; the split
-            holds no clips.
-    """
-    from xwam_ft.evaluate.blackout import blackout
-    from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
-    from xwam_ft.evaluate.report import horizon_plot, html, print_table
-    from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
-
-    with ExitStack() as stack:
-        folder = stack.enter_context(atomic_folder(out)) if out is not None else None
-        shard_set = ShardSet.open(shards)
-        source = PolicySource.of(bundle)
-        policy = source.load()
-        shard_set = shard_set.under(policy.contract, source.folder / CONTRACT_FILE)
-        total = min(clips, len(shard_set.clips(split, 1)))
-        work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
-        work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0
-        work += min(total, MOST_PAIRS) if seams else 0
-        with progress_bar(console, "evaluate", "clips", work) as advance:
-            mean = mean_action(shard_set)
-            result = open_loop(policy, shard_set, split=split, clips=clips, progress=advance, mean=mean)
-            metrics = {"bundle": source.name, "shards": str(shards), **result.metrics()}
-            if latency:
-                metrics["latency"] = latency_table(policy, shard_set, split=split, clips=clips, mean=mean, told=advance)
-            if camera_blackout:
-                metrics["blackout"] = blackout(policy, shard_set, result, clips=clips, mean=mean, told=advance)
-            if seams:
-                metrics["seams"] = seam_table(policy, shard_set, split=split, clips=clips, told=advance)
-        print_table(metrics, console)
-        if folder is not None:
-            plot = horizon_plot(metrics)
-            write_json_atomic(folder / "metrics.json", metrics)
-            write_bytes_atomic(folder / "horizon.png", plot)
-            write_text_atomic(folder / "report.html", html(metrics, policy.contract, plot))
-    if out is not None:
-        console.print(f"report: {out / 'report.html'}")
-    return result
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract, Slot
     from xwam_ft.policy.policy import Policy
+    from xwam_ft.progress import Advance
     from xwam_ft.shards import Clip, ClipRef, ShardSet, Split
 
 MOST_PAIRS = 16
@@ -70,7 +71,7 @@ def seam_table(
     *,
     split: Split = "held_out",
     clips: int,
-    told: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, Any]:
     """{"pairs", "execute", "prefix", "slots": {slot: {quantity: {"unit", and each of `COLUMNS`}}}}.
 
@@ -79,7 +80,7 @@ def seam_table(
 
     Args:
         clips: pairs at most, and `MOST_PAIRS`.
-        told: how many pairs were done.
+        advance: is told how many pairs were done.
     """
     contract = shards.contract
     steps = contract.timing.action_steps
@@ -113,8 +114,8 @@ def seam_table(
             for a, b in zip(before, again, strict=True):
                 found = jerks(contract, np.concatenate([a[:execute], b]))
                 add("seam_prefix", found, lambda values: at_seam(values, execute + prefix))
-        if told is not None:
-            told(len(batch))
+        if advance is not None:
+            advance(len(batch))
     slots: dict[str, dict[str, Any]] = {}
     for (slot, name, unit), columns in sums.items():
         values = {column: _root_mean_square(parts) for column, parts in columns.items()}

@@ -25,8 +25,8 @@ from xwam_ft.files import atomic_path
 from xwam_ft.model.tensor_files.stream import made, tensor_bytes
 
 if TYPE_CHECKING:
-    from xwam_ft.model.tensor_files.shards import Tick
     from xwam_ft.model.tensor_files.stream import Piece
+    from xwam_ft.progress import Advance
 
 ROOT = "archive"
 ALIGNED = 64
@@ -69,11 +69,11 @@ class _Pickler(pickle.Pickler):
         return getattr(torch, "_utils")._rebuild_tensor_v2, about  # noqa: B009
 
 
-def write_torch(path: Path, key: str, pieces: Sequence[Piece], tick: Tick) -> dict[str, str]:
+def write_torch(path: Path, key: str, pieces: Sequence[Piece], advance: Advance) -> dict[str, str]:
     """Write `{key: {name: tensor}}`, made in the order given, one at a time; whole or not at all.
 
     Args:
-        tick: called with the bytes of each tensor when it is written.
+        advance: called with the bytes of each tensor when it is written.
 
     Returns:
         SHA-256 of every tensor's bytes.
@@ -93,7 +93,7 @@ def write_torch(path: Path, key: str, pieces: Sequence[Piece], tick: Tick) -> di
             data = tensor_bytes(made(piece, path))
             digests[piece.name] = hashlib.sha256(data).hexdigest()
             _record(archive, f"data/{number}", data)
-            tick(piece.bytes)
+            advance(piece.bytes)
         _record(archive, "version", b"3\n")
     return digests
 

@@ -6,7 +6,7 @@ Legend: N instructions, S text positions, Dt width of the text encoder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.model.backbone import Backbone
+    from xwam_ft.progress import Advance
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def embed_prompts(
     backbone: Backbone,
     prompts: Sequence[str],
     dtype: torch.dtype,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Advance = lambda done: None,
 ) -> Float[Tensor, "n s dt"]:
     """Embeddings of instructions, made one at a time, so that none depends on its company and the device holds one.
 

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.attention import Attention
     from xwam_ft.model.network import JointNetwork
-    from xwam_ft.model.tensor_files.shards import Tick
     from xwam_ft.model.tensor_files.stream import Piece
+    from xwam_ft.progress import Advance
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -77,7 +77,7 @@ def write_parts(
     config: Mapping[str, Any],
     contract: Contract,
     prompts: Mapping[str, Tensor],
-    tick: Tick,
+    advance: Advance,
 ) -> dict[str, str]:
     """Write what a policy is read from: model, configuration, prompts, contract.
 
@@ -85,12 +85,12 @@ def write_parts(
         pieces: tensors of network (`network.*`) and VAE (`vae.*`), written one at a time.
         config: see `bundle_config`.
         prompts: instruction -> text embedding [S, Dt].
-        tick: called with the bytes of each tensor of the model.
+        advance: called with the bytes of each tensor of the model.
 
     Returns:
         SHA-256 of every tensor of the model.
     """
-    digests = write_stream(folder / "model.safetensors", pieces, {"format": "pt"}, tick)
+    digests = write_stream(folder / "model.safetensors", pieces, {"format": "pt"}, advance)
     names = sorted(prompts)
     embeddings = {f"{index:05d}": prompts[name] for index, name in enumerate(names)}
     _save(folder / "prompts.safetensors", embeddings, {"prompts": json.dumps(names, ensure_ascii=False)})

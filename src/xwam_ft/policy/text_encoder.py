@@ -27,7 +27,7 @@ from xwam_ft.model.tensor_files.stream import Piece, require_written, write_stre
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xwam_ft.model.tensor_files.shards import Tick
+    from xwam_ft.progress import Advance
 
 Kind = Literal["bfloat16", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -65,7 +65,7 @@ def pieces(backbone: str, revision: str | None, kind: Kind) -> list[Piece]:
     return found
 
 
-def write(bundle: Path, backbone: str, revision: str | None, kind: Kind, tick: Tick) -> None:
+def write(bundle: Path, backbone: str, revision: str | None, kind: Kind, advance: Advance) -> None:
     """Write encoder and tokenizer into a bundle, tensor by tensor, and read them back.
 
     Raises:
@@ -74,7 +74,7 @@ def write(bundle: Path, backbone: str, revision: str | None, kind: Kind, tick: T
     source = locate_backbone(backbone, ("text",), revision)
     target = bundle / "text_encoder"
     target.mkdir()
-    digests = write_stream(target / MODEL, pieces(backbone, revision, kind), {"format": "pt"}, tick)
+    digests = write_stream(target / MODEL, pieces(backbone, revision, kind), {"format": "pt"}, advance)
     require_written(open_checkpoint(target / MODEL).tensors, digests, target / MODEL)
     shutil.copyfile(source / "text_encoder" / "config.json", target / "config.json")
     (bundle / "tokenizer").mkdir()

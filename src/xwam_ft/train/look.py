@@ -113,9 +113,9 @@ class Look(StepCallback):
         scores: dict[str, Any] | None = None
         if self._looks(module):
             clips = self.recipe.validation.clips
-            with self._ends(module), look_bar(trainer, "actions of held-out clips", clips, self.console) as told:
+            with self._ends(module), look_bar(trainer, "actions of held-out clips", clips, self.console) as advance:
                 policy = self._policy(module)
-                scores = open_loop(policy, self.shard_set, clips=clips, progress=told).metrics()
+                scores = open_loop(policy, self.shard_set, clips=clips, advance=advance).metrics()
         if scores is not None:
             losses = module.held_out.means()
             errors = error_metrics(scores)
@@ -173,9 +173,9 @@ class Look(StepCallback):
                 self._ends(module),
                 self._exported(module),
                 self._imagining(step) as place,
-                look_bar(trainer, "imagining", total, self.console) as told,
+                look_bar(trainer, "imagining", total, self.console) as advance,
             ):
-                tables = imagine_held_out(self._policy(module), self.shard_set, self.recipe, place, told)
+                tables = imagine_held_out(self._policy(module), self.shard_set, self.recipe, place, advance)
                 write_json_atomic(place / "metrics.json", tables)
         if tables is not None and not self.signals.cut:
             for logger in trainer.loggers:

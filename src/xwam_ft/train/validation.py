@@ -6,7 +6,7 @@ the robot, around the live network; for it alone the VAE is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.progress import Advance
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ClipRef, EpisodeEntry, ShardSet
 
@@ -81,7 +82,7 @@ def _refs(shard_set: ShardSet, recipe: Recipe) -> tuple[EpisodeEntry, list[ClipR
 
 
 def imagine_held_out(
-    policy: Policy, shard_set: ShardSet, recipe: Recipe, folder: Path, told: Callable[[int], None] | None = None
+    policy: Policy, shard_set: ShardSet, recipe: Recipe, folder: Path, advance: Advance | None = None
 ) -> dict[str, Any]:
     """Imagine clips of the first held-out episode into `folder`, and black each camera out on held-out clips.
 
@@ -91,11 +92,11 @@ def imagine_held_out(
     """
     spec = recipe.validation
     entry, refs = _refs(shard_set, recipe)
-    found = write_futures(policy, shard_set, refs, folder, joined=False, advance=told)
+    found = write_futures(policy, shard_set, refs, folder, joined=False, advance=advance)
     mean = mean_action(shard_set)
     count = min(spec.clips, BLACKOUT_CLIPS)
-    seen = open_loop(policy, shard_set, clips=count, mean=mean, progress=told)
-    black = blackout(policy, shard_set, seen, clips=count, mean=mean, told=told)
+    seen = open_loop(policy, shard_set, clips=count, mean=mean, advance=advance)
+    black = blackout(policy, shard_set, seen, clips=count, mean=mean, advance=advance)
     return {
         "episode": entry.index,
         "instruction": entry.instruction,

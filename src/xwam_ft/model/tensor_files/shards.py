@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,7 @@ from xwam_ft.files import json_bytes
 
 if TYPE_CHECKING:
     from xwam_ft.model.tensor_files.source import Stored
-
-Tick = Callable[[int], None]
+    from xwam_ft.progress import Advance
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,12 @@ class Move:
         return self.numel * self.dtype.itemsize
 
 
-def write_shards(folder: Path, stem: str, moves: Sequence[Move], limit: int, where: object, tick: Tick) -> None:
+def write_shards(folder: Path, stem: str, moves: Sequence[Move], limit: int, where: object, advance: Advance) -> None:
     """Write `stem`.safetensors, or `stem`-0000i-of-0000n.safetensors and their index where they exceed `limit` bytes.
 
     Args:
         where: the checkpoint, for messages.
-        tick: called with the bytes of each tensor when it is read.
+        advance: called with the bytes of each tensor when it is read.
 
     Raises:
         UserError: a tensor that holds numbers that are not finite (it is named).
@@ -64,7 +63,7 @@ def write_shards(folder: Path, stem: str, moves: Sequence[Move], limit: int, whe
                     f"{move.source} holds numbers that are not finite", where, "do not use these weights; train again"
                 )
             tensors[target] = tensor.to(move.dtype).contiguous()
-            tick(move.bytes)
+            advance(move.bytes)
         save_file(tensors, folder / name, {"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}

@@ -22,8 +22,8 @@ from xwam_ft.files import atomic_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xwam_ft.model.tensor_files.shards import Tick
     from xwam_ft.model.tensor_files.source import Stored
+    from xwam_ft.progress import Advance
 
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -45,11 +45,11 @@ class Piece:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], tick: Tick) -> dict[str, str]:
+def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], advance: Advance) -> dict[str, str]:
     """Write `pieces`, made in the order given, one at a time; whole or not at all.
 
     Args:
-        tick: called with the bytes of each tensor when it is written.
+        advance: called with the bytes of each tensor when it is written.
 
     Returns:
         SHA-256 of every tensor's bytes.
@@ -76,7 +76,7 @@ def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str
             digests[piece.name] = hashlib.sha256(data).hexdigest()
             stream.seek(8 + len(text) + starts[piece.name])
             stream.write(data)
-            tick(piece.bytes)
+            advance(piece.bytes)
         stream.flush()
     return digests
 

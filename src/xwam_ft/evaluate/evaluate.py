@@ -1,0 +1,81 @@
+"""`xwam-ft evaluate` on recordings: the open-loop table, and what else is asked for; on a page."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from xwam_ft.evaluate.baselines import mean_action
+from xwam_ft.evaluate.blackout import blackout
+from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
+from xwam_ft.evaluate.open_loop import open_loop
+from xwam_ft.evaluate.report import horizon_plot, html, print_table
+from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
+from xwam_ft.files import atomic_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
+from xwam_ft.policy.source import PolicySource
+from xwam_ft.progress import progress_bar
+from xwam_ft.shards import CONTRACT_FILE, ShardSet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from xwam_ft.evaluate.open_loop import OpenLoopResult
+    from xwam_ft.shards import Split
+
+
+def evaluate_bundle(
+    bundle: Path | PolicySource,
+    shards: Path,
+    out: Path | None,
+    clips: int,
+    console: Console,
+    *,
+    split: Split = "held_out",
+    latency: bool = False,
+    camera_blackout: bool = False,
+    seams: bool = False,
+) -> OpenLoopResult:
+    """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
+
+    Args:
+        latency: also error and time of a call for 1 to 10 action steps (latency.py).
+        camera_blackout: also errors with each camera's pictures black (blackout.py).
+        seams: also jerk where a chunk follows another (seams.py).
+
+    Raises:
+        UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; the split
+            holds no clips.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_folder(out)) if out is not None else None
+        shard_set = ShardSet.open(shards)
+        source = PolicySource.of(bundle)
+        policy = source.load()
+        shard_set = shard_set.under(policy.contract, source.folder / CONTRACT_FILE)
+        total = min(clips, len(shard_set.clips(split, 1)))
+        work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
+        work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0
+        work += min(total, MOST_PAIRS) if seams else 0
+        with progress_bar(console, "evaluate", "clips", work) as advance:
+            mean = mean_action(shard_set)
+            result = open_loop(policy, shard_set, split=split, clips=clips, advance=advance, mean=mean)
+            metrics = {"bundle": source.name, "shards": str(shards), **result.metrics()}
+            if latency:
+                metrics["latency"] = latency_table(
+                    policy, shard_set, split=split, clips=clips, mean=mean, advance=advance
+                )
+            if camera_blackout:
+                metrics["blackout"] = blackout(policy, shard_set, result, clips=clips, mean=mean, advance=advance)
+            if seams:
+                metrics["seams"] = seam_table(policy, shard_set, split=split, clips=clips, advance=advance)
+        print_table(metrics, console)
+        if folder is not None:
+            plot = horizon_plot(metrics)
+            write_json_atomic(folder / "metrics.json", metrics)
+            write_bytes_atomic(folder / "horizon.png", plot)
+            write_text_atomic(folder / "report.html", html(metrics, policy.contract, plot))
+    if out is not None:
+        console.print(f"report: {out / 'report.html'}")
+    return result
