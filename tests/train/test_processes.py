@@ -35,7 +35,7 @@ from rich.console import Console
 from xwam_ft.recipe import load_recipe
 from xwam_ft.train.train import train_recipe
 for recipe in json.loads(sys.argv[1]):
-    train_recipe(load_recipe(Path(recipe)), Path(recipe).with_suffix(""), QUIET)
+    train_recipe(load_recipe(Path(recipe)), Path(recipe).with_suffix(""), Console(quiet=True))
 """
 
 
