@@ -85,6 +85,8 @@ def readme(
         if slot.present
     )
     known = "\n".join(f"- {prompt}" for prompt in prompts if prompt)
+    if kind := config.get("text_encoder"):
+        known += f"\n\nAny other text too: it holds its own text encoder ({kind}), under its backbone's licence."
     backbone = config["backbone"]["path"] + ("" if config["backbone_trained"] else " (untrained)")
     return f"""# A policy for {contract.embodiment}
 
@@ -110,7 +112,7 @@ Cameras (uint8 RGB, any size): {", ".join(contract.camera_names)}.
 State slots (SI units, in this order):
 {slots}
 
-Prompts it knows:
+Prompts it knows (case, a trailing period and spaces do not matter):
 {known}
 
 ## Data
