@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from xwam_ft import locks
 from xwam_ft.errors import UserError
 from xwam_ft.locks import sole_writer
 
@@ -90,3 +94,50 @@ def test_nobody_is_ever_in_together(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
     assert number.read_text() == "120"
+
+
+def test_who_holds_it_can_be_looked_at_without_holding_anybody_up(
+    holder: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    target = tmp_path / "run"
+    assert locks.holder(target) is None
+    process = holder(target)
+    assert (said := locks.holder(target)) is not None
+    assert said.startswith(f"process {process.pid} on ")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=20)
+    assert locks.holder(target) is None, "stale"
+    with sole_writer(target, "training it"):
+        assert (said := locks.holder(target)) is not None
+        assert f"process {os.getpid()} on " in said
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_on_a_disk_without_locks_what_is_written_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
+    def none(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        owner = {"pid": process.pid, "host": socket.gethostname(), "doing": "training it", "since": "2026-01-01"}
+        (tmp_path / ".run.lock").write_text(json.dumps(owner))
+        if not alive:
+            process.kill()
+            process.wait()
+        if alive:
+            with (
+                pytest.raises(UserError, match=rf"process {process.pid} on .* is training it .* remove \S+\.run\.lock"),
+                sole_writer(tmp_path / "run", "training it"),
+            ):
+                pytest.fail("two at once")
+        else:
+            assert locks.holder(tmp_path / "run") is None
+            with sole_writer(tmp_path / "run", "training it"):
+                pass
+            assert not (tmp_path / ".run.lock").exists()
+    finally:
+        process.kill()
+        process.wait()

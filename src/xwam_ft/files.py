@@ -65,7 +65,7 @@ def full_disk(error: OSError, where: Path) -> UserError | None:
     return UserError(
         f"there is no room to write ({error.strerror})",
         where,
-        "free some space, or choose another place; what is finished is kept, and the same command goes on with it",
+        f"{remedy(error.errno)}; what is finished is kept, and the same command goes on with it",
     )
 
 
@@ -122,10 +122,28 @@ def require_room(folder: Path, size: int) -> None:
         )
 
 
-FORBIDDEN = (errno.EROFS, errno.EACCES)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *FORBIDDEN)
-UNWRITABLE = (*FULL, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, *FORBIDDEN)
+UNWRITABLE = (*FULL, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTEMPTY)
 """What making a new file or folder meets: these too say that its place is wrong (below a file, too long a name)."""
+
+REMEDIES = {
+    errno.ENOSPC: "free some space on its disk, or choose another disk",
+    errno.EDQUOT: "your quota there is used up: remove files of yours, or choose another disk",
+    errno.EFBIG: "no file may be so large there: raise `ulimit -f`, or choose another disk",
+    errno.EROFS: "it is mounted read-only: choose another place, or mount it writable",
+    errno.EACCES: "you may not write there: change its permissions, or choose another place",
+    errno.EPERM: "you may not write there: change its owner or permissions, or choose another place",
+    errno.EIO: "the disk itself fails: see what `dmesg` says, and choose another",
+    errno.ESTALE: "the network disk was away: mount it again",
+    errno.ENOTDIR: "a file is where a folder should be: choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What to do, by error of the system; of those that are not here: choose another folder."""
+
+
+def remedy(number: int | None) -> str:
+    return REMEDIES.get(number or 0, "choose another folder")
 
 
 @contextlib.contextmanager
@@ -134,7 +152,7 @@ def disk_errors(
     kinds: tuple[int, ...] = FULL,
     *,
     kept: Callable[[], str] | None = None,
-    fix: str = "choose a folder with room to write",
+    then: str = "",
     forbidden: str | None = None,
 ) -> Generator[None]:
     """Turn a full, read-only or forbidden disk into a `UserError`; with `UNWRITABLE`, a wrong place as well.
@@ -143,8 +161,8 @@ def disk_errors(
         target: what is written.
         kinds: which errors of the system.
         kept: says what is not lost.
-        fix: what to do.
-        forbidden: what to do where the place may only be read; default `fix`.
+        then: what to do once that is mended (", then ...").
+        forbidden: what to do where the place may only be read, beside mending that.
     """
     try:
         yield
@@ -154,7 +172,8 @@ def disk_errors(
         if number not in kinds:
             raise
         what = f"cannot be written ({os.strerror(number).lower()}){f'; {kept()}' if kept else ''}"
-        raise UserError(what, target, (forbidden if number in FORBIDDEN else None) or fix) from error
+        instead = f"{forbidden}; or " if forbidden and number in FORBIDDEN else ""
+        raise UserError(what, target, f"{instead}{remedy(number)}{then}") from error
 
 
 def write_bytes_atomic(target: Path, data: bytes) -> None:

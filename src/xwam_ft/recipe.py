@@ -85,6 +85,7 @@ class DataSpec(Section):
     episode_weights: list[EpisodeWeight] = Field(default=[])
     on_corrupt: Literal["stop", "skip"] = "stop"
     cache: Literal["auto", "require", "none"] = "auto"
+    cache_dir: str | None = None  # where latent caches lie; None: each in its shard set
     clip_stride: PositiveInt = 4  # source frames between the starts of clips
     encode_batch: PositiveInt = 4  # clips a VAE call
     augment: AugmentSpec = AugmentSpec()
@@ -150,7 +151,10 @@ class LossSpec(Section):
 
 
 class OptimSpec(Section):
-    """AdamW with linear warm-up and cosine to 0. Adapters, new heads and the depth branch have their own rates.
+    """AdamW with linear warm-up. Adapters, new heads and the depth branch have their own rates.
+
+    `schedule` is what comes after the warm-up: a cosine to 0, nothing, or the full rates until the last `decay_share`
+    of the steps takes them to 0; until then a run can be made longer without its rates rising again.
 
     `fused` takes torch's one-kernel step: `auto` on a GPU only. `adamw_8bit` keeps AdamW's moments in 8 bits ([quant]).
     """
@@ -162,7 +166,9 @@ class OptimSpec(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     clip_norm: PositiveFloat = 1.0
+    schedule: Literal["cosine", "constant", "warmup-stable-decay"] = "cosine"
     warmup_steps: Natural = 200
+    decay_share: Fraction = 0.2  # of the steps, under warmup-stable-decay
     ema_decay: Fraction | None = None  # None: no EMA is kept
     fused: bool | Literal["auto"] = "auto"
     adamw_8bit: bool = False
@@ -205,7 +211,8 @@ class CheckpointSpec(Section):
 class ValidationSpec(Section):
     """Losses and action errors every `every_steps`; imagined video and each camera black every `imagine_every_steps`.
 
-    Both also after the last step; 0 leaves it at that.
+    Both also after the last step; 0 leaves it at that. Where looks have taken more than `budget` of the time that
+    training took, the next ones are left out until it has caught up; never the last.
     """
 
     every_steps: Natural = 500
@@ -214,6 +221,15 @@ class ValidationSpec(Section):
     imagine_clips: Natural = 4  # of one held-out episode; 0: nothing is imagined, no camera is black
     action_steps: PositiveInt = 10
     video_steps: PositiveInt = 50
+    budget: Fraction | None = 0.1  # None: no bound
+
+
+class WandbSpec(Section):
+    """Where a run is shown on W&B; what is not said is taken from WANDB_PROJECT, WANDB_ENTITY and WANDB_NAME."""
+
+    project: str | None = None  # None, and no variable: xwam-ft
+    entity: str | None = None  # None, and no variable: the login's own
+    name: str | None = None  # None, and no variable: the run folder's
 
 
 class LoggingSpec(Section):
@@ -221,6 +237,7 @@ class LoggingSpec(Section):
 
     every_steps: PositiveInt = 10
     to: list[Literal["tensorboard", "csv", "wandb"]] = Field(default=["tensorboard"])
+    wandb: WandbSpec = WandbSpec()
 
 
 class Recipe(Section):
@@ -236,6 +253,8 @@ class Recipe(Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     validation: ValidationSpec = ValidationSpec()
     logging: LoggingSpec = LoggingSpec()
+    init_from: str | None = None  # RUN, RUN@STEP or BUNDLE: what it learned is started from
+    init_quantiles: Literal["auto", "keep", "refit"] = "auto"  # whose ranges: auto keeps the old ones where they fit
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
@@ -301,6 +320,10 @@ def _beside(tree: dict[str, Any], folder: Path) -> None:
     data, backbone = tree.get("data"), tree.get("backbone")
     if isinstance(backbone, dict) and "path" in backbone:
         backbone["path"] = found(backbone["path"])
+    if isinstance(origin := tree.get("init_from"), str) and not Path(origin).exists():
+        at = origin.rpartition("@")[0]
+        there = any((folder / name).exists() for name in (origin, at) if name)
+        tree["init_from"] = str(folder / origin) if there and not (at and Path(at).exists()) else origin
     if isinstance(data, dict) and "shards" in data:
         shards: object = data["shards"]
         for source in shards if isinstance(shards, list) else []:

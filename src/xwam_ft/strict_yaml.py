@@ -121,14 +121,20 @@ Overrides = Sequence[str] | Mapping[str, object]
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """Key and value of `section.key=value`, the value parsed as YAML."""
+    """Key and value of `section.key=value`, the value parsed as YAML; a mapping only in braces, so that a place or
+    prompt with a colon stays a text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise UserError(f"{text!r} is not of the form a.b=c", "--set", "write for example --set trainer.max_steps=100")
     try:
-        return name.strip(), yaml.safe_load(value)
+        read = yaml.safe_load(value)
+        return name.strip(), value if isinstance(read, dict) and not value.lstrip().startswith("{") else read
     except yaml.YAMLError:
         raise UserError(f"the value {value!r} is not valid YAML", f"--set {name}", "quote it") from None
+
+
+def override_names(overrides: Overrides) -> set[str]:
+    return set(overrides) if isinstance(overrides, Mapping) else {parse_override(text)[0] for text in overrides}
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Overrides) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any
 
-from xwam_ft.prepare.episode_job import run
+from xwam_ft.prepare.episode_work import run
 
 
 def run_or_die(job: Any) -> Any:

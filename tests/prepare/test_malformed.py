@@ -24,7 +24,8 @@ from xwam_ft.prepare.depth import parse_depth
 from xwam_ft.prepare.embodiment.cameras import plan_cameras
 from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.embodiment.slots import plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, run
+from xwam_ft.prepare.episode_work import run
+from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult
 from xwam_ft.prepare.sources import open_source
 
 Break = Callable[[Path], Any]

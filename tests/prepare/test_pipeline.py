@@ -16,7 +16,7 @@ from xwam_ft.depth_code import code_to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.assemble import held_out
-from xwam_ft.prepare.episode_job import run
+from xwam_ft.prepare.episode_work import run
 from xwam_ft.shards import ShardSet
 
 
@@ -207,10 +207,10 @@ def test_a_camera_may_have_its_own_depth_range(v21: Path, toy: Path, tmp_path: P
 def test_long_episodes_are_cut_and_put_together_again(
     tmp_path: Path, toy: Path, lerobot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xwam_ft.prepare import episode_job
+    from xwam_ft.prepare import episode_work
 
-    monkeypatch.setattr(episode_job, "SEGMENT_FRAMES", 0)  # the shortest: four clips
-    monkeypatch.setattr(episode_job, "BLOCK", 16)
+    monkeypatch.setattr(episode_work, "SEGMENT_FRAMES", 0)  # the shortest: four clips
+    monkeypatch.setattr(episode_work, "BLOCK", 16)
     made = lerobot.recording([90, 12])
     prepared(lerobot.v21(tmp_path / "long", made), tmp_path / "out", toy)
     shards = ShardSet.open(tmp_path / "out")

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from dying import run_or_die
 from shared import QUIET, files_in
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report, workers
-from xwam_ft.prepare.episode_job import run
+from xwam_ft.prepare.episode_work import run
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,24 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(raw: Path, out: Path, embodiment: Path, **more: Any) -> Any:
     options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET, **more}
     return pipeline.prepare([raw], out, embodiment=embodiment, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_a_script_needs_no_main_guard(how: str, v21: Path, toy: Path, tmp_path: Path) -> None:
+    out, times = tmp_path / "out", tmp_path / "times"
+    script = tmp_path / "prepare_mine.py"
+    script.write_text(
+        f"import xwam_ft\nopen({str(times)!r}, 'a').write('once ')\n"
+        f"made = xwam_ft.prepare({str(v21)!r}, {str(out)!r}, embodiment={str(toy)!r}, workers=2)\nprint(made.path)\n"
+        "assert __name__ == '__main__' and (__spec__ is None)\n"
+    )
+    given = {"args": [sys.executable, str(script)]} if how == "file" else {"args": [sys.executable, "-"]}
+    text = script.read_text() if how == "stdin" else None
+    done = subprocess.run(**given, input=text, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    assert times.read_text() == "once "
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
-"""The learning-rate curve in closed form, decay groups, the average, and optimizer state by name."""
+"""Decay groups, the average, and optimizer state by name."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,10 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.optimizer import (
     AveragedWeights,
-    learning_rate_factor,
     optimizer_tensors,
     restore_optimizer,
     split_decay,
 )
-
-
-def test_warm_up_is_linear_and_cosine_ends_at_zero() -> None:
-    curve = [learning_rate_factor(step, 4, 20) for step in range(21)]
-    assert curve[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert curve[4] == 1.0
-    assert curve[12] == pytest.approx(0.5)
-    assert curve[19] == pytest.approx(0.5 * (1 + math.cos(math.pi * 15 / 16)))
-    assert curve[20] == 0.0
-    assert learning_rate_factor(0, 0, 10) == 1.0
-
-
-def test_a_warm_up_longer_than_the_run_never_divides_by_zero() -> None:
-    assert [learning_rate_factor(step, 10, 5) for step in (0, 4)] == [0.1, 0.5]
-    assert learning_rate_factor(5, 5, 5) == 0.0
 
 
 def test_every_trained_parameter_is_in_one_group_and_only_matrices_decay(recipe: Recipe, shard_set: ShardSet) -> None:

@@ -1,5 +1,6 @@
 """Shards and a recipe -> clips that a network can eat.
 
+inherit.py       the quantiles of a run that starts from another
 inputs.py        what a recipe reads, opened and checked: the one preflight
 data_sets.py     the shard sets of a run: compared, seen as one, weighted
 clips.py         which clip comes when, and which random numbers belong to it

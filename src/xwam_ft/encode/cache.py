@@ -1,6 +1,6 @@
 """The latent cache: everything training reads, so that neither the VAE nor the text encoder is loaded for it.
 
-It lies in the shard set, `SHARDS/latents-<fingerprint>/`:
+It lies in the shard set, `SHARDS/latents-<fingerprint>/`, or in `data.cache_dir`:
 
     segments/<key>.safetensors   the clips of one segment that start on the stride, stacked along N; the augmented
                                  copies of a clip one after another
@@ -8,8 +8,8 @@ It lies in the shard set, `SHARDS/latents-<fingerprint>/`:
     index.json                   written last: sizes and SHA-256 of these files, the clips and instructions in order
 
 The fingerprint covers all that the numbers depend on: backbone, contract, shards, stride, augmentation, dtype,
-depth or not. The causal VAE treats a clip's first frame apart, so latents are encoded per clip; slicing a segment's
-would be wrong.
+depth or not, library versions. The causal VAE treats a clip's first frame apart, so latents are encoded per clip;
+slicing a segment's would be wrong.
 
 Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, Ta actions of Da, Tp states of Dp.
     rgb, depth [C, Tl, V, h, w]; depth_mask [Tl, V, h, w]; video_mask [Tl]; action, action_mask [Ta, Da];
@@ -19,6 +19,7 @@ Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import ShardSet, Split
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 EMPTY_PROMPT = ""
 """Its embedding stands for "no text" in text dropout and guidance."""
 
@@ -58,14 +59,21 @@ class CacheIdentity:
     dtype: str
     with_depth: bool
     augment: str  # "none", or the recipe's data.augment as JSON
+    libraries: str  # what computed them, major.minor; see `libraries`
     schema_version: int = SCHEMA_VERSION
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json_bytes(asdict(self))).hexdigest()[:16]
 
-    def folder(self, shards: Path) -> Path:
-        return shards / f"latents-{self.fingerprint}"
+    def folder(self, place: Path) -> Path:
+        """Where the cache lies in a place (`cache_place`)."""
+        return place / f"latents-{self.fingerprint}"
+
+
+def cache_place(data: DataSpec, shards: Path) -> Path:
+    """Where the latent caches of a shard set lie: in it, or where the recipe says (`data.cache_dir`)."""
+    return shards if data.cache_dir is None else Path(data.cache_dir)
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,18 @@ class LatentCache:
 def cache_identity(backbone: str, shard_set: ShardSet, data: DataSpec, dtype: str, with_depth: bool) -> CacheIdentity:
     augment = json_bytes(data.augment.model_dump(mode="json")).decode() if data.augment.active else "none"
     contract, shards = shard_set.contract.sha256, shard_set.fingerprint
-    return CacheIdentity(backbone, contract, shards, data.clip_stride, dtype, with_depth, augment)
+    return CacheIdentity(backbone, contract, shards, data.clip_stride, dtype, with_depth, augment, libraries())
+
+
+def libraries() -> str:
+    """The libraries that latents and embeddings are computed with.
+
+    A cache of other versions is made anew (with `data.cache: require` it is refused), not merely warned of: a version
+    of transformers once left every instruction's embedding alike, and no other look at a cache would notice. The old
+    one stays where it is, so that going back costs nothing.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("diffusers", "torch", "transformers")}
+    return ", ".join(f"{name} {'.'.join(found.split('.')[:2])}" for name, found in versions.items())
 
 
 MEANING = {
@@ -230,14 +249,15 @@ MEANING = {
     "dtype": "backbone.dtype",
     "with_depth": "depth",
     "augment": "data.augment",
+    "libraries": "the libraries",
     "schema_version": "version of the cache",
 }
 
 
-def stale_caches(shards: Path, wanted: CacheIdentity) -> list[str]:
+def stale_caches(place: Path, wanted: CacheIdentity) -> list[str]:
     """A phrase for each finished cache of other numbers: its name and what it was made with that is another now."""
     said: list[str] = []
-    for index in sorted(shards.glob(f"latents-*/{INDEX_FILE}")):
+    for index in sorted(place.glob(f"latents-*/{INDEX_FILE}")):
         there, now = read_json(index)["identity"], asdict(wanted)
         changed = [
             f"{MEANING[name]} {_short(there.get(name))}, now {_short(value)}"
@@ -255,7 +275,7 @@ def _clip(tree: dict[str, Any]) -> CachedClip:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 40 or text.startswith("{") else f"{text[:12]}..."
+    return text if len(text) <= 60 or text.startswith("{") else f"{text[:12]}..."
 
 
 def require_intact(folder: Path, entry: CachedFile) -> None:

@@ -20,6 +20,7 @@ from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.progress import progress_bar
+from xwam_ft.prompts import plain
 from xwam_ft.quantiles import Motion
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
@@ -53,16 +54,21 @@ class DataSets:
         """All sets as one, for what reads clips and asks no more; of several, its folder is the first's."""
         return self.sets[0] if len(self.sets) == 1 else _joined(self.sets, self.names)
 
+    def under(self, contract: Contract) -> DataSets:
+        """The same sets under another contract of their embodiment."""
+        return replace(self, sets=tuple(replace(one, contract=contract) for one in self.sets))
+
     def prefix(self, number: int) -> str:
         """What the keys of a set's clips begin with: nothing where it is the only one."""
         return "" if len(self.sets) == 1 else f"{self.names[number]}/"
 
 
-def open_sets(data: DataSpec, console: Console | None = None) -> DataSets:
+def open_sets(data: DataSpec, console: Console | None = None, contract: Contract | None = None) -> DataSets:
     """Open the shard sets of a recipe.
 
     Args:
         console: where damaged shards that are left out are named.
+        contract: that of a run, whose quantiles they are read under; default their own.
 
     Raises:
         UserError: a set is unfinished or of another version; shards are damaged and the recipe does not say skip; the
@@ -79,7 +85,7 @@ def open_sets(data: DataSpec, console: Console | None = None) -> DataSets:
         for shard in one.index.shards:
             if (found := one.missing_or_cut(shard)) is not None:
                 raise corrupt(found, one, shard.name)
-    contract = shared_contract(opened)
+    contract = shared_contract(opened) if contract is None else _fitting(opened, contract)
     weights = [source.weight for source in data.sources if source.weight is not None]
     shares = tuple(weight / sum(weights) for weight in weights) or None
     return DataSets(tuple(replace(one, contract=contract) for one in opened), tuple(_names(folders)), shares)
@@ -117,10 +123,24 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
     if all(other.contract == first.contract for other in others):
         return first.contract
     prompts = tuple(sorted({prompt for one in sets for prompt in one.contract.prompts}))
-    draft = first.contract.model_copy(update={"prompts": prompts})
+    own = [one.contract.aliases for one in sets]
+    alike = len({plain(prompt) for prompt in prompts}) < len(prompts)  # sets prepared apart may write one in two ways
+    draft = first.contract.model_copy(
+        update={
+            "prompts": prompts,
+            "prompt_form": "recorded" if alike else first.contract.prompt_form,
+            "aliases": own[0] if all(names == own[0] for names in own) else None,
+        }
+    )
     motions = _Motions(sets)
     known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
     return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, motions), "recorded": known})
+
+
+def _fitting(sets: Sequence[ShardSet], contract: Contract) -> Contract:
+    for one in sets:
+        one.under(contract, one.folder / CONTRACT_FILE)
+    return contract
 
 
 def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:
@@ -137,7 +157,7 @@ def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:
             weight = 1.0
             for number, rule in enumerate(data.episode_weights):
                 texts = episode.instructions or (episode.instruction,)
-                named = any(fnmatchcase(text, rule.instruction) for text in texts)
+                named = any(fnmatchcase(plain(text), plain(rule.instruction)) for text in texts)
                 if named and fnmatchcase(episode.source, rule.source) and rule.success in (None, episode.success):
                     weight *= rule.weight
                     fits[number] += episode.split == "train"

@@ -7,6 +7,8 @@ where it was and ends with the same bytes. Pictures take the contract's centre c
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,16 +26,21 @@ from xwam_ft.encode.cache import (
     CacheIdentity,
     LatentCache,
     cache_identity,
+    cache_place,
     stale_caches,
 )
 from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
 from xwam_ft.encode.data_sets import require_sound
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, disk_errors, write_json_atomic
+from xwam_ft.locks import sole_writer
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import cut_clip
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
     from rich.console import Console
     from torch import Tensor
 
@@ -82,15 +89,16 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
             is full, or the recipe requires a cache and only others are there (says what they were made with).
     """
     identity = identify(recipe, shard_set)
-    folder = identity.folder(shard_set.folder)
+    place = cache_place(recipe.data, shard_set.folder)
+    folder = identity.folder(place)
     plan = plan_segments(shard_set, recipe.data.clip_stride, recipe.data.copies)
     files = [PROMPTS_FILE, *(part.file for part in plan)]
     if not all((folder / name).is_file() for name in (*files, INDEX_FILE)):
-        stale = "; ".join(stale_caches(shard_set.folder, identity)) if not folder.exists() else ""
+        stale = "; ".join(stale_caches(place, identity)) if not folder.exists() else ""
         if recipe.data.cache == "require":
             raise UserError(
                 f"holds no latent cache of this recipe{': ' if stale else ''}{stale}",
-                shard_set.folder,
+                place,
                 "restore what has changed, make one with `xwam-ft encode`, or set data.cache: auto",
             )
         if stale:
@@ -100,11 +108,15 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
         with disk_errors(
             folder,
             kept=lambda: f"what is encoded stays in {folder}",
-            fix="make room there, then run the same command again",
-            forbidden="set data.cache=none, which trains from pixels and writes nothing there, or copy the shards "
-            "to where you may write",
+            then="; then run the same command again",
+            forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
+            "--set data.cache=none",
         ):
-            _make(recipe, shard_set, identity, plan, device, console)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+            with sole_writer(folder, "encoding it"):
+                _make(recipe, shard_set, identity, folder, plan, device, console)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
@@ -112,12 +124,18 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
 
 
 def _make(
-    recipe: Recipe, shard_set: ShardSet, identity: CacheIdentity, plan: Plan, device: torch.device, console: Console
+    recipe: Recipe,
+    shard_set: ShardSet,
+    identity: CacheIdentity,
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    console: Console,
 ) -> None:
     from xwam_ft.model.backbone import load_backbone
 
-    contract, folder, spec = shard_set.contract, identity.folder(shard_set.folder), recipe.backbone
-    backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae", "text"), revision=spec.revision).to(device)
+    contract, spec = shard_set.contract, recipe.backbone
+    backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
     image, timing = contract.image, contract.timing
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
     total = sum(len(part.rows) for part in plan)
@@ -127,11 +145,13 @@ def _make(
         f"latent cache: {total} clips{_copies(recipe)}, about {total * clip / 1e6:.1f} MB in {folder}", soft_wrap=True
     )
     _require_space(folder, missing * clip)
-    folder.mkdir(exist_ok=True)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(text for part in plan for text in part.texts)})
     if not (folder / PROMPTS_FILE).is_file():
-        embeddings = [backbone.encode_prompts([prompt])[0] for prompt in prompts]
-        _save({"embeddings": torch.stack(embeddings)}, folder / PROMPTS_FILE, spec.dtype)
+        embeddings = embed_instructions(recipe, prompts, device, console, folder)
+        folder.mkdir(exist_ok=True)
+        _save({"embeddings": embeddings}, folder / PROMPTS_FILE, spec.dtype)
+        del embeddings
+    backbone = backbone.to(device)  # now: the text encoder, four times its size, is gone from there
     with progress_bar(console, "encode clips", "clips", total) as advance:
         for part in plan:
             path = folder / part.file
@@ -233,6 +253,33 @@ def _copies(recipe: Recipe) -> str:
 def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
     """Bytes of one cached clip, its small motion tables left out."""
     return int(np.prod(shape)) * (2 if dtype == "bfloat16" else 4) * (2 if with_depth else 1)
+
+
+def embed_instructions(
+    recipe: Recipe, prompts: Sequence[str], device: torch.device, console: Console, folder: Path | None = None
+) -> Float[Tensor, "n s dt"]:
+    """Embeddings of instructions in the backbone's dtype, on the CPU; the text encoder is loaded meanwhile.
+
+    Args:
+        folder: where they will be written, which must have room.
+
+    Raises:
+        UserError: as `load_backbone` and `embed_prompts`; too little room.
+    """
+    from xwam_ft.model.backbone import load_backbone
+    from xwam_ft.model.embed import embed_prompts
+
+    spec = recipe.backbone
+    text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(device)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    if folder is not None:
+        _require_space(folder, len(prompts) * text.text_len * int(text.text_encoder.config.d_model) * dtype.itemsize)
+    with progress_bar(console, "embed instructions", "texts", len(prompts)) as advance:
+        embeddings = embed_prompts(text, prompts, dtype, advance)
+    del text
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return embeddings
 
 
 def _require_space(folder: Path, size: int) -> None:

@@ -12,9 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.encode.cache import INDEX_FILE, LatentCache
+from xwam_ft.contract import load_contract
+from xwam_ft.encode.cache import INDEX_FILE, LatentCache, cache_place
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
+from xwam_ft.encode.inherit import inherit
 from xwam_ft.errors import UserError, require_installed
+from xwam_ft.places import run_at
+from xwam_ft.shards import CONTRACT_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -96,17 +100,21 @@ class Inputs:
 
         if first_rank():
             return encode(self.recipe, shard_set, self.device, self.console)
-        folder = identify(self.recipe, shard_set).folder(shard_set.folder)
+        folder = identify(self.recipe, shard_set).folder(cache_place(self.recipe.data, shard_set.folder))
         wait_for(folder / INDEX_FILE)
         return LatentCache.open(folder, verify=False)  # the first rank does
 
 
-def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: bool = True) -> Inputs:
+def open_inputs(
+    recipe: Recipe, console: Console | None = None, *, computes: bool = True, contract: Contract | None = None
+) -> Inputs:
     """Open what a recipe reads and refuse what cannot work; loads no weight.
 
     Args:
         computes: False where nothing of the recipe is computed here (a plan): then neither the device nor optional
             packages that it names need be here.
+        contract: of the run that goes on, where its shards do not say all of it; default theirs, with the quantiles of
+            what `init_from` names as far as they fit.
 
     Raises:
         UserError: weights that were not imported, a package or device that is not here, shard sets that are unfinished,
@@ -114,6 +122,8 @@ def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: boo
     """
     from rich.console import Console
 
+    shown = console or Console(quiet=True)
+    recipe = _on_its_own_backbone(recipe, shown)
     _refuse_released_weights(recipe)
     if computes:
         _require_extras(recipe)
@@ -121,13 +131,42 @@ def open_inputs(recipe: Recipe, console: Console | None = None, *, computes: boo
         import torch
 
         torch.set_num_threads(recipe.trainer.threads)
-    shown = console or Console(quiet=True)
-    inputs = Inputs(recipe, open_sets(recipe.data, shown if console else None), shown)
+    sets = open_sets(recipe.data, shown if console else None, contract)
+    if recipe.init_from is not None and contract is None:
+        sets = sets.under(_started(recipe, sets.contract))
+    inputs = Inputs(recipe, sets, shown)
     if computes:
         _ = inputs.device
     _require_prefix_fits(recipe, inputs.contract)
     episode_weights(recipe.data, inputs.sets)
     return inputs
+
+
+def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
+    """A bundle in a backbone's place can mean one thing: to start from what it learned."""
+    from xwam_ft.model.tensor_files.source import bundle_backbone
+
+    place = recipe.backbone.path
+    if (backbone := bundle_backbone(Path(place))) is None or recipe.init_from is not None:
+        return recipe  # where both are named, the backbone is refused
+    console.print(
+        f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone {backbone}, as "
+        f"with --init {place}",
+        soft_wrap=True,
+        markup=False,
+    )
+    spec = recipe.backbone.model_copy(update={"path": backbone})
+    return recipe.model_copy(update={"backbone": spec, "init_from": place})
+
+
+def _started(recipe: Recipe, contract: Contract) -> Contract:
+    """The contract of recordings for a network that starts from another: the quantiles it knows, where they fit."""
+    assert recipe.init_from is not None
+    folder = run_at(recipe.init_from)[0]
+    if not (folder / CONTRACT_FILE).is_file():
+        fix = "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made"
+        raise UserError("is neither a run nor a bundle" if folder.is_dir() else "is not there", recipe.init_from, fix)
+    return inherit(contract, load_contract(folder / CONTRACT_FILE), recipe.init_quantiles)[0]
 
 
 def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache:
@@ -145,9 +184,7 @@ def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache
     inputs = open_inputs(recipe.model_copy(update={"data": data}), console, computes=False)
     [shard_set] = [one for one in inputs.sets.sets if one.folder.resolve() == shards.resolve()]
     cache = inputs.cache(shard_set)
-    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True)
-    place = f" and --set data.shards={shards}" if alone else ""
-    console.print(f"next: xwam-ft train with this recipe{place}", soft_wrap=True)
+    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True, markup=False)
     return cache
 
 

@@ -23,7 +23,7 @@ from xwam_ft.encode.clip_tensors import (
     motion_tensors,
     show,
 )
-from xwam_ft.encode.encode import identify, plan_segments
+from xwam_ft.encode.encode import embed_instructions, identify, plan_segments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,11 +47,8 @@ def open_pixels(recipe: Recipe, sets: Sequence[ShardSet], device: torch.device, 
     plans = [plan_segments(one, recipe.data.clip_stride, recipe.data.copies) for one in sets]
     texts = {text for plan in plans for part in plan for text in part.texts}
     prompts = sorted({EMPTY_PROMPT, *texts, *(prompt for one in sets for prompt in one.contract.prompts)})
-    text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(device)
-    embeddings = torch.stack([text.encode_prompts([prompt])[0].cpu() for prompt in prompts])
-    del text
+    embeddings = embed_instructions(recipe, prompts, device, console)
     vae = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision).to(device)
-    embeddings = embeddings.to(getattr(torch, spec.dtype))
     clips = sum(len(part.starts) for plan in plans for part in plan)
     console.print(f"training from pixels: {clips} clips; the VAE stays loaded, the text encoder does not")
     return [

@@ -18,12 +18,11 @@ from torch import nn
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
-from xwam_ft.model.adapters import lora_config, prepare_for_training, stable_name
+from xwam_ft.model.adapters import prepare_for_training, stable_name
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import load_backbone, locate_backbone
-from xwam_ft.model.branch import MAIN
 from xwam_ft.model.joint import JOINT
-from xwam_ft.model.merge import merged_linear
+from xwam_ft.model.merge import lora_scale, merged_weight
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tensor_files.source import Stored, open_checkpoint
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.recipe import Recipe
-    from xwam_ft.recipe_model import LoraSpec
     from xwam_ft.train.checkpoint import Checkpoint
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BRANCH_BLOCK = re.compile(r"depth_branch\.blocks\.(\d+)\.")
 _BLOCK = re.compile(r"(?:transformer|depth_branch)\.blocks\.\d+")
 
@@ -170,28 +169,6 @@ class RunWeights:
         counts[0] += float((final.float() - base.float() - update).square().sum())
         counts[1] += float(update.square().sum())
         return final
-
-
-def lora_scale(spec: LoraSpec) -> float:
-    """What lora_B @ lora_A is multiplied by: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
-    return spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
-
-
-def merged_weight(base: Tensor, lora: Mapping[str, Tensor], spec: LoraSpec) -> Tensor:
-    """One Linear's weight [out, in] with an adapter (`lora_A.weight`, `lora_B.weight`, ...) folded in; float32."""
-    from peft import inject_adapter_in_model
-
-    holder: Any = nn.Module()
-    holder.layer = nn.Linear(base.shape[1], base.shape[0], bias=False, device="meta")
-    holder.layer.weight = nn.Parameter(base, requires_grad=False)
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(lora_config(["layer"], spec), holder, adapter_name=MAIN)
-    for name, parameter in holder.layer.named_parameters():
-        stable = name.replace(f".{MAIN}.", ".")
-        if stable in lora:
-            parameter.data = lora[stable].float()
-    with torch.no_grad():
-        return merged_linear(holder.layer.eval(), [MAIN]).weight.detach()
 
 
 def len_blocks(tensors: Mapping[str, Any]) -> int:

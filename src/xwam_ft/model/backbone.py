@@ -23,9 +23,11 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
+from xwam_ft.model.load_part import load_text, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
-from xwam_ft.model.tensor_files.source import needs_import
+from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
+from xwam_ft.prompts import clean_prompt
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -139,6 +141,7 @@ class Backbone:
         self.latent_shape(1, frames, height, width)
         weight = next(self.vae.parameters())
         mode = self.vae.encode(pictures.to(weight)).latent_dist.mode().float()
+        self._require_finite(mode, pictures, "latents")
         mean, std = self._latent_statistics(mode)
         return (mode - mean) / std
 
@@ -148,7 +151,9 @@ class Backbone:
         weight = next(self.vae.parameters())
         latents = latents.to(weight.device, torch.float32)
         mean, std = self._latent_statistics(latents)
-        return self.vae.decode((latents * std + mean).to(weight.dtype)).sample.float()
+        pictures = self.vae.decode((latents * std + mean).to(weight.dtype)).sample.float()
+        self._require_finite(pictures, latents, "pictures")
+        return pictures
 
     def encode_video(
         self, pixels: UInt8[Tensor, "b v t height width 3"], *, batch: int = 8
@@ -175,16 +180,27 @@ class Backbone:
 
         A prompt longer than that is cut, with a warning in the log.
         """
-        clean = [" ".join(prompt.split()) for prompt in prompts]
+        clean = [clean_prompt(prompt) for prompt in prompts]
         for prompt in clean:
             length = len(self.tokenizer(prompt).input_ids)
             if length > self.text_len:
                 logger.warning("prompt of %d tokens cut to %d: %r", length, self.text_len, prompt)
-        tokens = self.tokenizer(
-            clean, padding="max_length", max_length=self.text_len, truncation=True, return_tensors="pt"
-        )
+        tokens = self.token_ids(clean)
         device = next(self.text_encoder.parameters()).device
         return self.text_encoder(tokens.input_ids.to(device), tokens.attention_mask.to(device)).last_hidden_state
+
+    def token_ids(self, prompts: Sequence[str]) -> Any:
+        """`input_ids` and `attention_mask` [n, s] of cleaned prompts, padded or cut to `text_len`."""
+        clean = [clean_prompt(prompt) for prompt in prompts]
+        return self.tokenizer(
+            clean, padding="max_length", max_length=self.text_len, truncation=True, return_tensors="pt"
+        )
+
+    def _require_finite(self, made: Tensor, of: Tensor, what: str) -> None:
+        if made.device.type != "meta" and not torch.isfinite(made).all() and torch.isfinite(of).all():
+            raise UserError(
+                f"its VAE makes {what} that are not finite", f"backbone {self.name}", "restore its folder vae"
+            )
 
     def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         config = self.vae.config
@@ -232,7 +248,7 @@ def load_backbone(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
     if path != UNTRAINED and "transformer" in parts and (views := folder / "transformer" / VIEWS_FILE).is_file():
-        loaded["views"] = _view_embedding(views, loaded["transformer"].proj_out.in_features)
+        loaded["views"] = load_views(views, loaded["transformer"].proj_out.in_features)
     if path != UNTRAINED and "transformer" in parts:
         loaded["joint"] = read_joint(folder)
     loaded["lengths"] = read_clip_lengths(folder)
@@ -299,7 +315,8 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
 
 
 def refuse_unimported(path: Path) -> None:
-    """Raise a `UserError` naming the import command where a path holds weights in another layout than ours."""
+    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours."""
+    refuse_bundle(path)
     if needs_import(path):
         raise UserError(
             "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
@@ -319,30 +336,11 @@ def cast_weights(module: Any, dtype: torch.dtype) -> Any:
 
 def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
     if part == "text":
-        from transformers import AutoTokenizer, UMT5EncoderModel
-        from transformers.utils import logging as transformers_logging
+        from transformers import AutoTokenizer
 
-        transformers_logging.disable_progress_bar()  # ours is the one to look at
-        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
-        return {"text_encoder": encoder, "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer")}
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-
-    kind, kept = (AutoencoderKLWan, torch.float32) if part == "vae" else (WanTransformer3DModel, dtype)
-    return {part: kind.from_pretrained(folder / part, torch_dtype=kept, use_safetensors=True)}
-
-
-def _view_embedding(path: Path, width: int) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(path)["view_embedding.weight"].float()
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"cannot be read ({error})", path, "restore it, or remove it: it is optional") from error
-    if found.ndim != 2 or found.shape[1] != width:
-        shape = list(found.shape)
-        raise UserError(f"has shape {shape}, and the transformer is {width} wide", path, "restore it, or remove it")
-    return found
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        return {"text_encoder": load_text(folder, dtype), "tokenizer": tokenizer}
+    return {part: load_vae(folder) if part == "vae" else load_transformer(folder, dtype)}
 
 
 def check_part(folder: Path, part: Part) -> None:

@@ -115,7 +115,14 @@ def read_joint(folder: Path) -> JointWeights | None:
 
 
 @torch.no_grad()
-def graft(network: JointNetwork, joint: JointWeights, layout: Layout | None = None) -> list[str]:
+def graft(
+    network: JointNetwork,
+    joint: JointWeights,
+    layout: Layout | None = None,
+    *,
+    of: str = "the imported weights",
+    depth: bool = True,
+) -> list[str]:
     """Put imported weights into a fresh network, in place, where they mean the same.
 
     Columns of encoders and rows of decoders are kept by name and zero where a number is new; views are kept by camera
@@ -124,6 +131,8 @@ def graft(network: JointNetwork, joint: JointWeights, layout: Layout | None = No
 
     Args:
         layout: of the network; without it, vectors of equal width are taken to mean the same.
+        of: what the weights are, for the sentences.
+        depth: the depth branch too.
 
     Returns:
         Sentences that say what was kept and what is new.
@@ -135,11 +144,11 @@ def graft(network: JointNetwork, joint: JointWeights, layout: Layout | None = No
         )
     report = [_graft_views(network, joint, layout)]
     report += [_graft_stream(network, joint, layout, stream) for stream in STREAMS]
-    report += _other_conventions(joint, layout)
+    report += _other_conventions(joint, layout, of)
     ours, theirs = network.config.actions_per_frame, joint.config.actions_per_frame
     if ours != theirs:
-        report.append(f"actions: {ours} a frame here, {theirs} in the imported weights, which learned that rhythm")
-    if (sentence := _graft_depth(network, joint)) is not None:
+        report.append(f"actions: {ours} a frame here, {theirs} in {of}, which learned that rhythm")
+    if depth and (sentence := _graft_depth(network, joint)) is not None:
         report.append(sentence)
     return report
 
@@ -191,7 +200,7 @@ def _graft_stream(network: JointNetwork, joint: JointWeights, layout: Layout | N
     return sentence + (f"; not used: {', '.join(idle)}" if idle and layout is not None else "")
 
 
-def _other_conventions(joint: JointWeights, layout: Layout | None) -> list[str]:
+def _other_conventions(joint: JointWeights, layout: Layout | None, of: str) -> list[str]:
     """Slots that both have, but whose actions mean something else: a start that training must move."""
     pairs = {
         slot: (convention, joint.layout.conventions[slot])
@@ -199,7 +208,7 @@ def _other_conventions(joint: JointWeights, layout: Layout | None) -> list[str]:
         if slot in joint.layout.conventions
     }
     return [
-        f"action {slot}: kept, but it means {ours} here and meant {theirs} in the imported weights"
+        f"action {slot}: kept, but it means {ours} here and meant {theirs} in {of}"
         for slot, (ours, theirs) in pairs.items()
         if ours != theirs
     ]

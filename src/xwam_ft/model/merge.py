@@ -8,7 +8,7 @@ singular value decomposition of (copy - block) at the adapter's rank, the best a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from xwam_ft.errors import UserError
-from xwam_ft.model.branch import DEPTH, DepthBranch, branch_blocks, lora_layers
+from xwam_ft.model.adapters import lora_config
+from xwam_ft.model.branch import DEPTH, MAIN, DepthBranch, branch_blocks, lora_layers
 from xwam_ft.model.quantize import plain_linear
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.recipe_model import LoraSpec
 
 FIT_LIMIT = 0.1
 """Largest relative error of a layer's update (Frobenius norm) that fitting an adapter may leave."""
@@ -59,6 +61,28 @@ def merged_linear(layer: Any, adapters: Sequence[str], dtype: torch.dtype = torc
             weight = weight + layer.get_delta_weight(adapter).float()
     # A weight of its own even where nothing was added: the base's tensors may belong to a backbone that others use.
     return plain_linear(base, weight.clone() if weight is base.weight else weight, dtype)
+
+
+def lora_scale(spec: LoraSpec) -> float:
+    """What lora_B @ lora_A is multiplied by: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
+    return spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
+
+
+def merged_weight(base: Tensor, lora: Mapping[str, Tensor], spec: LoraSpec) -> Tensor:
+    """One Linear's weight [out, in] with an adapter (`lora_A.weight`, `lora_B.weight`, ...) folded in; float32."""
+    from peft import inject_adapter_in_model
+
+    holder: Any = nn.Module()
+    holder.layer = nn.Linear(base.shape[1], base.shape[0], bias=False, device="meta")
+    holder.layer.weight = nn.Parameter(base, requires_grad=False)
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(lora_config(["layer"], spec), holder, adapter_name=MAIN)
+    for name, parameter in holder.layer.named_parameters():
+        stable = name.replace(f".{MAIN}.", ".")
+        if stable in lora:
+            parameter.data = lora[stable].float()
+    with torch.no_grad():
+        return merged_linear(holder.layer.eval(), [MAIN]).weight.detach()
 
 
 @torch.no_grad()

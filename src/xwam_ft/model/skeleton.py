@@ -21,6 +21,7 @@ from xwam_ft.model.backbone import (
     refuse_unimported,
 )
 from xwam_ft.model.joint import JOINT
+from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
 
@@ -64,12 +65,12 @@ def read_skeleton(path: str, *, dtype: str, revision: str | None = None) -> Skel
     Raises:
         UserError: no such folder or hub id, or configurations of another model.
     """
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from diffusers import WanTransformer3DModel
 
     transformer, vae, text_len, depth_blocks, clip_lengths = _configurations(path, revision)
     try:
         with torch.device("meta"):
-            modules: tuple[Any, Any] = WanTransformer3DModel.from_config(transformer), AutoencoderKLWan.from_config(vae)
+            modules: tuple[Any, Any] = WanTransformer3DModel.from_config(transformer), make_vae(vae)
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -24,7 +24,7 @@ from xwam_ft.pictures import turn_back
 from xwam_ft.prepare.checks.files import check_files
 from xwam_ft.prepare.depth.outcome import DepthOutcome, depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment.schema import load_embodiment
-from xwam_ft.prepare.episode_job import attempt, decode_view, on_disk
+from xwam_ft.prepare.episode_work import attempt, decode_view, on_disk
 from xwam_ft.prepare.findings import reject_errors
 from xwam_ft.prepare.fingerprint import preparation_fingerprint
 from xwam_ft.prepare.pipeline import plan_jobs, run_all
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.prepare.depth import DepthStage
-    from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome
+    from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Outcome
 
 RECORD = "depth.json"
 MOST = 65534  # millimetres a 16-bit count can say; the largest count means that nothing was seen

@@ -15,7 +15,7 @@ from xwam_ft.files import sha256
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan
     from xwam_ft.prepare.embodiment.schema import Embodiment
-    from xwam_ft.prepare.episode_job import EpisodeJob
+    from xwam_ft.prepare.jobs import EpisodeJob
 
 RECORD = "prepared.json"
 FORMAT = 2  # raise it when the bytes of a shard set change for equal inputs

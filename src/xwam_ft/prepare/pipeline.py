@@ -21,6 +21,7 @@ from rich.text import Text
 from xwam_ft.bundled import named_file
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
+from xwam_ft.locks import sole_writer
 from xwam_ft.prepare import assemble
 from xwam_ft.prepare.checks.together import check_against_contract, check_together, check_unnamed
 from xwam_ft.prepare.depth import DepthPlan, parse_depth, require_check
@@ -28,9 +29,10 @@ from xwam_ft.prepare.depth.outcome import depth_outcomes, say_depth
 from xwam_ft.prepare.embodiment.cameras import calibrated, plan_cameras
 from xwam_ft.prepare.embodiment.schema import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
-from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult, Outcome, finished, run
+from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Outcome, finished
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
@@ -109,11 +111,12 @@ def prepare(
         console.print(Text("warning", STYLES["warning"]), end=" ")
         console.print(size, markup=False, soft_wrap=True)
     try:
-        _take_up(_staging(out), fingerprint, console)
-        results = run_all(jobs, workers, ray, strict, console)
-        check_together(jobs, results, strict=strict)
-        check_unnamed(jobs, results, sources)
-        report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
+        with sole_writer(out, "preparing it"):
+            _take_up(_staging(out), fingerprint, console)
+            results = run_all(jobs, workers, ray, strict, console)
+            check_together(jobs, results, strict=strict)
+            check_unnamed(jobs, results, sources)
+            report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     except OSError as error:
         if (told := full_disk(error, _staging(out))) is None:
             raise

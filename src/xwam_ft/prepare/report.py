@@ -11,8 +11,8 @@ import numpy as np
 
 from xwam_ft import conventions, quantiles
 from xwam_ft.prepare.depth.outcome import depth_outcomes
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber
 from xwam_ft.prepare.findings import FindingGroup, episodes_text, grouped, names_of
+from xwam_ft.prepare.jobs import Motions, MotionsByNumber
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract, Slot
     from xwam_ft.limits import Limits
     from xwam_ft.prepare.depth import DepthPlan
-    from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
+    from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult
 
 SHEETS = 24  # episodes shown in pictures
 THUMBNAILS = 6  # a finding

@@ -7,18 +7,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, require
-from xwam_ft.prepare.episode_job import RESULT
+from xwam_ft.prepare.jobs import RESULT
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.episode_job import EpisodeJob, Outcome
+    from xwam_ft.prepare.jobs import EpisodeJob, Outcome
 
     Work = Callable[[EpisodeJob], Outcome]
 
@@ -54,7 +56,8 @@ def _in_processes(work: Work, jobs: list[EpisodeJob], workers: int) -> Iterator[
     try:
         while True:
             while len(running) < AHEAD * count and (job := next(waiting, None)) is not None:
-                running[pool.submit(work, job)] = job.number
+                with _script_left_out():
+                    running[pool.submit(work, job)] = job.number
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -69,6 +72,23 @@ def _in_processes(work: Work, jobs: list[EpisodeJob], workers: int) -> Iterator[
     finally:
         stop.set()  # after an error or ^C nobody waits for the episodes that were begun
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _script_left_out() -> Generator[None]:
+    """Let spawned processes not import the script that called us, of which they need nothing.
+
+    One without `if __name__ == "__main__":` would run again in each of them, and prepare there.
+    """
+    script = sys.modules["__main__"].__dict__
+    kept = {name: script[name] for name in ("__spec__", "__file__") if name in script}
+    script["__spec__"] = None
+    script.pop("__file__", None)
+    try:
+        yield
+    finally:
+        del script["__spec__"]
+        script.update(kept)
 
 
 def _obey(parent: int, stop: Any) -> None:

@@ -1,6 +1,7 @@
 """Shards and a recipe -> a run folder. Validation is `evaluate` on a `Policy` around the live network.
 
 train.py       `xwam-ft train`, on one page: module, data module, callbacks and loggers, given to Lightning's Trainer
+warm_start.py  a run that starts from another: origin.py what from, carry.py its weights
 plan.py        what a run will hold, fill and take; plan_report.py for people, with `--probe` and `--fit`
 memory.py      activations, counted; what to say when memory runs out
 probe.py       how long a step takes, measured
@@ -11,7 +12,9 @@ counts.py      what the masked losses divide by: valid numbers of a whole optimi
 module.py      the Lightning module: one training step, one validation step; held_out.py sums up the latter
 folder.py      the run folder, and whether a checkpoint still belongs to its surroundings
 sharding.py    FSDP2: a network cut over processes, and whole again for checkpoints and validation
-optimizer.py   AdamW's groups, the learning-rate curve, the averaged weights
+longer.py      a run of another length than it began with
+optimizer.py   AdamW's groups, the averaged weights; schedule.py how the rates go
+best.py        which checkpoint was best by a held-out number; runs.py the runs of a folder
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 exact.py       the callback that writes it and goes on from it
 callbacks.py   averaged weights, guards, signals, the clock, the bar; own_code.py the user's own, by import path

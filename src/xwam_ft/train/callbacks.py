@@ -136,25 +136,63 @@ class AdaptersMove(StepCallback):
             )
 
 
-class Signals(StepCallback):
-    """SIGTERM and the first Ctrl-C end the run after the step at hand; a second Ctrl-C at once."""
+class LookEnded(BaseException):
+    """A signal came during a look, which ends at once: no weight depends on it."""
 
-    def __init__(self) -> None:
+
+class Signals(StepCallback):
+    """SIGTERM and the first Ctrl-C are told at once and end the run: after the micro-batch at hand, and a look at once;
+    the steps done are saved. A second Ctrl-C ends it without that."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.received = 0  # the signal's number, on the ranks that heard one
         self.stopped = False  # whether a step was the last for it, on all of them
+        self.cut = False  # whether a look was ended by it, on this rank
+        self._looking = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        def ask(number: int, frame: Any) -> None:
-            self.received = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ask)
-            signal.signal(signal.SIGINT, ask)
+            signal.signal(signal.SIGTERM, self._ask)
+            signal.signal(signal.SIGINT, self._ask)
 
-    def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        # One rank may hear the signal a step before another: all stop together.
-        if trainer.strategy.reduce_boolean_decision(self.received != 0, all=False):
+    on_sanity_check_start = on_train_start = on_fit_start  # Lightning puts handlers of its own in between
+
+    def _ask(self, number: int, frame: Any) -> None:
+        first, self.received = not self.received, number
+        if not first and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if first:
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            self.console.print(f"{name}: stopping; what is done is saved (Ctrl-C again: at once)", markup=False)
+        if self._looking:
+            raise LookEnded
+
+    @contextmanager
+    def ends_look(self) -> Generator[None]:
+        """A look that a signal ends wherever it is."""
+        try:
+            self._looking = True
+            yield
+        except LookEnded:
+            self.cut = True
+        finally:
+            self._looking = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module: Any = pl_module
+        self.agree(trainer, module)  # between two micro-batches too: the weights are those of the last step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
+        self.agree(trainer, module)
+
+    def agree(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """One rank may hear the signal a step before another: all stop together, unless all is done anyway."""
+        heard = self.cut if trainer.validating or module.step >= module.max_steps else self.received != 0
+        if trainer.strategy.reduce_boolean_decision(heard, all=False):
             trainer.limit_val_batches = 0  # there may be little time left
             trainer.should_stop = self.stopped = True
 

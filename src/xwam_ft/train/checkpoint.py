@@ -20,16 +20,17 @@ from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, sha256
+from xwam_ft.places import CHECKPOINTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 2
-CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
 TRAINABLE_FILE = "trainable.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -154,8 +155,7 @@ def run_disk_errors(run: Path) -> Generator[None]:
         folders = list_checkpoints(run)
         return f"the last checkpoint is {folders[-1]}" if folders else "no checkpoint was written before"
 
-    fix = f"make room there, then go on with xwam-ft train --resume {run}"
-    with disk_errors(run, kept=kept, fix=fix):
+    with disk_errors(run, kept=kept, then=f"; then go on: xwam-ft train --resume {quote(str(run))}"):
         yield
 
 
@@ -192,21 +192,20 @@ def checkpoint_of(run: Path, step: int) -> Checkpoint:
     """The checkpoint of a step; a `UserError` names those there are."""
     folder = checkpoint_folder(run, step)
     if not folder.is_dir():
-        kept = listed([_step(path) for path in list_checkpoints(run)])
+        kept = listed(kept_steps(run))
         raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
     return read_checkpoint(folder)
-
-
-def step_of(folder: Path) -> int | None:
-    """The step of a checkpoint's folder in a run; None: it is another folder."""
-    is_one = folder.absolute().parent.name == CHECKPOINTS and _NAME.search(folder.name) and folder.is_dir()
-    return _step(folder) if is_one else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if _NAME.search(path.name)]
     return sorted(folders, key=_step)
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, oldest first."""
+    return [_step(folder) for folder in list_checkpoints(run)]
 
 
 def _step(folder: Path) -> int:

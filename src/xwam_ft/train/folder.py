@@ -3,7 +3,10 @@
 recipe.yaml     the recipe with every default and override, paths absolute
 contract.json   the shard set's, byte for byte; of several sets the one they share (data_sets.py)
 plan.json       what was known of the run beforehand (see plan.py)
+wandb.json      the id of its W&B run, where there is one (loggers.py)
+extensions.json where it was given another number of steps than it began with (longer.py)
 checkpoints/    see checkpoint.py
+init/           what a run started as that started from another (warm_start.py)
 adapter/        the transformer's LoRA in peft's folder form, written at the end
 adapter-depth/  the depth branch's on the same blocks, where it shares them
 tensorboard/    events; metrics.jsonl holds the same numbers, metrics.csv too where `logging.to` says csv
@@ -14,41 +17,66 @@ report.html     how it learned and what it was (report.py)
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder
+from xwam_ft.files import atomic_folder, write_text_atomic
+from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.strict_yaml import Overrides
-from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, step_of
+from xwam_ft.strict_yaml import Overrides, override_names
+from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints
+from xwam_ft.train.longer import (
+    Extension,
+    extension,
+    planned_at,
+    read_extensions,
+    up_to_date,
+    with_steps,
+    write_extensions,
+)
 
 if TYPE_CHECKING:
     from xwam_ft.encode.cache import CacheIdentity
     from xwam_ft.shards import ShardSet
 
-RECIPE_FILE = "recipe.yaml"
 CONTRACT_FILE = "contract.json"
 PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
-FREE = ("trainer.workers", "checkpoint.*", "validation.*", "logging.*")
+FREE = ("trainer.workers", "data.cache_dir", "checkpoint.*", "validation.*", "logging.*")
 """Keys of the recipe that may differ when a run goes on: the weights do not depend on them."""
+LENGTH = "trainer.max_steps"
+"""This too: the run is then longer, or shorter, for good."""
 CUT = tuple(f"trainer.{key}" for key in ("devices", "nodes", "strategy", "batch_size", "accumulate"))
 """These too once there is a checkpoint to hold the clips of a step against; they change a step by rounding."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as it lies on disk; `checkpoint` is the newest, None before the first."""
+    """A run as it lies on disk; `checkpoint` is the newest, None before the first.
+
+    `extensions` are the changes of its length, `extends` whether the last of them is not written yet.
+    """
 
     path: Path
     recipe: Recipe
     contract: Contract
     checkpoint: Checkpoint | None
+    extensions: tuple[Extension, ...] = ()
+    extends: bool = False
+
+    @property
+    def decided(self) -> Contract | None:
+        """The contract that its shards are read under, where they do not say all of it themselves (inherit.py)."""
+        return None if self.recipe.init_from is None else self.contract
 
     @property
     def first_step(self) -> int:
@@ -69,22 +97,73 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
     """Read a run folder; its recipe with `overrides`, which are not written to it.
 
     Args:
-        path: the run, or one of its checkpoint folders.
+        path: the run, or one of its checkpoints: its folder, or RUN@STEP.
         step: of the checkpoint; default the newest.
 
     Raises:
         UserError: it is not one, that checkpoint is damaged or not there, or an override is not of `FREE` or `CUT`.
     """
-    if step is None and (named := step_of(path)) is not None:
-        path, step = path.absolute().parents[1], named
+    if step is None:
+        path, step = run_at(path)
+    if not (path / RECIPE_FILE).is_file():
+        require_run(path)
+    checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
+    newest = step_of(folders[-1]) if (folders := list_checkpoints(path)) else None
+    extensions = read_extensions(path, newest or 0)
+    written = load_recipe(path / RECIPE_FILE)
+    recipe = before = up_to_date(written, extensions)
+    if overrides:
+        after = load_recipe(path / RECIPE_FILE, overrides)
+        if LENGTH in override_names(overrides):  # counts from what the run was trained for, whatever its recipe says
+            before = with_steps(before, _length(extensions, checkpoint, before))
+        elif before != written:
+            after = with_steps(after, before.trainer.max_steps)
+        recipe = _changed(before, after, (*FREE, LENGTH) if checkpoint is None else (*FREE, LENGTH, *CUT), path)
+    done, steps = checkpoint.state.step if checkpoint else 0, recipe.trainer.max_steps
+    if extends := steps != before.trainer.max_steps:
+        extensions = (*extensions, extension(before, done, steps, path))
+    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint, extensions, extends)
+
+
+def require_run(text: Path) -> Path:
+    """The folder of a run that is to go on.
+
+    Raises:
+        UserError: it is not one, or a step is named that is not its newest: going on from there is a run of its own.
+    """
+    path, step = run_at(text)
     if not (path / RECIPE_FILE).is_file():
         raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
-    recipe = load_recipe(path / RECIPE_FILE)
-    checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
-    if overrides:
-        free = FREE if checkpoint is None else FREE + CUT
-        recipe = _changed(recipe, load_recipe(path / RECIPE_FILE, overrides), free, path)
-    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint)
+    folders = list_checkpoints(path)
+    if step is not None and (not folders or step != step_of(folders[-1])):
+        newest = step_of(folders[-1]) if folders else "none"
+        raise UserError(
+            f"names step {step}, and a run goes on from its newest checkpoint, {newest}",
+            text,
+            f"begin a new run with what it knew then: --init {quote(f'{path}@{step}')}",
+        )
+    return path
+
+
+def _length(extensions: Sequence[Extension], checkpoint: Checkpoint | None, recipe: Recipe) -> int:
+    """The steps that a run is planned for."""
+    if extensions:
+        return extensions[-1].max_steps
+    return int((checkpoint.state.recipe if checkpoint else {}).get(LENGTH, recipe.trainer.max_steps))
+
+
+def keep_length(run: RunFolder) -> RunFolder:
+    """Write down the steps that a run is planned for, and take away what was the end of a shorter one."""
+    if run.extensions:
+        write_extensions(run.path, run.extensions)
+    recipe = load_recipe(run.path / RECIPE_FILE)
+    followed = with_steps(recipe, run.recipe.trainer.max_steps)
+    if followed != recipe:
+        write_text_atomic(run.path / RECIPE_FILE, followed.to_yaml())
+    if run.first_step < run.recipe.trainer.max_steps:
+        for name in (ADAPTER, DEPTH_ADAPTER):
+            shutil.rmtree(run.path / name, ignore_errors=True)
+    return replace(run, extends=False)
 
 
 def require_sealed(run: RunFolder) -> None:
@@ -93,13 +172,16 @@ def require_sealed(run: RunFolder) -> None:
     Where shards and backbone lie is free: both are known by their content.
     """
     assert run.checkpoint is not None
-    state, now = run.checkpoint.state, record(run.recipe)
+    state, now, typed = run.checkpoint.state, record(run.recipe), quote(str(run.path))
+    now[LENGTH] = planned_at(state.step, run.extensions, now[LENGTH])
     for key, then in state.recipe.items():
         if key in now and now[key] != then:  # a key that only one of the two versions knows is not compared
             raise UserError(
                 f"was trained with {key} {then}, and {run.path / RECIPE_FILE} says {now[key]}",
                 run.checkpoint.folder,
-                "restore it; a changed recipe is a new run",
+                f"to train so long: xwam-ft train --resume {typed} --set {key}={now[key]}"
+                if key == LENGTH
+                else "restore it; a changed recipe is a new run",
             )
     if run.contract.sha256 != state.contract:
         raise UserError(
@@ -128,7 +210,7 @@ def require_free(path: Path) -> None:
         raise UserError(
             "the run folder exists already",
             path,
-            f"go on with it by `xwam-ft train --resume {path}`, or name another by --run",
+            f"go on with it by `{typed('xwam-ft', 'train', '--resume', path)}`, or name another by --run",
         )
     above = next(place for place in path.absolute().parents if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -189,7 +271,7 @@ def _changed(before: Recipe, after: Recipe, free: tuple[str, ...], path: Path) -
         raise UserError(
             f"would end with other weights under {listed(fixed)}",
             path,
-            f"only {listed(free)} may change when a run goes on; leave the others out, or start a new run",
+            f"only {listed(free, 20)} may change when a run goes on; leave the others out, or start a new run",
         )
     return after
 
@@ -202,15 +284,21 @@ def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
+def by_key(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key."""
+    return _leaves(recipe.model_dump(mode="json"))
+
+
 def record(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe the weights depend on, by dotted key; places and the keys of `FREE` and `CUT` are none of it."""
-    leaves = _placeless(recipe).items()
-    return {key: value for key, value in leaves if not any(fnmatchcase(key, free) for free in FREE + CUT)}
+    leaves = _placeless(recipe)
+    leaves.pop("init_from")  # what was started from lies in the run
+    return {key: value for key, value in leaves.items() if not any(fnmatchcase(key, free) for free in FREE + CUT)}
 
 
 def _placeless(recipe: Recipe) -> dict[str, Any]:
     """A recipe by dotted key, without the places of shards and backbone: what lies there is known by its content."""
-    leaves = _leaves(recipe.model_dump(mode="json"))
+    leaves = by_key(recipe)
     leaves.pop("data.shards")
     leaves["data.shards.weight"] = [source.weight for source in recipe.data.sources]
     leaves.pop("backbone.path")
@@ -227,5 +315,11 @@ def _absolute(recipe: Recipe) -> Recipe:
     if Path(backbone.path).is_dir() and backbone.path != "tiny":
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
     places = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
-    data = data.model_copy(update={"shards": places[0].path if isinstance(data.shards, str) else places})
-    return recipe.model_copy(update={"backbone": backbone, "data": data})
+    cache = None if data.cache_dir is None else str(Path(data.cache_dir).resolve())
+    shards = places[0].path if isinstance(data.shards, str) else places
+    data = data.model_copy(update={"shards": shards, "cache_dir": cache})
+    origin = recipe.init_from
+    if origin is not None:
+        path, step = run_at(origin)
+        origin = f"{path.resolve()}{'' if step is None else f'@{step}'}"
+    return recipe.model_copy(update={"backbone": backbone, "data": data, "init_from": origin})

@@ -47,6 +47,11 @@ class History:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def last_step(self) -> int:
+        """The last that was logged."""
+        rows = self.metrics()
+        return int(rows[-1]["step"]) if rows else 0
+
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
         rows = [row for row in self.metrics() if name in row]

@@ -1,13 +1,15 @@
 """Where the numbers of a run go: Lightning's loggers by `logging.to`, and always metrics.jsonl, which the report reads.
 
 A resumed run repeats the steps after its checkpoint. metrics.jsonl and TensorBoard forget what they were told of them;
-CSV tables begin anew in a folder of their own, named by the step they begin at; W&B goes on in the same run.
+CSV tables begin anew in a folder of their own, named by the step they begin at; W&B goes on in the same run, whose id
+lies in wandb.json, and is not told of a step twice.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from xwam_ft.files import write_text_atomic
-from xwam_ft.train.history import METRICS_FILE
+from xwam_ft.encode.inputs import first_rank
+from xwam_ft.files import read_json, write_json_atomic, write_text_atomic
+from xwam_ft.train.history import METRICS_FILE, History
 
 if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe
+
+
+WANDB_FILE = "wandb.json"
 
 
 def run_loggers(run: Path, first_step: int, recipe: Recipe) -> list[Logger]:
@@ -36,16 +42,43 @@ def run_loggers(run: Path, first_step: int, recipe: Recipe) -> list[Logger]:
 
 
 def _wandb(run: Path, recipe: Recipe) -> WandbLogger:
-    """A W&B run whose id follows from the run folder, so that a resumed run goes on in it."""
-    place = str(run.resolve())
-    return WandbLogger(
-        project="xwam-ft",
-        name=run.name,
-        id=hashlib.sha256(place.encode()).hexdigest()[:12],
+    """A W&B run whose id is drawn once and kept in the run folder: a resumed run, wherever it lies, goes on in it."""
+    spec = recipe.logging.wandb
+    return WandbOnce(
+        {(row["step"], name) for row in History(run).metrics() for name in row},
+        project=spec.project or os.environ.get("WANDB_PROJECT") or "xwam-ft",
+        entity=spec.entity or os.environ.get("WANDB_ENTITY") or None,
+        name=spec.name or os.environ.get("WANDB_NAME") or run.name,
+        id=_drawn_id(run / WANDB_FILE),
         resume="allow",
-        save_dir=place,
+        save_dir=str(run.resolve()),
         config=recipe.model_dump(mode="json"),
     )
+
+
+def _drawn_id(path: Path) -> str | None:
+    """The id in a file, which the first process to ask makes; None on other ranks, which log nothing there."""
+    if not path.is_file() and first_rank():
+        write_json_atomic(path, {"id": secrets.token_hex(6)})
+    return str(read_json(path)["id"]) if path.is_file() else None
+
+
+class WandbOnce(WandbLogger):
+    """W&B forgets nothing, so what was told before the steps were repeated is not told again.
+
+    Args:
+        told: (step, metric) of the sessions before.
+    """
+
+    def __init__(self, told: set[tuple[float, str]], **options: Any) -> None:
+        super().__init__(**options)
+        self._told = told
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        new = {name: value for name, value in metrics.items() if (step, name) not in self._told}
+        if new:
+            super().log_metrics(new, step)
 
 
 class Events(TensorBoardLogger):

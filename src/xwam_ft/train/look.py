@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,20 @@ from xwam_ft.encode.inputs import first_rank
 from xwam_ft.evaluate.open_loop import open_loop, summary_lines
 from xwam_ft.files import write_json_atomic
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.train.callbacks import Averaging, Clock, StepCallback
+from xwam_ft.train.budget import Budget, look_bar
+from xwam_ft.train.callbacks import Averaging, Clock, Signals, StepCallback
 from xwam_ft.train.history import IMAGINED, History
 from xwam_ft.train.loggers import log_picture
 from xwam_ft.train.report import write_report
 from xwam_ft.train.sharding import is_sharded, whole
-from xwam_ft.train.validation import error_metrics, evaluation_mode, imagine_held_out, imagine_metrics, live_policy
+from xwam_ft.train.validation import (
+    error_metrics,
+    evaluation_mode,
+    imagine_held_out,
+    imagine_metrics,
+    imagined_clips,
+    live_policy,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +53,7 @@ class Look(StepCallback):
     Args:
         folder, shard_set, source: the run, and what it trains on.
         average: whose weights are looked at, since they are exported, or None.
+        signals: what ends a look.
     """
 
     def __init__(
@@ -54,15 +63,19 @@ class Look(StepCallback):
         source: ClipSource,
         average: Averaging | None,
         clock: Clock,
+        signals: Signals,
         console: Console,
     ) -> None:
+        self.signals = signals
         self.folder, self.shard_set, self.source = folder, shard_set, source
         self.recipe, self.average, self.clock, self.console = folder.recipe, average, clock, console
         self.history = History(folder.path)
         self.spent_before = self.history.seconds()
         self.holds_out = bool(source.of_split("held_out"))
+        self.budget = Budget(self.recipe.validation.budget, clock, self.spent_before)
         self.missed = self._missed()  # read here, before any rank writes: all of them must agree
         self._meanwhile = ExitStack()
+        self._put_off: int | float | None = None  # what `limit_val_batches` was before a look was put off
 
     def _missed(self) -> list[str]:
         """What was to be looked at after the step a run goes on from, and was not: it ended between saving and that."""
@@ -70,6 +83,8 @@ class Look(StepCallback):
         if step == 0 or not self.holds_out:
             return []
         last = step >= self.recipe.trainer.max_steps
+        if not last and self.budget.exceeded():
+            return []
         seen = next((one for one in self.history.validated() if one.step == step), None)
         missed: list[str] = []
         if (last or (spec.every_steps and step % spec.every_steps == 0)) and (seen is None or seen.tables is None):
@@ -95,8 +110,13 @@ class Look(StepCallback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The policy's errors, beside the losses that the module has summed up."""
         module: Any = pl_module
+        scores: dict[str, Any] | None = None
         if self._looks(module):
-            scores = open_loop(self._policy(module), self.shard_set, clips=self.recipe.validation.clips).metrics()
+            clips = self.recipe.validation.clips
+            with self._ends(module), look_bar(trainer, "actions of held-out clips", clips, self.console) as told:
+                policy = self._policy(module)
+                scores = open_loop(policy, self.shard_set, clips=clips, progress=told).metrics()
+        if scores is not None:
             losses = module.held_out.means()
             errors = error_metrics(scores)
             if trainer.is_global_zero:
@@ -112,13 +132,32 @@ class Look(StepCallback):
         module: Any = pl_module
         self._meanwhile.close()
         self.clock.lap("validation")
-        if module.step < module.max_steps:  # the last report is written once all is done
+        if module.step < module.max_steps and not self.signals.received:  # the last report is written once all is done
             self.report()
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
-        every = self.recipe.validation.imagine_every_steps
-        if step == module.max_steps or (every and step % every == 0 and not trainer.should_stop):
+        spec = self.recipe.validation
+        if step == module.max_steps:
             self.imagine(trainer, module)
+        elif not trainer.should_stop:
+            looks, imagines = (bool(n) and step % n == 0 for n in (spec.every_steps, spec.imagine_every_steps))
+            if (looks or imagines) and self.holds_out and self._over_budget(trainer, step):
+                self._put_off, trainer.limit_val_batches = trainer.limit_val_batches, 0
+            elif imagines:
+                self.imagine(trainer, module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._put_off is not None:
+            trainer.limit_val_batches, self._put_off = self._put_off, None
+
+    def _over_budget(self, trainer: pl.Trainer, step: int) -> bool:
+        """Whether there is no time for a look; the first rank's clock decides for all."""
+        said: str | None = trainer.strategy.broadcast(self.budget.exceeded())
+        if said is not None:
+            self.console.print(f"step {step}: not looked at, {said}", soft_wrap=True, markup=False)
+        return said is not None
 
     def imagine(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Imagined beside recorded video of a held-out episode, and errors with each camera black."""
@@ -127,10 +166,18 @@ class Look(StepCallback):
             return
         self.clock.lap("network")
         step = module.step
+        tables: dict[str, Any] | None = None
         if self._looks(module):
-            with self._exported(module), self._imagining(step) as place:
-                tables = imagine_held_out(self._policy(module), self.shard_set, self.recipe, place)
+            total = imagined_clips(self.shard_set, self.recipe)
+            with (
+                self._ends(module),
+                self._exported(module),
+                self._imagining(step) as place,
+                look_bar(trainer, "imagining", total, self.console) as told,
+            ):
+                tables = imagine_held_out(self._policy(module), self.shard_set, self.recipe, place, told)
                 write_json_atomic(place / "metrics.json", tables)
+        if tables is not None and not self.signals.cut:
             for logger in trainer.loggers:
                 logger.log_metrics(imagine_metrics(tables), step)
             if trainer.is_global_zero:
@@ -138,6 +185,7 @@ class Look(StepCallback):
                 log_picture(trainer.loggers, "imagine/contact_sheet", sheet, step)
         trainer.strategy.barrier()
         self.clock.lap("imagining")
+        self.signals.agree(trainer, module)
 
     def report(self) -> None:
         """Write report.html and time.json of the run so far; the first rank does."""
@@ -153,9 +201,16 @@ class Look(StepCallback):
         shown = "  ".join(f"{name} {value:.3g}" for name, value in terms.items())
         self.console.print(f"step {step}, held out: {'; '.join([shown, *summary_lines(scores)])}", soft_wrap=True)
 
+    def _ends(self, module: TrainingModule) -> AbstractContextManager[None]:
+        """What a signal ends, where no other process computes along."""
+        return nullcontext() if is_sharded(module.network) else self.signals.ends_look()
+
     def _looks(self, module: TrainingModule) -> bool:
         """Whether this rank looks: the first does while the others wait, and all of them where weights are sharded."""
-        return first_rank() or is_sharded(module.network)
+        if is_sharded(module.network):
+            return True
+        self.signals.cut = self.signals.cut or self.signals.received != 0  # it came before the look
+        return first_rank() and not self.signals.cut
 
     @contextmanager
     def _imagining(self, step: int) -> Generator[Path]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from rich.console import Console
 
 from xwam_ft.encode.clips import StepGeometry, Stream, random_bits
 from xwam_ft.encode.inputs import open_inputs
@@ -29,8 +30,10 @@ from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
 from xwam_ft.train.held_out import HeldOutLosses
-from xwam_ft.train.optimizer import learning_rate_factor, make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.optimizer import make_optimizer, split_decay, trained_parameters
+from xwam_ft.train.schedule import learning_rate_factor
 from xwam_ft.train.sharding import gathered, is_sharded, shard
+from xwam_ft.train.warm_start import begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,20 +115,34 @@ class TrainingModule(pl.LightningModule):
             UserError: anything wrong with recipe, shards or backbone.
         """
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-        return cls.of_contract(recipe, open_inputs(recipe).contract)
+        inputs = open_inputs(recipe)
+        return cls.of_contract(inputs.recipe, inputs.contract)
 
     @classmethod
     def of_contract(
-        cls, recipe: Recipe, contract: Contract, *, run: Path | None = None, report: list[str] | None = None
+        cls,
+        recipe: Recipe,
+        contract: Contract,
+        *,
+        run: Path | None = None,
+        report: list[str] | None = None,
+        console: Console | None = None,
     ) -> TrainingModule:
-        """The module of a recipe for recordings under a contract; `run`: as above, `report`: of `trainable_network`."""
+        """The module of a recipe for recordings under a contract, at its start; of a run with checkpoints to go on.
+
+        Args:
+            run: as above. report: of `trainable_network`. console: is told what of another run was started from.
+        """
         spec = recipe.backbone
         backbone = load_backbone(
             spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
         )
         text = torch.zeros(0, int(backbone.transformer.config.text_dim))
+        network = trainable_network(backbone, recipe, contract, report)
+        if recipe.init_from is not None and (run is None or not list_checkpoints(run)):
+            begin(network, backbone, recipe, contract, run, console or Console(quiet=True))
         return cls(
-            trainable_network(backbone, recipe, contract, report),
+            network,
             recipe,
             geometry_of(recipe),
             _no_counts,
@@ -142,7 +159,7 @@ class TrainingModule(pl.LightningModule):
 
     @property
     def max_steps(self) -> int:
-        """The optimizer steps of the whole run, at whose end the learning rates are 0."""
+        """The optimizer steps of the whole run, which the learning rates are planned for."""
         return steps_of(self._trainer, self.recipe)
 
     def setup(self, stage: str) -> None:
@@ -257,7 +274,7 @@ class TrainingModule(pl.LightningModule):
         optimizer = make_optimizer(groups, optim)
 
         def factor(steps_here: int) -> float:
-            return learning_rate_factor(first + steps_here, optim.warmup_steps, max_steps)
+            return learning_rate_factor(first + steps_here, optim, max_steps)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,8 +1,7 @@
-"""AdamW's groups, the learning-rate curve, AdamW's state by parameter name, and the averaged weights."""
+"""AdamW's groups, AdamW's state by parameter name, and the averaged weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +20,6 @@ if TYPE_CHECKING:
 
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import OptimSpec
-
-
-def learning_rate_factor(step: int, warmup_steps: int, max_steps: int) -> float:
-    """What multiplies the base learning rate at optimizer step `step` (counted from 0).
-
-    Linear over the first `warmup_steps` steps, reaching 1 on the last of them; then half a cosine that is 0 at
-    `max_steps`, the first step that is not taken.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if step >= max_steps:
-        return 0.0
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
 
 
 def trained_parameters(network: JointNetwork) -> dict[str, Parameter]:

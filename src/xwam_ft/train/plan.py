@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xwam_ft.encode.cache import EMPTY_PROMPT
+from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
@@ -138,7 +138,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     held = tuple(summary_table(network, lambda parameter: share(parameter, cut))) if cut > 1 else groups
     gathered = gathered_bytes(network) if cut > 1 else None
     parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
-    places = {"the shards": shard_set.folder, "checkpoints": run or shard_set.folder}
+    places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or shard_set.folder}
     free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
     plan = Plan(
         backbone=recipe.backbone.path,

@@ -28,7 +28,7 @@ def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> 
     from xwam_ft.train.plan import available_memory, fitting_batch, make_plan
 
     inputs = open_inputs(recipe, console, computes=probe)
-    shard_set = inputs.shard_set
+    recipe, shard_set = inputs.recipe, inputs.shard_set
     plan = make_plan(recipe, shard_set)
     if probe or fit:
         device = inputs.device

@@ -24,6 +24,7 @@ from xwam_ft.evaluate.report import (
 from xwam_ft.files import read_json, write_text_atomic
 from xwam_ft.train.folder import PLAN_FILE, RECIPE_FILE
 from xwam_ft.train.history import IMAGINED, History, Validated
+from xwam_ft.train.longer import read_extensions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +63,7 @@ def write_report(run: Path) -> Path:
         _render(
             run=run,
             history=history,
+            longer=[f"from step {e.from_step} on: {e.said}" for e in read_extensions(run, history.last_step())],
             plan=read_json(run / PLAN_FILE) if (run / PLAN_FILE).is_file() else None,
             recipe=(run / RECIPE_FILE).read_text(encoding="utf-8"),
             plots={name: _uri(plot()) for name, plot in plots.items()},
@@ -77,6 +79,7 @@ def _render(
     *,
     run: Path,
     history: History,
+    longer: list[str],
     plan: dict[str, Any] | None,
     recipe: str,
     plots: dict[str, str | None],
@@ -88,8 +91,6 @@ def _render(
 
     from xwam_ft.train.plan_report import duration
 
-    metrics = history.metrics()
-    step = int(metrics[-1]["step"]) if metrics else 0
     seconds = sorted(history.seconds().items(), key=lambda item: -item[1])
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = figure
@@ -99,7 +100,8 @@ def _render(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
         folder=str(run),
-        step=step,
+        step=history.last_step(),
+        longer=longer,
         plan=plan,
         recipe=recipe,
         plots=plots,

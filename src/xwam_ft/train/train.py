@@ -10,7 +10,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from rich.table import Table
 from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
+from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision
@@ -38,9 +39,11 @@ from xwam_ft.train.folder import (
     PLAN_FILE,
     RECIPE_FILE,
     RunFolder,
+    keep_length,
     make_run,
     open_run,
     require_free,
+    require_run,
     require_same_data,
     require_shards,
 )
@@ -48,6 +51,7 @@ from xwam_ft.train.loggers import run_loggers
 from xwam_ft.train.look import Look
 from xwam_ft.train.memory import is_out_of_memory, out_of_memory
 from xwam_ft.train.module import TrainingModule
+from xwam_ft.train.origin import open_origin, require_backbone
 from xwam_ft.train.own_code import OwnCode, own_code
 from xwam_ft.train.plan import make_plan
 from xwam_ft.train.plan_report import print_plan
@@ -70,35 +74,66 @@ def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
     """
     if not first_rank():
         wait_for(run / RECIPE_FILE)
-        return resume_run(run, console)
+        resume_run(run, console)
+        return
     require_free(run)
+    with sole_writer(run, "training it"):
+        _begin(recipe, run, console)
+
+
+def _begin(recipe: Recipe, run: Path, console: Console) -> None:
+    """Make the run folder, and train."""
     inputs, own = open_inputs(recipe, console), own_code(recipe)
+    recipe = inputs.recipe
+    if recipe.init_from is not None:
+        require_backbone(open_origin(recipe.init_from), recipe.backbone)
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
     clips = inputs.clips()
     folder = make_run(run, recipe, inputs.contract)
     write_json_atomic(run / PLAN_FILE, plan.to_json())
-    return _finish(folder, inputs, clips, own, console)
+    _finish(folder, inputs, clips, own, console)
 
 
 def resume_run(run: Path, console: Console, overrides: Overrides | None = None) -> None:
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 
     Args:
-        overrides: of keys that the result does not depend on (folder.FREE, CUT); this call's alone.
+        overrides: of keys that the result does not depend on (folder.FREE, CUT), this call's alone; and
+            `trainer.max_steps`, which makes the run longer for good.
 
     Raises:
         UserError: not a run folder, a damaged checkpoint, another contract, backbone, shard set or recipe, or an
             override that would change the result.
     """
     console = console if first_rank() else Console(quiet=True)
+    place = require_run(run)
+    with sole_writer(place, "training it") if first_rank() else nullcontext():
+        _go_on(place, console, overrides)
+
+
+def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
+    """What `resume_run` does where nobody else does."""
     folder = open_run(run, overrides)
-    done = f"{run}: at step {folder.first_step} of {folder.recipe.trainer.max_steps}"
-    console.print(done, soft_wrap=True, markup=False)
+    done, steps = folder.first_step, folder.recipe.trainer.max_steps
+    finished = done >= steps
+    said = f"{run}: {done} of {steps} steps are done" if finished else f"{run}: at step {done} of {steps}"
+    console.print(said, soft_wrap=True, markup=False)
     require_shards(folder)
-    inputs, own = open_inputs(folder.recipe, console), own_code(folder.recipe)
+    inputs, own = open_inputs(folder.recipe, console, contract=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
-    _finish(folder, inputs, inputs.clips(), own, console)
+    clips = inputs.clips()
+    if folder.extends:
+        console.print(folder.extensions[-1].said, soft_wrap=True, markup=False)
+    if first_rank():
+        if folder.extends:
+            plan = make_plan(inputs.recipe, inputs.shard_set, folder.path)
+            write_json_atomic(folder.path / PLAN_FILE, plan.to_json())
+        folder = keep_length(folder)
+    _finish(folder, inputs, clips, own, console)
+    if finished:
+        longer = f"xwam-ft train --resume {quote(str(run))} --set trainer.max_steps={2 * steps}"
+        console.print(f"to train longer: {longer}", soft_wrap=True, markup=False)
 
 
 def _finish(folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, console: Console) -> None:
@@ -121,13 +156,14 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     """Train to the last step; returns at once where that is done already, was looked at and has its adapter folder."""
     recipe, clock = folder.recipe, Clock()
     average = None if recipe.optim.ema_decay is None else Averaging(recipe.optim.ema_decay)
-    look = Look(folder, shard_set, clips, average, clock, console)
+    signals = Signals(console)
+    look = Look(folder, shard_set, clips, average, clock, signals, console)
     kept: list[str] = []
-    module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept)
+    module = TrainingModule.of_contract(recipe, folder.contract, run=folder.path, report=kept, console=console)
     for sentence in kept if folder.first_step == 0 else ():
         console.print(f"imported weights: {sentence}", soft_wrap=True)
     data = ClipDataModule(clips, recipe, folder.contract.sha256)
-    signals, checkpoints = Signals(), ExactCheckpoints(folder, shard_set, clips, average, clock, console)
+    checkpoints = ExactCheckpoints(folder, shard_set, clips, average, clock, console)
     callbacks: list[Callback] = [
         *([average] if average is not None else []),
         AdaptersMove(),
@@ -155,6 +191,10 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     try:
         with _quiet(), _deterministic(trainer), signals_restored(), run_disk_errors(folder.path):
             trainer.fit(module, datamodule=data)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into an exit with 1
+            raise KeyboardInterrupt from None
+        raise
     except UserError:
         with suppress(OSError):
             look.report()  # how it came to that

@@ -6,7 +6,7 @@ the robot, around the live network; for it alone the VAE is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import ShardSet
+    from xwam_ft.shards import ClipRef, EpisodeEntry, ShardSet
 
 
 BLACKOUT_CLIPS = 8
@@ -52,8 +52,7 @@ def live_policy(
         video_steps=max(validation.video_steps, validation.action_steps),
         shift=recipe.noise.shift,
     )
-    prompts = {" ".join(prompt.split()): embedding for prompt, embedding in embedded}
-    return Policy(network, codec, prompts, contract, settings, trained=codec.trained)
+    return Policy(network, codec, dict(embedded), contract, settings, trained=codec.trained)
 
 
 def error_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -68,7 +67,22 @@ def error_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def imagine_held_out(policy: Policy, shard_set: ShardSet, recipe: Recipe, folder: Path) -> dict[str, Any]:
+def imagined_clips(shard_set: ShardSet, recipe: Recipe) -> int:
+    """Clips that `imagine_held_out` goes through, those it infers with a camera black included."""
+    refs = _refs(shard_set, recipe)[1]
+    return len(refs) + min(recipe.validation.clips, BLACKOUT_CLIPS, len(shard_set.clips("held_out", 1))) * (
+        1 + len(shard_set.contract.cameras)
+    )
+
+
+def _refs(shard_set: ShardSet, recipe: Recipe) -> tuple[EpisodeEntry, list[ClipRef]]:
+    entry = shard_set.episode(shard_set.clips("held_out", 1)[0].entry.episode)
+    return entry, spread(tiles(shard_set, entry), recipe.validation.imagine_clips)
+
+
+def imagine_held_out(
+    policy: Policy, shard_set: ShardSet, recipe: Recipe, folder: Path, told: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """Imagine clips of the first held-out episode into `folder`, and black each camera out on held-out clips.
 
     Returns:
@@ -76,13 +90,12 @@ def imagine_held_out(policy: Policy, shard_set: ShardSet, recipe: Recipe, folder
         "blackout"}.
     """
     spec = recipe.validation
-    entry = shard_set.episode(shard_set.clips("held_out", 1)[0].entry.episode)
-    refs = spread(tiles(shard_set, entry), spec.imagine_clips)
-    found = write_futures(policy, shard_set, refs, folder, joined=False)
+    entry, refs = _refs(shard_set, recipe)
+    found = write_futures(policy, shard_set, refs, folder, joined=False, advance=told)
     mean = mean_action(shard_set)
     count = min(spec.clips, BLACKOUT_CLIPS)
-    seen = open_loop(policy, shard_set, clips=count, mean=mean)
-    black = blackout(policy, shard_set, seen, clips=count, mean=mean)
+    seen = open_loop(policy, shard_set, clips=count, mean=mean, progress=told)
+    black = blackout(policy, shard_set, seen, clips=count, mean=mean, told=told)
     return {
         "episode": entry.index,
         "instruction": entry.instruction,

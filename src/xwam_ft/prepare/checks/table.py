@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft.prepare.findings import Finding
+from xwam_ft.prompts import clean_prompt
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment.slots import SlotPlan
@@ -44,18 +45,18 @@ def instructions_of(episode: Episode, table: Table, fallback: str | None) -> tup
     wordings of one task; at most `MOST_WORDINGS`, evenly over the list), else the embodiment's."""
     if table.task_index is not None and len(table.task_index) and episode.tasks:
         numbers, counts = np.unique(table.task_index, return_counts=True)
-        text = episode.tasks.get(int(numbers[np.argmax(counts)]), "").strip()
+        text = clean_prompt(episode.tasks.get(int(numbers[np.argmax(counts)]), ""))
         if text:
             several = f"{len(numbers)} instructions in one episode; {text!r} is used"
             return (text,), [] if len(numbers) == 1 else [Finding("several-instructions", "warning", several)]
-    wordings = list(dict.fromkeys(text.strip() for text in episode.instructions if text.strip()))
+    wordings = list(dict.fromkeys(filter(None, map(clean_prompt, episode.instructions))))
     if len(wordings) > MOST_WORDINGS:
         chosen = [wordings[index * len(wordings) // MOST_WORDINGS] for index in range(MOST_WORDINGS)]
         left_out = f"{MOST_WORDINGS} of {len(wordings)} wordings of the instruction are kept"
         return tuple(chosen), [Finding("many-wordings", "note", left_out)]
     if wordings:
         return tuple(wordings), []
-    if fallback and fallback.strip():
-        return (fallback.strip(),), []
+    if fallback and (text := clean_prompt(fallback)):
+        return (text,), []
     text = "no instruction was recorded; add `instruction:` to the embodiment file"
     return (), [Finding("missing-instruction", "warning", text)]

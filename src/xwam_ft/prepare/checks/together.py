@@ -25,13 +25,13 @@ from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
-from xwam_ft.prepare.episode_job import Motions, MotionsByNumber, load_motion
 from xwam_ft.prepare.findings import Finding, names_of
+from xwam_ft.prepare.jobs import Motions, MotionsByNumber, load_motion
 from xwam_ft.prepare.sources.beside import unnamed
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
-    from xwam_ft.prepare.episode_job import EpisodeJob, EpisodeResult
+    from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult
     from xwam_ft.prepare.sources import Source
 
 JUDGED = 200  # episodes, spread over all, from which is told what recorded commands are

@@ -6,7 +6,7 @@
     transformers:ID   any depth-estimation model of Hugging Face transformers (transformers_estimator.py)
     marigold[:ID]     diffusers' MarigoldDepthPipeline (marigold.py)
     files:PATTERN     made elsewhere (files.py)
-    NAME[:ARGUMENT]   an estimator of another distribution, entry point group `xwam_ft.depth` (see `EstimatorKind`)
+    NAME[:ARGUMENT]   an estimator of another distribution, entry point group `xwam_ft.depth` (estimator.py)
     none
 
 A stage gives, for rows of one camera of one episode, float32 depth along the optical axis in metres (`metric`), or an
@@ -20,19 +20,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from xwam_ft.contract import DepthCode
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare import plugins
+from xwam_ft.prepare.depth.estimator import DepthStage, Description, Estimator, EstimatorKind
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
-    from numpy import ndarray
-
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.embodiment.schema import DepthRange
-    from xwam_ft.prepare.episode import Episode
+
+__all__ = ["DepthPlan", "DepthStage", "Description", "Estimator", "EstimatorKind", "find_estimator", "parse_depth"]
 
 CHOICES = "sensor, stereo, tiny, marigold, transformers:ID, files:PATTERN or none"
 COSTS = (
@@ -43,60 +42,6 @@ COSTS = (
 )
 """The choices where no depth was recorded, each with what it takes."""
 SHIPPED = {"tiny": "tiny", "transformers": "transformers_estimator", "marigold": "marigold"}  # estimators: modules
-
-
-class DepthStage(Protocol):
-    """Opened once a process; never looks at two episodes at a time."""
-
-    def read(
-        self, episode: Episode, camera: CameraPlan, rows: Sequence[int], pictures: UInt8[ndarray, "n h w 3"]
-    ) -> Float[ndarray, "n h2 w2"] | None:
-        """Depth of `rows`, whose pictures at source resolution are given; None: this camera has none.
-
-        Raises:
-            EpisodeError: what should be there is not, or does not fit.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an estimator gives, known before its weights are loaded.
-
-    `fingerprint` covers all that its numbers depend on besides the pictures (weights, settings, libraries): a cached
-    estimate is taken only under the same one. `prompted`: it completes recorded depth, and needs some.
-    """
-
-    metric: bool
-    note: str  # how that is known, for the report
-    fingerprint: str
-    prompted: bool = False
-
-
-class Estimator(Protocol):
-    """Depth of single pictures."""
-
-    def estimate(
-        self,
-        pictures: UInt8[ndarray, "n h w 3"],
-        focal: float | None,
-        prompt: Float[ndarray, "n h3 w3"] | None,
-    ) -> Float[ndarray, "n h2 w2"]:
-        """Metres, or inverse depth without a unit (larger = nearer), as its description says; NaN for none.
-
-        Args:
-            focal: fx of the camera in pixels of `pictures`, where it is known.
-            prompt: recorded depth in metres, 0 = none; for prompted estimators alone.
-        """
-        ...
-
-
-class EstimatorKind(Protocol):
-    """What a module under the entry point group `xwam_ft.depth` offers; `argument` is what follows NAME: in --depth."""
-
-    def describe(self, argument: str) -> Description: ...
-
-    def open_estimator(self, argument: str) -> Estimator: ...
 
 
 @dataclass(frozen=True)

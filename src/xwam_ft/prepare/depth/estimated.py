@@ -22,7 +22,7 @@ from xwam_ft import media
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path
 from xwam_ft.pictures import resize_nearest
-from xwam_ft.prepare.depth import DepthStage, Description, Estimator
+from xwam_ft.prepare.depth.estimator import DepthStage, Description, Estimator
 from xwam_ft.prepare.depth.sensor import Sensor
 from xwam_ft.prepare.depth.views import require_length
 

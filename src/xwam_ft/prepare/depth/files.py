@@ -29,7 +29,7 @@ import numpy as np
 
 from xwam_ft import media
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.prepare.depth import DepthStage
+from xwam_ft.prepare.depth.estimator import DepthStage
 from xwam_ft.prepare.depth.sensor import unseen
 from xwam_ft.prepare.episode import EpisodeError
 

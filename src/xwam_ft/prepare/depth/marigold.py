@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.depth import Description, Estimator
 from xwam_ft.prepare.depth.estimated import pick_device
+from xwam_ft.prepare.depth.estimator import Description, Estimator
 from xwam_ft.prepare.depth.transformers_estimator import model_fingerprint
 
 if TYPE_CHECKING:

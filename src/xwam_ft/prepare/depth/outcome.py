@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.prepare.depth import DepthPlan
-    from xwam_ft.prepare.episode_job import EpisodeResult
+    from xwam_ft.prepare.jobs import EpisodeResult
 
 
 @dataclass(frozen=True)

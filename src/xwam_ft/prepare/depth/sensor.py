@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.depth import DepthStage
+from xwam_ft.prepare.depth.estimator import DepthStage
 from xwam_ft.prepare.episode import EpisodeError, LogCode
 
 if TYPE_CHECKING:

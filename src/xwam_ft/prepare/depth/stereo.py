@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.errors import UserError, require
-from xwam_ft.prepare.depth import DepthStage
+from xwam_ft.prepare.depth.estimator import DepthStage
 from xwam_ft.prepare.depth.views import require_length
 from xwam_ft.prepare.episode import EpisodeError
 

@@ -20,8 +20,8 @@ from xwam_ft import depth_code
 from xwam_ft.errors import UserError
 from xwam_ft.files import sha256
 from xwam_ft.pictures import resize_nearest
-from xwam_ft.prepare.depth import Description, Estimator
 from xwam_ft.prepare.depth.estimated import pick_device
+from xwam_ft.prepare.depth.estimator import Description, Estimator
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8

@@ -18,8 +18,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import stand_in
 from xwam_ft.prepare.episode import Episode, Problem, VideoView, View
 from xwam_ft.prepare.sources.beside import unreadable
-from xwam_ft.prepare.sources.lerobot import LeRobotSet
 from xwam_ft.prepare.sources.lerobot_places import Place, places
+from xwam_ft.prepare.sources.lerobot_set import LeRobotSet
 from xwam_ft.prepare.sources.lerobot_table import rows_of
 
 V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

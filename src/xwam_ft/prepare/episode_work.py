@@ -1,8 +1,6 @@
 """The work on one episode, the same in any process: check, decode, resize, depth, encode; leaves a folder behind.
 
-`<staging>/episode-NNNNNN/` holds the files of its segments, `motion.npz`, contact sheets and `result.json`, and is
-put there under its name only when it is complete. Frames pass through in blocks of `BLOCK`, so that the length of an
-episode costs disk, not memory.
+Frames pass through in blocks of `BLOCK`, so that the length of an episode costs disk, not memory.
 """
 
 from __future__ import annotations
@@ -11,17 +9,16 @@ import base64
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xwam_ft import depth_code
-from xwam_ft.contract import Image, Timing
 from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_folder, full_disk, read_json, reserve, write_json_atomic
+from xwam_ft.files import atomic_folder, full_disk, reserve, write_json_atomic
 from xwam_ft.pictures import resize_nearest, resize_pictures
 from xwam_ft.prepare.checks import depth as depth_checks
 from xwam_ft.prepare.checks import pictures as picture_checks
@@ -35,11 +32,11 @@ from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
 from xwam_ft.prepare.embodiment.cameras import CameraPlan
-from xwam_ft.prepare.embodiment.slots import SlotPlan, joint_motion, motion
-from xwam_ft.prepare.episode import Episode, EpisodeError
-from xwam_ft.prepare.findings import Finding, Rejected, Severity, reject_errors
-from xwam_ft.quantiles import Motion
-from xwam_ft.shard_writer import encode_segment, episode_key, segment_bounds, segment_key
+from xwam_ft.prepare.embodiment.slots import joint_motion, motion
+from xwam_ft.prepare.episode import EpisodeError
+from xwam_ft.prepare.findings import Finding, Rejected, reject_errors
+from xwam_ft.prepare.jobs import JOINTS, MOTION_FILE, RESULT, EpisodeJob, EpisodeResult, Outcome
+from xwam_ft.shard_writer import encode_segment, segment_bounds, segment_key
 from xwam_ft.shards import Segment
 
 if TYPE_CHECKING:
@@ -48,78 +45,8 @@ if TYPE_CHECKING:
 BLOCK = 64  # a multiple of the estimators' batch, so that batches fall alike in every run
 SEGMENT_FRAMES = 400
 SAMPLES = 6  # pictures of a contact sheet
-RESULT = "result.json"
-MOTION_FILE = "motion.npz"
-JOINTS = "joints "  # of a kinematic slot, in that file
 
-
-@dataclass(frozen=True)
-class EpisodeJob:
-    """All that one episode needs; sent to a worker process."""
-
-    number: int  # in the shard set, over all datasets; rejected episodes keep theirs
-    episode: Episode
-    fps: float
-    cameras: list[CameraPlan]
-    slots: list[SlotPlan]
-    depth: DepthPlan
-    image: Image
-    timing: Timing
-    instruction: str | None
-    staging: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.staging / episode_key(self.number)
-
-
-@dataclass
-class EpisodeResult:
-    number: int
-    index: int  # the dataset's own number
-    dataset: str
-    reason: str | None = None  # why it was rejected
-    findings: list[Finding] = field(default_factory=list[Finding])
-    frames: int = 0
-    instructions: list[str] = field(default_factory=list[str])  # wordings of one, the usual first
-    success: bool | None = None
-    segments: list[str] = field(default_factory=list[str])
-    padded_starts: int = 0
-    sizes: dict[str, list[int]] = field(default_factory=dict[str, Any])  # camera -> height, width of the recording
-    codecs: dict[str, str] = field(default_factory=dict[str, str])
-    depth_valid: dict[str, float] = field(default_factory=dict[str, float])  # camera -> share of valid pixels
-    depth_ends: dict[str, list[float]] = field(default_factory=dict[str, Any])  # of these: at near, and at far
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
-    depth_flicker: dict[str, dict[str, float | None]] = field(default_factory=dict[str, Any])  # camera -> raw, aligned
-    depth_check: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])  # camera -> DepthCheck
-    # What the checks over all episodes compare (checks/across.py, checks/depth.py), and small pictures of findings.
-    signatures: dict[str, list[float]] = field(default_factory=dict[str, Any])  # camera -> its usual picture
-    depth_grids: dict[str, list[float | None]] = field(default_factory=dict[str, Any])  # camera -> metres
-    pictures_hash: str = ""
-    seconds_apart: list[float] = field(default_factory=list[float])  # between frames: least, median, most
-    thumbnails: dict[str, str] = field(default_factory=dict[str, str])  # "camera:frame" -> JPEG in base64
-
-    @property
-    def instruction(self) -> str:
-        """The usual wording, "" where none was recorded."""
-        return self.instructions[0] if self.instructions else ""
-
-    def of(self, severity: Severity) -> list[Finding]:
-        return [finding for finding in self.findings if finding.severity == severity]
-
-
-Outcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
 Work = Callable[[EpisodeJob, EpisodeResult, Path, DepthStage | None], None]
-
-
-def finished(job: EpisodeJob) -> EpisodeResult | None:
-    """The result an earlier run left; a rejected episode is tried again."""
-    if not (job.folder / RESULT).is_file():
-        return None
-    stored = read_json(job.folder / RESULT)
-    stored["findings"] = [Finding(**finding) for finding in stored["findings"]]
-    result = EpisodeResult(**stored)
-    return result if result.reason is None else None
 
 
 _open_stages: dict[DepthPlan, DepthStage | None] = {}  # the last one: a process works for one preparation
@@ -166,53 +93,28 @@ def on_disk(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any
     return np.memmap(path, kind, "r+", shape=shape)
 
 
-def load_motion(job: EpisodeJob) -> Motion:
-    with np.load(job.folder / MOTION_FILE) as archive:
-        return Motion(archive["state"], archive["command"], archive["command_mask"])
-
-
-def load_joints(job: EpisodeJob) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Joint states and commands of the kinematic slots, [F, J] each."""
-    with np.load(job.folder / MOTION_FILE) as archive:
-        return {n.removeprefix(JOINTS): (archive[n][0], archive[n][1]) for n in archive if n.startswith(JOINTS)}
-
-
-class Motions(Sequence[Motion]):
-    """The motions of episodes that are done, each read when it is looked at and not kept."""
-
-    def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
-        self.jobs = jobs
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    @overload
-    def __getitem__(self, index: int) -> Motion: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Motions: ...
-
-    def __getitem__(self, index: int | slice) -> Motion | Motions:
-        return Motions(self.jobs[index]) if isinstance(index, slice) else load_motion(self.jobs[index])
-
-
-class MotionsByNumber(Mapping[int, Motion]):
-    """The same by the episodes' numbers."""
-
-    def __init__(self, jobs: Sequence[EpisodeJob]) -> None:
-        self._jobs = {job.number: job for job in jobs}
-
-    def __getitem__(self, number: int) -> Motion:
-        return load_motion(self._jobs[number])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._jobs)
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-
 def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStage | None) -> None:
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    numbers = _numbers(job, result, folder)
+    rgb, codes = _pictures(job, result, folder, scratch, stage, numbers.state)
+    _segments(job, result, folder, numbers, rgb, codes)
+    del rgb, codes
+    shutil.rmtree(scratch)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """State [F, P] and command [F, Q] of an episode, with their masks."""
+
+    state: np.ndarray
+    state_mask: np.ndarray
+    command: np.ndarray
+    command_mask: np.ndarray
+
+
+def _numbers(job: EpisodeJob, result: EpisodeResult, folder: Path) -> _Numbers:
+    """Check the files and the table; its motion is written to `folder`, its findings to `result`."""
     started = time.perf_counter()
     episode = job.episode
     recorded_depth = job.depth.spec == "sensor"
@@ -234,9 +136,18 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
     of_joints = {JOINTS + name: both for name, both in joint_motion(job.slots, table, job.timing.action_skip).items()}
     np.savez(folder / MOTION_FILE, state=state, command=command, command_mask=command_mask, **of_joints)  # pyright: ignore[reportArgumentType]
     result.seconds["read"] = time.perf_counter() - started
+    return _Numbers(state, state_mask, command, command_mask)
 
-    scratch = folder / "scratch"
-    scratch.mkdir()
+
+def _pictures(
+    job: EpisodeJob,
+    result: EpisodeResult,
+    folder: Path,
+    scratch: Path,
+    stage: DepthStage | None,
+    state: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pictures [V, F, H, W, 3] and depth codes [V, F, H, W] in files of `scratch`; checked, and shown on sheets."""
     shape = (len(job.cameras), len(state), job.image.height, job.image.width)
     rgb = on_disk(scratch / "rgb", np.uint8, (*shape, 3))
     codes = None if stage is None else on_disk(scratch / "codes", np.uint16, shape)
@@ -248,11 +159,22 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
         pictures = np.asarray(rgb[view, rows])
         sheet = contact_sheet(pictures, None if codes is None else np.asarray(codes[view, rows]))
         (folder / f"sheet-{camera.name}.jpg").write_bytes(sheet)
+    return rgb, codes
 
+
+def _segments(
+    job: EpisodeJob,
+    result: EpisodeResult,
+    folder: Path,
+    numbers: _Numbers,
+    rgb: np.ndarray,
+    codes: np.ndarray | None,
+) -> None:
+    """Cut the episode into the shard samples that `assemble` puts together."""
     started = time.perf_counter()
     names = [camera.name for camera in job.cameras]
     length = max(SEGMENT_FRAMES, 4 * job.timing.span)
-    for first, count, first_start, num_starts in segment_bounds(len(state), job.timing, length):
+    for first, count, first_start, num_starts in segment_bounds(len(numbers.state), job.timing, length):
         part = slice(first, first + count)
         segment = Segment(
             key=segment_key(job.number, first),
@@ -264,16 +186,14 @@ def _work(job: EpisodeJob, result: EpisodeResult, folder: Path, stage: DepthStag
             instruction=result.instruction,
             rgb=rgb[:, part],
             depth=None if codes is None else codes[:, part],
-            proprio=state[part],
-            proprio_mask=state_mask[part],
-            action=command[part],
-            action_mask=command_mask[part],
+            proprio=numbers.state[part],
+            proprio_mask=numbers.state_mask[part],
+            action=numbers.command[part],
+            action_mask=numbers.command_mask[part],
         )
         for name, data in encode_segment(segment, names, job.fps).items():
             (folder / f"{segment.key}.{name}").write_bytes(data)
         result.segments.append(segment.key)
-    del rgb, codes
-    shutil.rmtree(scratch)
     result.seconds["encode"] = time.perf_counter() - started
 
 

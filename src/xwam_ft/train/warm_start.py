@@ -1,0 +1,112 @@
+"""A run that starts from another one: what it starts as is kept in the run, so that it never needs the old place again.
+
+init/trainable.safetensors    every trained tensor before the first step
+init/report.json              what was started from (place, step, SHA-256), what was carried over, new or left behind,
+                              the quantiles old and new
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xwam_ft.encode.inherit import SlotRange, inherit, sentences
+from xwam_ft.errors import listed
+from xwam_ft.files import atomic_folder, disk_errors, write_json_atomic
+from xwam_ft.model.adapters import load_trainable, trainable_state
+from xwam_ft.model.trainable import brings_depth
+from xwam_ft.train.carry import Carried, carry, table_rows
+from xwam_ft.train.origin import Origin, open_origin, require_backbone
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.contract import Contract
+    from xwam_ft.model.backbone import Backbone
+    from xwam_ft.model.network import JointNetwork
+    from xwam_ft.recipe import Recipe
+
+START = "init"
+START_FILE = f"{START}/trainable.safetensors"
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What a run started from and what became of it."""
+
+    origin: Origin
+    carried: Carried
+    ranges: list[SlotRange]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        origin = {key: getattr(self.origin, key) for key in ("place", "said", "sha256", "backbone")}
+        own = {"carried": asdict(self.carried), "quantiles": [asdict(row) for row in self.ranges]}
+        return {"origin": {**origin, "contract": self.origin.contract.sha256}, **own, "notes": self.notes}
+
+    def print(self, console: Console) -> None:
+        """A table of parts, one of ranges, and sentences."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        told = f"starts from {self.origin.place}: {self.origin.said}"
+        console.print(told, soft_wrap=True, markup=False)
+        table = Table("part", "carried over", "new")
+        for row in table_rows(self.carried):
+            table.add_row(*map(escape, row))
+        console.print(table)
+        table = Table("slot", "numbers", "farthest", "old range", "new range", "reach", "quantiles")
+        for row in self.ranges:
+            ends = (f"{low:.4g}..{high:.4g}" for low, high in (row.old, row.new))
+            used = "kept" if row.kept else "refitted"
+            table.add_row(escape(row.slot), row.stream, escape(row.number), *ends, f"{row.reach:.2f}", used)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, soft_wrap=True, markup=False)
+
+
+def begin(
+    network: JointNetwork, backbone: Backbone, recipe: Recipe, contract: Contract, run: Path | None, console: Console
+) -> None:
+    """Set the trained tensors of a fresh network to those its recipe starts from, and keep them in the run.
+
+    Args:
+        contract: of the recordings, as it was decided (inherit.py).
+        run: the run folder; None: nothing is written.
+
+    Raises:
+        UserError: what `init_from` names is gone or cannot be carried over; the run cannot be written.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from xwam_ft.encode.inputs import first_rank, wait_for
+
+    assert recipe.init_from is not None
+    kept = None if run is None else run / START_FILE
+    if kept is not None and not first_rank():
+        wait_for(kept)
+    if kept is not None and kept.is_file():
+        load_trainable(network, load_file(kept), kept)
+        return
+    origin = open_origin(recipe.init_from)
+    require_backbone(origin, recipe.backbone, backbone.fingerprint)
+    brought = brings_depth(backbone, recipe.model.depth.blocks)
+    report = start_report(recipe, contract, origin, carry(network, origin, contract, console, brought=brought))
+    report.print(console)
+    if run is not None:
+        state = {name: tensor.cpu().contiguous().clone() for name, tensor in trainable_state(network).items()}
+        with disk_errors(run), atomic_folder(run / START) as folder:
+            save_file(state, folder / Path(START_FILE).name)
+            write_json_atomic(folder / "report.json", report.to_dict())
+
+
+def start_report(recipe: Recipe, contract: Contract, origin: Origin, carried: Carried) -> StartReport:
+    """`contract`: as decided; what its ranges would be without the origin is gone, and is read off the recordings."""
+    from xwam_ft.encode.data_sets import open_sets
+
+    _, ranges, signs = inherit(open_sets(recipe.data).contract, origin.contract, recipe.init_quantiles)
+    notes = [*carried.sentences, *sentences(ranges, recipe.init_quantiles), *signs]
+    if carried.left:
+        notes.append(f"left behind, since nothing here holds it: {listed(carried.left, 6)}")
+    return StartReport(origin, carried, ranges, notes)
