@@ -7,7 +7,7 @@ OUT ?= out/demo
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test unit check style mutants soak clean
+.PHONY: demo test unit test-lowest test-pythons check style mutants soak clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,27 @@ test: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
 
+EXTRAS := dev,sim,mcap,stereo,ray,viz,serve
+UNIT := -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
+
+## the unit suite with the lowest version of every dependency that pyproject.toml allows; needs the network
+test-lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(UNIT)
+
+## the unit suite on every Python that pyproject.toml allows and this machine has; says which it has not
+test-pythons:
+	@for version in 3.10 3.11 3.12 3.13; do \
+	  if ! command -v python$$version > /dev/null; then echo "python$$version: not on this machine, not tried"; continue; fi; \
+	  python$$version -m venv --clear .venv-$$version && \
+	  .venv-$$version/bin/python -m pip install --quiet --upgrade pip && \
+	  .venv-$$version/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' && \
+	  OMP_NUM_THREADS=1 .venv-$$version/bin/python $(UNIT) || exit 1; \
+	  echo "python$$version: passed"; \
+	done
+
 ## lint, format and types; changes nothing
 check: $(READY)
 	$(BIN)/ruff check .
@@ -52,4 +73,4 @@ soak: $(READY)
 	$(BIN)/python -m pytest -m soak
 
 clean:
-	rm -rf $(VENV) out runs
+	rm -rf $(VENV) .venv-lowest .venv-3.* out runs

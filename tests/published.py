@@ -30,7 +30,7 @@ DEVIATIONS = (
     0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 )  # fmt: skip
 VAE: dict[str, Any] = {
-    "base_dim": 8, "decoder_base_dim": 16, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1,
+    "base_dim": 8, "decoder_base_dim": 16, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
     "attn_scales": [], "temperal_downsample": [False, True, True], "is_residual": True, "in_channels": 12,
     "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 16,
     "latents_mean": list(MEANS), "latents_std": list(DEVIATIONS),

@@ -34,6 +34,7 @@ The hall
     progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
     shard_writer.py   writing it
+    versions.py       installed libraries against those that were tried
     verb.py           a room's package that can be called
 
 The rooms, each importing only those before it (prepare and model do not know each other)

@@ -84,6 +84,7 @@ class ModelSpec(Section):
     lora: LoraSpec = LoraSpec()
     depth: DepthSpec = DepthSpec()
     gradient_checkpointing: bool = False
+    compile: bool = False  # blocks by torch.compile while training; the first step takes minutes
 
     @model_validator(mode="after")
     def _shared_blocks_are_frozen(self) -> ModelSpec:

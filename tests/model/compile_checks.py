@@ -1,6 +1,6 @@
 """What `torch.compile` makes of a network's step, as JSON; test_fast_path.py runs it in a process of its own.
 
-python compile_checks.py BACKEND [rollouts | fails]
+python compile_checks.py BACKEND [rollouts | blocks | fails]
 """
 
 from __future__ import annotations
@@ -60,6 +60,43 @@ def step(backend: str) -> dict[str, Any]:
     }
 
 
+def blocks(backend: str) -> dict[str, Any]:
+    """A training step with every block compiled against the plain one: gradients, graphs and breaks."""
+    from xwam_ft.model.adapters import prepare_for_training
+    from xwam_ft.model.compiled import compile_blocks
+    from xwam_ft.recipe_model import DepthSpec, LoraSpec
+
+    def gradients(network: JointNetwork) -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        sum(value.square().mean() for value in outputs(network(*inputs)).values()).backward()
+        return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+    config = dataclasses.replace(CONFIG, depth_blocks=2, depth_shared=True)
+    network = JointNetwork(make_transformer(num_layers=4), config).train()
+    prepare_for_training(network, LoraSpec(rank=2), DepthSpec(blocks=2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    batch = small_batch(2)
+    inputs = batch.latents, batch.action, batch.proprio, batch.text, batch.t_video, batch.t_action
+    found: dict[str, Any] = {}
+    for network.gradient_checkpointing in (False, True):
+        wanted = gradients(network)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        plain, compiled = network.run_block, compile_blocks(network, backend)
+        ours = gradients(compiled)
+        network.run_block = plain
+        counters = torch._dynamo.utils.counters
+        found["checkpointed" if network.gradient_checkpointing else "plain"] = {
+            "gradients": max(relative(ours[name], value) for name, value in wanted.items()),
+            "same_names": ours.keys() == wanted.keys(),
+            "graphs": counters["stats"]["unique_graphs"],
+            "breaks": dict(counters["graph_break"]),
+        }
+    return found
+
+
 def rollouts(backend: str) -> dict[str, Any]:
     network = small_network()
     forward = CompiledForward(network, backend)
@@ -93,5 +130,5 @@ def fails(backend: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    todo = {"rollouts": rollouts, "fails": fails}.get(sys.argv[2] if len(sys.argv) > 2 else "", step)
+    todo = {"rollouts": rollouts, "fails": fails, "blocks": blocks}.get(sys.argv[2] if len(sys.argv) > 2 else "", step)
     print(json.dumps(todo(sys.argv[1])))

@@ -188,6 +188,16 @@ def test_one_step_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.slow
+def test_blocks_compile_for_training_without_a_break() -> None:
+    """LoRA on both streams, the depth branch on shared blocks, with and without gradient checkpointing."""
+    for found in compiled_elsewhere("aot_eager", "blocks").values():
+        assert found["breaks"] == {}
+        assert found["graphs"] <= 4, "one graph serves all blocks of a kind"
+        assert found["same_names"]
+        assert found["gradients"] < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_compiled_rollout_is_the_plain_one(backend: str) -> None:
     """Through the kernels that a compiler writes; with weights moved in between, guided, and at two batch sizes."""

@@ -6,7 +6,7 @@ S text positions of Dt. Everything is normalised and float32; masks are 0 or 1 (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,11 @@ MOTION = ("video_mask", "action", "action_mask", "proprio", "proprio_mask")
 
 @dataclass(frozen=True)
 class Motion:
-    """What batches of latents and of pictures have in common. `positions` say which random numbers are theirs."""
+    """What batches of latents and of pictures have in common. `positions` say which random numbers are theirs.
+
+    A loader's worker leaves `text` empty (a clip's is 8 MB at 5B size, too much for a container's shared memory), and
+    says in `told` which rows of the source's embeddings it is; see `with_text`.
+    """
 
     positions: tuple[int, ...]
     keys: tuple[str, ...]
@@ -32,6 +36,11 @@ class Motion:
     proprio_mask: Float[Tensor, "b tp dp"]
     text: Float[Tensor, "b s dt"]
     depth_mask: Bool[Tensor, "b tl v h w"] | None
+    told: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def with_text(self, embeddings: Float[Tensor, "n s dt"]) -> Self:
+        """The batch with its instructions, in the dtype of `embeddings` where a worker left them out."""
+        return self if self.text.numel() else replace(self, text=embeddings[list(self.told)])
 
     @property
     def size(self) -> int:
@@ -40,9 +49,9 @@ class Motion:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch on another device (Lightning calls this)."""
         moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor)
         }
         return replace(self, **moved)
 
@@ -67,5 +76,5 @@ class PictureBatch(Motion):
     depth_pictures: Float[Tensor, "b v t height width"] | None
 
     def with_latents(self, latents: Tensor, depth: Tensor | None) -> Batch:
-        motion = {field.name: getattr(self, field.name) for field in fields(Motion)}
+        motion = {f.name: getattr(self, f.name) for f in fields(Motion)}
         return Batch(**motion, latents=latents, depth=depth)

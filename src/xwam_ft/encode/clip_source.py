@@ -106,7 +106,12 @@ class ClipPool:
         rows: dict[str, Tensor] = {}
         for source in self._sources:
             rows |= dict(zip(source.prompts, source.prompt_embeddings, strict=True))
-        self.prompt_embeddings = torch.stack([rows[prompt] for prompt in self.prompts])
+        one = self._sources[0]
+        self.prompt_embeddings = (  # of one cache the file itself: thousands of wordings are tens of GB
+            one.prompt_embeddings
+            if tuple(one.prompts) == self.prompts and len(self._sources) == 1
+            else torch.stack([rows[prompt] for prompt in self.prompts])
+        )
         self.identity = joint_identity([source.identity for source in self._sources])
 
     @property

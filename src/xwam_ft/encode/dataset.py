@@ -78,7 +78,7 @@ class ClipDataset(Dataset["Batch | PictureBatch | Unreadable"]):
             return Unreadable(error.what, error.where, error.fix)
 
     def read(self, positions: Sequence[int]) -> Batch | PictureBatch:
-        """The clips at some positions.
+        """The clips at some positions; in a loader's worker without their text (`Motion.with_text`).
 
         Raises:
             UserError: one cannot be read.
@@ -89,7 +89,8 @@ class ClipDataset(Dataset["Batch | PictureBatch | Unreadable"]):
         motion: dict[str, Any] = {
             "positions": tuple(positions),
             "keys": tuple(clip.key for clip in clips),
-            "text": self.source.prompt_embeddings[told].float(),
+            "text": torch.empty(0) if get_worker_info() else self.source.prompt_embeddings[told].float(),
+            "told": tuple(told),
             "depth_mask": _stack(tensors, "depth_mask").bool() if self.source.with_depth else None,
         }
         motion |= {name: _stack(tensors, name).float() for name in MOTION}

@@ -19,6 +19,7 @@ from xwam_ft.encode.inherit import inherit
 from xwam_ft.errors import UserError, require_installed
 from xwam_ft.places import run_at
 from xwam_ft.shards import CONTRACT_FILE
+from xwam_ft.versions import require_supported
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,7 @@ def open_inputs(
     """
     from rich.console import Console
 
+    require_supported()
     shown = console or Console(quiet=True)
     recipe = _on_its_own_backbone(recipe, shown)
     _refuse_released_weights(recipe)

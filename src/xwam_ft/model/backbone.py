@@ -22,6 +22,7 @@ import torch
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
+from xwam_ft.model.folder_check import KINDS, require_kin, require_whole
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
 from xwam_ft.model.load_part import load_text, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
@@ -311,7 +312,9 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     if path in (TINY, UNTRAINED):
         return tiny_folder()
     refuse_unimported(Path(path))
-    return Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    folder = Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    require_kin(folder, _FIX)
+    return folder
 
 
 def refuse_unimported(path: Path) -> None:
@@ -360,6 +363,8 @@ def check_part(folder: Path, part: Part) -> None:
         if absent or not any((folder / name).glob("*.safetensors")):
             files = listed(absent, 3) if absent else "*.safetensors"
             raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, _FIX)
+        for path in sorted((folder / name).glob("*.safetensors")):
+            require_whole(path)
 
 
 def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
@@ -369,7 +374,7 @@ def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [CLIPS_FILE, *(f"{name}/*" for part in parts for name in _fingerprinted(part))]
+    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in _fingerprinted(part))]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -1,4 +1,4 @@
-"""One network call at fixed shapes, compiled as one graph; on a GPU replayed as a CUDA graph.
+"""One network call at fixed shapes, compiled as one graph; on a GPU replayed as a CUDA graph. For training, its blocks.
 
 A rollout calls the network dozens of times with tensors of the same shapes, so `torch.compile` sees static shapes and
 no graph break is allowed. What is compiled is the step, not the loop: the solver's few sums stay outside.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.errors import UserError
+from xwam_ft.model.branch import run_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,3 +74,19 @@ def _copied(out: Prediction) -> Prediction:
     """Tensors of their own: those of a CUDA graph are written over by its next replay."""
     values: dict[str, Any] = {field.name: getattr(out, field.name) for field in fields(out)}
     return replace(out, **{name: value.clone() for name, value in values.items() if value is not None})
+
+
+def compile_blocks(network: JointNetwork, backend: str = INDUCTOR) -> JointNetwork:
+    """Let a network run its blocks compiled, in place, with gradients; compiled at the first step.
+
+    A block at a time: one graph serves all blocks of a kind, hooks that hang on blocks (FSDP's) stay outside of it, and
+    so does gradient checkpointing, which runs it again.
+
+    Raises:
+        UserError: no such backend.
+    """
+    if backend not in torch.compiler.list_backends(()):
+        raise UserError(f"{backend!r} is no backend of torch.compile", "model.compile", f"give true, for {INDUCTOR!r}")
+    compiled: Any = torch.compile(run_block, dynamic=False, backend=backend)
+    network.run_block = compiled
+    return network

@@ -1,30 +1,81 @@
-"""Content hashes of model parts: two backbones are the same if their configurations and weights are."""
+"""Content hashes of model parts: two backbones are the same if their configurations and weights are.
+
+34 GB take a minute to hash, on every command and every rank; so a folder's hash is remembered beside other caches of
+the user, under the paths, sizes, times and inodes of its files. Files touched within the last seconds are hashed
+without being remembered: another change in the same tick of the clock could not be told.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from xwam_ft.files import write_json_atomic
+
 _BLOCK = 1 << 24
 
 
+_SMALL = 1 << 24
+"""Bytes below which hashing costs less than looking it up is worth."""
+_TICK = 5.0
+_REMEMBERED = 256
+
+
 def folder_fingerprint(folder: Path, parts: Iterable[str]) -> str:
-    """sha256 over names and bytes of the .json and .safetensors files below each part, streamed."""
+    """sha256 over names and bytes of the .json and .safetensors files below each part, streamed, or as remembered."""
+    files = [path for part in parts for path in sorted((folder / part).rglob("*")) if _counts(path)]
+    stats = [(path.relative_to(folder).as_posix(), path.resolve(), path.stat()) for path in files]
+    if sum(stat.st_size for _, _, stat in stats) < _SMALL:
+        return _hash(folder, files)
+    known = [[name, str(real), stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, real, stat in stats]
+    key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    remembered = _remembered()
+    if key in remembered:
+        return remembered[key]
+    found = _hash(folder, files)
+    if all(time.time() - stat.st_mtime > _TICK for _, _, stat in stats):
+        _remember(key, found)
+    return found
+
+
+def _counts(path: Path) -> bool:
+    return path.suffix in (".json", ".safetensors", ".model") and path.is_file()
+
+
+def _hash(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        for path in sorted((folder / part).rglob("*")):
-            if path.suffix not in (".json", ".safetensors", ".model") or not path.is_file():
-                continue
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as stream:
-                while block := stream.read(_BLOCK):
-                    digest.update(block)
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def _place() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xwam-ft" / "fingerprints.json"
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        found = json.loads(_place().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # none yet, or damaged: everything is hashed again
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(key: str, found: str) -> None:
+    kept = dict(list(_remembered().items())[1 - _REMEMBERED :]) | {key: found}
+    with contextlib.suppress(OSError):  # a home that cannot be written to costs time, nothing else
+        write_json_atomic(_place(), kept)
 
 
 def module_fingerprint(modules: Mapping[str, Any]) -> str:

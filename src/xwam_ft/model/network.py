@@ -14,7 +14,7 @@ The transformer is diffusers' `WanTransformer3DModel`: we call its submodules, s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,7 @@ class JointNetwork(nn.Module):
             )
         self.gradient_checkpointing = False
         self._calls_blocks = False
+        self.run_block: Callable[..., tuple[Tensor, KeysValues]] = run_block  # or that one compiled (compiled.py)
         self._rotary_cache: dict[tuple[SequenceLayout, torch.device], Rotary] = {}
         self._init_new_parts(generator or torch.Generator().manual_seed(0))
         device = transformer.proj_out.weight.device
@@ -288,9 +289,7 @@ class JointNetwork(nn.Module):
         """Embedding and block modulation of the three timesteps (held, video, action), in float32."""
         embedder = self.transformer.condition_embedder
         timesteps = torch.stack([torch.zeros_like(t_video), t_video, t_action], dim=1)
-        kind = t_video.device.type
-        autocasts = torch.amp.is_autocast_available(kind)  # not on meta, where FLOPs are counted
-        with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
+        with _no_autocast(t_video):
             features = sinusoid(timesteps, embedder.timesteps_proj.num_channels)
             hidden = F.silu(linear_float32(embedder.time_embedder.linear_1, features))
             embedding = linear_float32(embedder.time_embedder.linear_2, hidden)
@@ -333,19 +332,31 @@ class JointNetwork(nn.Module):
         return (block.block if isinstance(block, Twin) else block)(block, x, *rest)
 
     def _run(self, block: Module | Twin, x: Tensor, *rest: Any) -> tuple[Tensor, KeysValues]:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return run_block(block, x, *rest)  # samplers' shapes would use up the compiler's few recompilations
+        if self.gradient_checkpointing:
             run: Callable[..., Any] = checkpoint
-            return run(run_block, block, x, *rest, use_reentrant=False)
-        return run_block(block, x, *rest)
+            return run(self.run_block, block, x, *rest, use_reentrant=False)
+        return self.run_block(block, x, *rest)
 
     def _head(
         self, head: Module, x: Float[Tensor, "b n d"], embedding: Float[Tensor, "b 3 d"], layout: SequenceLayout
     ) -> Float[Tensor, "b c tl v h w"]:
-        """Modulated output head (the transformer's own or the depth branch's): tokens -> latents."""
+        """Modulated output head (the transformer's own or the depth branch's): tokens -> latents.
+
+        In float32 under any precision, as the reference: what comes out is a velocity or a latent, not a feature.
+        """
         shift, scale = (head.scale_shift_table.float() + embedding.unsqueeze(2)).unbind(dim=2)
         normed = modulate(self.transformer.norm_out(x), shift, scale, layout.video_spans)
-        out = head.proj_out(normed.to(head.proj_out.weight.dtype)).float()
+        with _no_autocast(normed):
+            out = linear_float32(head.proj_out, normed.float())
         return unpatchify(out, layout, self.patch_size)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    kind = x.device.type
+    autocasts = torch.amp.is_autocast_available(kind)  # not on meta, where FLOPs are counted
+    return torch.autocast(kind, enabled=False) if autocasts else nullcontext()
 
 
 def _encode(encoder: nn.Sequential, x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
+from xwam_ft.errors import UserError
+
 if TYPE_CHECKING:
     from xwam_ft.recipe import TrainerSpec
 
@@ -25,12 +27,30 @@ def cpu_has_bfloat16() -> bool:
     return any(flags.get(name, False) for name in _BFLOAT16)
 
 
+def gpu_has_bfloat16() -> bool:
+    """Whether this machine's GPU computes in bfloat16 by itself; True where there is none to ask."""
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def chosen_precision(spec: TrainerSpec) -> tuple[Precision, str | None]:
-    """The precision of a run on this machine, and a sentence where it was chosen here or will be slow."""
+    """The precision of a run on this machine, and a sentence where it was chosen here or will be slow.
+
+    Raises:
+        UserError: bf16-mixed on a GPU that has no bfloat16.
+    """
     on_gpu = spec.accelerator == "gpu" or (spec.accelerator == "auto" and torch.cuda.is_available())
     if spec.precision == "32-true":
         return "32-true", None
     asked = "trainer.precision is auto"
+    if on_gpu and not gpu_has_bfloat16():
+        name = torch.cuda.get_device_name()
+        if spec.precision == "auto":
+            return "32-true", f"{asked}: 32-true, since {name} does not compute in bfloat16"
+        raise UserError(
+            f"is bf16-mixed, and {name} does not compute in bfloat16 (GPUs from Ampere on do)",
+            "trainer.precision",
+            "set it to auto or 32-true",
+        )
     if on_gpu or cpu_has_bfloat16():
         device = "GPU" if on_gpu else "CPU"
         said = f"{asked}: bf16-mixed, since this {device} computes in bfloat16"

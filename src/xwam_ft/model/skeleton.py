@@ -20,6 +20,7 @@ from xwam_ft.model.backbone import (
     read_clip_lengths,
     refuse_unimported,
 )
+from xwam_ft.model.folder_check import KINDS, require_kin
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
@@ -102,6 +103,7 @@ def _configurations(
     else:
         refuse_unimported(Path(path))
         folder = Path(path) if Path(path).is_dir() else _fetched(path, revision)
+        require_kin(folder, f"give a folder like {PUBLISHED}")
     for name in CONFIGS[:3]:
         if not (folder / name).is_file():
             raise UserError(
@@ -119,7 +121,7 @@ def _fetched(path: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(CONFIGS)))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=[*CONFIGS, *KINDS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"neither a folder nor a hub id whose configuration can be fetched ({type(error).__name__})",

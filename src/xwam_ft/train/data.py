@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,11 +117,11 @@ class ClipDataModule(pl.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch | PictureBatch:
         if isinstance(batch, Unreadable):
             raise UserError(batch.what, batch.where, batch.fix)
-        return batch
+        return batch.with_text(self.source.prompt_embeddings)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Pictures go through the VAE here, on the device and not in a loader's worker."""
-        return self.source.finish(batch)
+        """Pictures go through the VAE here, on the device and not in a loader's worker; text becomes float32."""
+        return self.source.finish(replace(batch, text=batch.text.float()))
 
     def train_dataloader(self) -> ClipLoader:
         trainer = self.trainer

@@ -99,6 +99,7 @@ class ExactCheckpoints(StepCallback):
 
     def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Write a checkpoint; the first rank does, and the others go on once they have sent their shards."""
+        module.settle()
         recipe, step, first = module.recipe, module.step, trainer.is_global_zero
         optimizer: Any = trainer.optimizers[0]
         trainable = gathered(trainable_state(module.network), first)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -21,6 +20,7 @@ from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.compiled import compile_blocks
 from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
 from xwam_ft.model.noise import add_noise, prefix_mask
 from xwam_ft.model.trainable import trainable_network
@@ -29,6 +29,7 @@ from xwam_ft.train.checkpoint import list_checkpoints
 from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
+from xwam_ft.train.guards import Guards
 from xwam_ft.train.held_out import HeldOutLosses
 from xwam_ft.train.optimizer import make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.schedule import learning_rate_factor
@@ -44,12 +45,6 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.encode.batch import Batch
     from xwam_ft.model.network import JointNetwork, Prediction
-
-
-EXPLODED = 100.0
-"""A step's loss above this many times the median of the steps before it has exploded."""
-REMEMBERED = 50
-"""Steps that median is taken over; before half of them are known, nothing counts as exploded."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +98,8 @@ class TrainingModule(pl.LightningModule):
         self.register_buffer("empty_text", empty_text.float(), persistent=False)
         self.losses: dict[str, Tensor] = {}  # of the optimizer step at hand, summed over this rank's micro-batches
         self.keys: list[str] = []  # of the clips of the optimizer step at hand, on this rank
-        self.history: deque[float] = deque(maxlen=REMEMBERED)  # its losses of the last steps
         self.held_out = HeldOutLosses(recipe)
+        self._guards: Guards | None = None
         self.strict_loading = False  # a Lightning checkpoint lacks the frozen base; see on_load_checkpoint
 
     @classmethod
@@ -142,7 +137,7 @@ class TrainingModule(pl.LightningModule):
         if recipe.init_from is not None and (run is None or not list_checkpoints(run)):
             begin(network, backbone, recipe, contract, run, console or Console(quiet=True))
         return cls(
-            network,
+            compile_blocks(network) if recipe.model.compile else network,
             recipe,
             geometry_of(recipe),
             _no_counts,
@@ -192,7 +187,8 @@ class TrainingModule(pl.LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.network):
             self.network.to(strategy.root_device)
-            shard(self.network, strategy.root_device, self.trainer.world_size)
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.network, strategy.root_device, self.trainer.world_size, mixed=mixed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._trainer is not None and self.trainer.accumulate_grad_batches != self.geometry.accumulate:
@@ -209,7 +205,7 @@ class TrainingModule(pl.LightningModule):
         prediction = self.predict(noised, draws)
         losses = self.normalise(self.loss_terms(batch, draws, prediction), step)
         total = self.weigh(losses)
-        self._require_finite(total, step, batch)
+        self.guards.finite("loss", total, step, list(batch.keys))
         self._record(losses, total, batch)
         # Lightning averages over micro-batches and ranks; the counts are of the whole step, so ours are sums.
         return total * (self.geometry.accumulate * self.geometry.ranks)
@@ -220,6 +216,7 @@ class TrainingModule(pl.LightningModule):
         self.held_out.add(self.loss_terms, batch, draws, self.predict(self.add_noise(batch, draws), draws))
 
     def on_validation_epoch_start(self) -> None:
+        self.settle()
         self.held_out = HeldOutLosses(self.recipe)
 
     def on_validation_epoch_end(self) -> None:
@@ -280,7 +277,7 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse a step that has exploded, before it is taken; log what it was."""
+        """Refuse a step that has exploded, before it is taken (on a GPU, before it is saved); log what it was."""
         self._require_steady()
         if self._trainer is not None:
             losses = {f"train/loss_{name}": loss for name, loss in self.losses.items()}
@@ -304,17 +301,28 @@ class TrainingModule(pl.LightningModule):
         norm = gathered({"norm": total})["norm"]
         plugin = self.trainer.precision_plugin if self._trainer is not None else None
         skips = getattr(plugin, "scaler", None) is not None  # in 16 bits: a step whose gradient overflows is not taken
-        if not torch.isfinite(norm) and not skips:
-            self._stop(f"the gradient is {norm.item()} at step {self.step + 1}, in clips {listed(self.keys)}")
+        if not skips:
+            self.guards.finite("gradient", norm, self.step, self.keys)
         if self._trainer is not None:
             self.log("train/grad_norm", norm)
 
+    def settle(self) -> None:
+        """Judge the numbers of all steps that are taken; called before weights are written down or shown.
+
+        Raises:
+            UserError: a step's loss or gradient was not finite, or it exploded.
+        """
+        self.guards.settle()
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.geometry.accumulate == 0:
+            self.guards.next_step()
         if self.step >= self.max_steps:
             self.trainer.should_stop = True  # no clip is dealt out for later steps; the last is logged and validated
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A Lightning checkpoint: what trains, without the frozen base, and what it belongs to."""
+        self.settle()
         trained = self._trained_names()
         checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in trained}
         checkpoint["xwam_ft"] = self._belongs_to()
@@ -342,31 +350,26 @@ class TrainingModule(pl.LightningModule):
         for name, loss in {**losses, "total": total}.items():
             self.losses[name] = self.losses.get(name, 0.0) + loss.detach()
 
+    def on_train_end(self) -> None:
+        self.settle()
+
+    @property
+    def guards(self) -> Guards:
+        """Made where the device is known."""
+        if self._guards is None:
+            self._guards = Guards(self.recipe.data.where, self.run, waits=self.device.type == "cuda")
+        return self._guards
+
+    @property
+    def history(self) -> deque[float]:
+        """Losses of the last steps, as far as they are known by now."""
+        return self.guards.history
+
     def _require_steady(self) -> None:
-        if "total" not in self.losses:
-            return
-        if not self.history:
-            require_sound_start(self.losses, self.recipe.data.where)
-        total = float(self.losses["total"])
-        if len(self.history) >= REMEMBERED // 2 and total > EXPLODED * median(self.history):
-            self._stop(
-                f"the loss has exploded: {total:.3g} at step {self.step + 1}, {median(self.history):.3g} in the steps "
-                f"before, in clips {listed(self.keys)}"
-            )
-        self.history.append(total)
-
-    def _require_finite(self, total: Tensor, step: int, batch: Batch) -> None:
-        if not torch.isfinite(total):
-            self._stop(f"the loss is {total.item()} at step {step + 1}, in clips {listed(batch.keys)}")
-
-    def _stop(self, what: str) -> None:
-        saved = list_checkpoints(self.run) if self.run is not None else []
-        good = saved[-1] if saved else "none: the run had not saved one yet"
-        raise UserError(
-            what,
-            self.recipe.data.where,
-            f"look at those recordings, or lower the learning rates; the last good checkpoint is {good}",
-        )
+        if "total" in self.losses:
+            if not self.history:
+                require_sound_start(self.losses, self.recipe.data.where)
+            self.guards.total(self.losses["total"], self.step, self.keys)
 
 
 def _no_counts(step: int) -> Mapping[str, float]:

@@ -19,6 +19,7 @@ import torch
 from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
+from xwam_ft.model.precision import chosen_precision
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.train.enough import too_few_clips
@@ -136,7 +137,8 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     texts = {text for episode in shard_set.index.episodes for text in (*episode.instructions, episode.instruction)}
     cut = devices if spec.strategy == "fsdp2" else 1
     held = tuple(summary_table(network, lambda parameter: share(parameter, cut))) if cut > 1 else groups
-    gathered = gathered_bytes(network) if cut > 1 else None
+    mixed = chosen_precision(spec)[0] == "bf16-mixed"
+    gathered = gathered_bytes(network, mixed=mixed) if cut > 1 else None
     parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
     places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or shard_set.folder}
     free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 if TYPE_CHECKING:
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
 
 
-def shard(network: JointNetwork, device: torch.device, processes: int) -> None:
-    """Cut every parameter of a network that lies on `device` over the process group; in place."""
+def shard(network: JointNetwork, device: torch.device, processes: int, *, mixed: bool = False) -> None:
+    """Cut every parameter of a network that lies on `device` over the process group; in place.
+
+    Args:
+        mixed: gather blocks in bfloat16, half the bytes. Weights are held and gradients summed in float32; so are
+            the stream between blocks and all that lies outside of them.
+    """
     mesh = init_device_mesh(device.type, (processes,))
     network.call_blocks()
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in sharded_blocks(network):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=half if mixed else MixedPrecisionPolicy())
     # Nothing is won by letting go of the outermost group between forward and backward.
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
 
@@ -61,7 +67,7 @@ class Gathered:
     network: int
 
 
-def gathered_bytes(network: JointNetwork) -> Gathered:
+def gathered_bytes(network: JointNetwork, *, mixed: bool = False) -> Gathered:
     """What `shard` makes each of several processes gather; the network itself may be whole and on any device."""
     blocks = [list(block.parameters()) for block in sharded_blocks(network)]
     inside = {id(parameter) for block in blocks for parameter in block}
@@ -73,7 +79,10 @@ def gathered_bytes(network: JointNetwork) -> Gathered:
     def trained(parameters: list[nn.Parameter]) -> int:
         return held([parameter for parameter in parameters if parameter.requires_grad])
 
-    sizes = [held(block) for block in blocks]
+    def sent(block: list[nn.Parameter]) -> int:
+        return 2 * sum(parameter.numel() for parameter in block) if mixed else held(block)
+
+    sizes = [sent(block) for block in blocks]
     return Gathered(
         weights=held(outside) + sum(sorted(sizes)[-2:]),
         gradients=trained(outside) + max(map(trained, blocks)),

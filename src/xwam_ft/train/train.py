@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from rich.table import Table
 
+from xwam_ft.encode.encode import wants_depth
 from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
@@ -56,6 +57,7 @@ from xwam_ft.train.own_code import OwnCode, own_code
 from xwam_ft.train.plan import make_plan
 from xwam_ft.train.plan_report import print_plan
 from xwam_ft.train.sharding import gathered
+from xwam_ft.train.shared_memory import require_shared_memory
 
 if TYPE_CHECKING:
     from xwam_ft.encode.clip_source import ClipPool, ClipSource
@@ -89,6 +91,7 @@ def _begin(recipe: Recipe, run: Path, console: Console) -> None:
         require_backbone(open_origin(recipe.init_from), recipe.backbone)
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
+    require_shared_memory(recipe, inputs.contract, plan.latents, depth=wants_depth(recipe, inputs.contract))
     clips = inputs.clips()
     folder = make_run(run, recipe, inputs.contract)
     write_json_atomic(run / PLAN_FILE, plan.to_json())
