@@ -179,7 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutations whose file or text holds this word")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds of a mutation's tests")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds of a mutation's tests")
     options = parser.parse_args()
     chosen = [mutation for mutation in read() if options.only in mutation.name]
     texts = [mutated(mutation, ROOT) for mutation in chosen]

@@ -47,7 +47,8 @@ def test_a_good_observation(contract: Contract) -> None:
     encoded = observation.encode(contract, value)
     assert encoded.prompt == "lift"
     np.testing.assert_array_equal(encoded.state, [*POSE, 0.04])
-    np.testing.assert_array_equal(encoded.proprio, conventions.normalise_proprio(contract, encoded.state))
+    # Positions of -0.5 to 0.5 m and openings of 0 to 0.08 m become -1 to 1; quaternions stay.
+    np.testing.assert_allclose(encoded.proprio, [0.2, -0.4, 0.6, 1.0, 0.0, 0.0, 0.0, 0.0], atol=1e-12)
     np.testing.assert_array_equal(encoded.pictures[1], resize_pictures(value["images"]["wrist"][None], 32, 64)[0])
 
 

@@ -130,6 +130,14 @@ def test_clip_starts_are_multiples_of_the_stride_for_any_cut(
     assert [ref.start for ref in found] == list(range(0, frames - skip, stride))
 
 
+def test_a_shard_is_no_larger_than_asked_unless_by_one_segment(shard_set: ShardSet) -> None:
+    held: dict[str, list[int]] = {}
+    for entry in shard_set.segments():
+        held.setdefault(entry.shard, []).append(sum(size for _, size in entry.members.values()))
+    assert all(sum(sizes) <= 40_000 or len(sizes) == 1 for sizes in held.values()), held
+    assert max(map(len, held.values())) > 1, "segments are gathered"
+
+
 def test_clips_start_at_multiples_of_the_stride_with_a_real_future(shard_set: ShardSet) -> None:
     starts = {
         (ref.entry.episode, ref.start): ref for ref in shard_set.clips("train", 4) + shard_set.clips("held_out", 4)

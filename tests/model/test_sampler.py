@@ -92,7 +92,9 @@ def test_guidance_extrapolates_from_the_empty_prompt_and_leaves_depth_alone(netw
         batch.text = null
         empty = batch.run(network)
     guided = guide(conditional, empty, 2.0)
-    torch.testing.assert_close(guided.action, empty.action + 2 * (conditional.action - empty.action))
+    for name in ("video", "action", "proprio"):
+        with_text, without = getattr(conditional, name), getattr(empty, name)
+        torch.testing.assert_close(getattr(guided, name), without + 2 * (with_text - without))
     assert guided.depth is conditional.depth
 
 
@@ -138,6 +140,27 @@ def test_a_network_that_knows_the_data_is_followed_to_it(batch) -> None:
     for ours, wanted in ((result.video, batch.latents), (result.action, batch.action), (result.proprio, batch.proprio)):
         # The first grid point is sigma = 0.9998, not 1: what is left of the data there is missing from pure noise.
         assert float((ours - wanted).abs().max()) < 2e-3
+
+
+def test_states_are_denoised_on_the_grid_of_the_actions(batch) -> None:
+    """Numbers that begin alike, under velocities that depend on them alike, stay alike at every step."""
+
+    class Curved(JointNetwork):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def encode_text(self, text):
+            return TextContext(text)
+
+        def forward(self, video, action, proprio, text, t_video, t_action, *, with_depth):
+            return Prediction(video, action.sin(), proprio.sin(), None)
+
+    noise = SampleNoise(*(torch.ones_like(stream) for stream in (batch.latents, batch.action, batch.proprio)))
+    for shift in (5.0, 2.0):
+        result = run(Curved(), batch, noise=noise, video_steps=6, action_steps=4, shift=shift)
+        ends = torch.cat([result.action.flatten(), result.proprio[:, 1:].flatten()])
+        assert float(ends.max() - ends.min()) == 0.0
+        assert float(ends.max()) < 0.9, "it moved"
 
 
 def test_the_chunk_goes_on_from_a_prefix_that_stays_clean(network, batch) -> None:

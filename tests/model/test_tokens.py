@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
@@ -39,10 +40,11 @@ def test_positions_of_robot_tokens_are_fractions_of_a_latent_frame() -> None:
     assert last_video.tolist() == [2, 3, 4]
 
 
-def test_rotary_tables_are_wans_own_at_whole_positions() -> None:
+@pytest.mark.parametrize("width", [24, 128])  # of a head: three times 8, and Wan's 44 for time and twice 42
+def test_rotary_tables_are_wans_own_at_whole_positions(width: int) -> None:
     """Video tokens of each view, and every 16th action (a whole latent frame), share Wan's table."""
-    cos, sin = rotary_tables(LAYOUT.positions(), 24)
-    wan_cos, wan_sin = WanRotaryPosEmbed(24, (1, 1, 1), 64)(torch.zeros(1, 1, 3, 4, 5))
+    cos, sin = rotary_tables(LAYOUT.positions(), width)
+    wan_cos, wan_sin = WanRotaryPosEmbed(width, (1, 1, 1), 64)(torch.zeros(1, 1, 3, 4, 5))
     wan_cos, wan_sin = wan_cos[0, :, 0, 0::2], wan_sin[0, :, 0, 1::2]
     video = slice(LAYOUT.first_video, LAYOUT.first_action)
     for ours, wan in ((cos, wan_cos), (sin, wan_sin)):

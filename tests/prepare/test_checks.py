@@ -124,6 +124,7 @@ def test_a_steady_clock_is_silent_also_where_it_is_coarse() -> None:
     assert check_time(TIME, 10) == []
     assert check_time(TIME.astype(np.float32).astype(np.float64), 10) == []
     assert check_time(np.round(np.arange(300) / 240, 3), 240) == []  # a clock of milliseconds at 240 Hz
+    assert check_time(np.floor(np.arange(301) * 1.5) / 1000, 2000 / 3) == []  # steps of 1 and of 2 ms in turn
     assert check_time(TIME + np.random.default_rng(0).normal(0, 0.004, 200), 10) == []
 
 
@@ -185,6 +186,7 @@ def test_jumps_by_the_episode_itself(parts: Any) -> None:
     assert [(f.check, f.frame) for f in checks(**arm(shifted))] == [("jump", 60)]
     turned = smooth() + 2 * np.pi * (np.arange(120) >= 60)
     assert named(checks(**arm(turned))) == ["angle-wrap"]
+    assert named(checks(**arm(smooth() + 4.0 * (np.arange(120) >= 60)))) == ["jump"]  # two thirds of a turn are none
     columns = arm(smooth()) | {"action__j1": spike}
     (found,) = checks(**columns)
     assert found.text.startswith("the command of 'j1' of 'arm' jumps")

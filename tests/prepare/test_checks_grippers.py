@@ -72,6 +72,18 @@ def test_commands_against_the_state_and_in_another_range() -> None:
     assert list(percent) == ["gripper-range"]
 
 
+@pytest.mark.parametrize(("beyond", "says"), [(0.2, False), (0.3, True)])
+def test_states_may_leave_the_stated_range_by_a_quarter(beyond: float, says: bool) -> None:
+    pairs = [((1 + beyond) * s, (1 + beyond) * c) for s, c in grips()]
+    assert [list(of_it) for of_it in found(pairs)] == [["gripper-range"] if says else []] * 4
+
+
+@pytest.mark.parametrize(("beyond", "says"), [(0.5, False), (0.7, True)])
+def test_commands_may_push_beyond_the_range_by_six_tenths(beyond: float, says: bool) -> None:
+    pairs = [(s, (1 + 2 * beyond) * c - beyond) for s, c in grips()]
+    assert [list(of_it) for of_it in found(pairs)] == [["gripper-range"] if says else []] * 4
+
+
 def test_one_episode_whose_commands_run_the_other_way() -> None:
     pairs = grips()
     pairs[2] = (pairs[2][0], 1 - pairs[2][1])

@@ -74,6 +74,20 @@ def test_a_pause_of_the_robot_is_no_frozen_camera() -> None:
     assert check_pictures("a", pictures, moving, FPS) == []
 
 
+def test_repeated_pictures_count_while_the_robot_moves_alone() -> None:
+    """Every fifth of 40 moving steps repeats its picture, and then all 60 steps in which the robot rests."""
+    random = np.random.default_rng(0)
+    moving = np.arange(100) < 40
+    repeats = (np.arange(100) % 5 == 4) | ~moving
+    shown = [random.integers(60, 200, (32, 32, 3), dtype=np.uint8)]
+    for repeat in repeats:
+        shown.append(shown[-1] if repeat else random.integers(60, 200, (32, 32, 3), dtype=np.uint8))
+    assert check_pictures("front", np.stack(shown), moving, 10.0) == []
+    shown[:41] = [shown[at - at % 2] for at in range(41)]  # and now every second
+    (found,) = check_pictures("front", np.stack(shown), moving, 10.0)
+    assert "repeats its picture in 5" in found.text
+
+
 def test_when_the_robot_moves() -> None:
     state = np.zeros((50, 2))
     state[:, 0] = np.clip(np.arange(50) - 10, 0, 20) * 0.05
@@ -98,6 +112,13 @@ def test_swapped_cameras() -> None:
     assert across.check_swapped(alike) == {}
     assert [f.check for f in across.check_same(alike)[3]] == ["same-pictures"]
     assert across.check_same(views(3)) == {}
+
+
+def test_an_aspect_may_change_by_two_per_cent_without_a_word(contract: Contract) -> None:
+    """Recorded at 64 x 32: 203 x 100 is 1.5 % wider, 206 x 100 3 %."""
+    for width, notes in ((203, 0), (197, 0), (206, 2), (194, 2)):
+        image = contract.image.model_copy(update={"height": 100, "width": width})
+        assert len(across.check_aspect(contract.cameras, image)) == notes
 
 
 def test_other_sizes() -> None:
@@ -153,6 +174,29 @@ def scene(scale: float = 1.0, moved: bool = False) -> list[float | None]:
     metres[:8, :8] = 0.0
     codes = metres_to_code(np.stack([metres * scale] * 3), 0.1, 5.0)
     return depth.depth_grid(codes, 0.1, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "recorded", "estimated"),
+    [(0.019, [], []), (0.021, ["note"], ["note"]), (0.49, ["note"], ["note"]), (0.51, ["error"], ["warning"])],
+)
+def test_depth_held_at_an_end_of_its_range(share: float, recorded: list[str], estimated: list[str]) -> None:
+    for ends in ((share, 0.0), (0.0, share)):
+        for how, said in ((True, recorded), (False, estimated)):
+            found = depth.check_range("front", ends, 1.0, (0.2, 3.0), recorded=how)
+            assert [finding.severity for finding in found] == said
+
+
+@pytest.mark.parametrize(("metres", "unit"), [(1200.0, "mm"), (0.0012, "m")])
+def test_depth_of_an_absurd_size_names_the_unit_that_would_fit(metres: float, unit: str) -> None:
+    (found,) = depth.check_range("front", (0.0, 0.0), metres, (0.2, 3.0), recorded=True)
+    assert found.severity == "error"
+    assert found.text.endswith(f"write `unit: {unit}`")
+
+
+def test_which_end_of_the_range_depth_is_held_at() -> None:
+    codes = np.array([0, 1, 65535, 65535, 5], dtype=np.uint16).reshape(1, 1, 5)  # a hole, far, near, near, between
+    assert depth.held_shares(codes) == (0.5, 0.25)
 
 
 def test_the_scale_of_depth_between_episodes() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xwam_ft.encode.clips import ClipOrder, StepGeometry, Stream, generator_at, wording_at
+from xwam_ft.encode.clips import ClipOrder, StepGeometry, Stream, copy_at, generator_at, wording_at
 
 
 @given(seed=st.integers(0, 2**32), clips=st.integers(1, 40), epoch=st.integers(0, 5))
@@ -75,3 +75,10 @@ def test_generators_differ_by_every_argument() -> None:
     draws = [float(torch.rand((), generator=generator_at(*key))) for key in keys]
     assert len(set(draws)) == 4
     assert draws[0] == float(torch.rand((), generator=generator_at(*keys[0])))
+
+
+def test_which_copy_is_shown_says_nothing_about_which_wording_is_told() -> None:
+    pairs = [(copy_at(0, position, 3), wording_at(0, position, 3)) for position in range(900)]
+    counts = np.array([[pairs.count((copy, wording)) for wording in range(3)] for copy in range(3)])
+    assert counts.min() > 60, counts  # 100 each, were they exactly even
+    assert counts.max() < 140, counts

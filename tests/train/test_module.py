@@ -161,6 +161,24 @@ def test_whoever_knows_the_velocities_has_no_loss(
         assert float(module.losses[name]) == pytest.approx(1.0, abs=1e-3), name  # every number that counts is off by 1
 
 
+def test_validation_is_of_whole_chunks_at_noise_of_its_own(
+    changed: Callable[..., Recipe], cache: LatentCache, shard_set: ShardSet
+) -> None:
+    """At the same positions training has other levels, and prefixes, on which no held-out loss would count."""
+    recipe = changed(noise=PREFIXES)
+    module = make_module(recipe, cache, shard_set, StepGeometry(4))
+    batch = ClipDataset(cache, cache.of_split("train"), recipe.seed)[[0, 1, 2, 3]]
+    module.network = Answering(lambda *streams: Prediction(*streams, depth=streams[0]))
+    for _ in range(2):
+        module.validation_step(batch, 0)
+    (t_video, t_action, held), again = module.network.told
+    assert held is None
+    assert torch.equal(again[0], t_video)
+    assert torch.equal(again[1], t_action)
+    training = draw(batch, recipe.noise, 0.0, recipe.seed)
+    assert not torch.isclose(t_video, 1000 * training.sigmas.video).any()
+
+
 def test_some_samples_of_the_step_have_clean_actions_and_some_have_not(recipe: Recipe) -> None:
     # Otherwise the tests above would not see a wrong division.
     clean = action_is_clean(StepGeometry(8).positions(STEP), recipe.noise, recipe.seed)
