@@ -7,7 +7,7 @@ OUT ?= out/demo
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test unit test-lowest test-pythons check style soak clean
+.PHONY: demo test unit test-lowest test-pythons check style mutants soak clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -63,6 +63,10 @@ check: $(READY)
 style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+## what tests do not see: single mutations of the rooms that move a robot, in copies; prints the survivors
+mutants: $(READY)
+	$(BIN)/python benchmarks/mutants.py
 
 ## hours of hammering; results belong in docs/log.md
 soak: $(READY)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Peak memory and time of writing a network tensor by tensor with adapters merged, against a plain copy of its bytes.
+"""Peak memory and time of writing a network tensor by tensor with adapters merged, against a plain copy of its bytes:
+as a bundle holds it (safetensors) and as `--format xwam` does (torch's own).
 
 Makes a synthetic backbone of several blocks and a LoRA of rank 16 on all their linears (random numbers), then writes
 the merged network in a process of its own. The proofs, which run the network, are not part of this. Nothing is kept.
@@ -45,6 +46,7 @@ import json, resource, sys, time
 from pathlib import Path
 import peft, torch
 from diffusers import WanTransformer3DModel
+from xwam_ft.export.torch_file import write_torch
 from xwam_ft.export.weights import RunWeights
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.model.tensor_files.stream import write_stream
@@ -69,7 +71,10 @@ for piece in pieces:
     groups[group] = groups.get(group, 0) + piece.bytes
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, start = peak(), time.perf_counter()
-write_stream(place / "model.safetensors", pieces, {"format": "pt"}, lambda size: None)
+if sys.argv[2] == "bundle":
+    write_stream(place / "bundle", pieces, {"format": "pt"}, lambda size: None)
+else:
+    write_torch(place / "xwam", "module", pieces, lambda size: None)
 seconds = time.perf_counter() - start
 print(json.dumps({"before": before, "peak": peak(), "seconds": seconds, "group": max(groups.values())}))
 """
@@ -85,24 +90,28 @@ def main(
         place = Path(name)
         subprocess.run([sys.executable, "-c", MAKE, name, str(blocks), str(width)], check=True)
         # Peaks are of the child alone: this process holds no torch, whose memory a child would be charged with.
-        done = subprocess.run([sys.executable, "-c", WRITE, name], check=True, capture_output=True, text=True)
-        seen = json.loads(done.stdout)
-        model = place / "model.safetensors"
-        size = model.stat().st_size
-        start = time.perf_counter()
-        with model.open("rb") as stream, (place / "copy").open("wb") as copy:
-            shutil.copyfileobj(stream, copy, 1 << 24)
-            copy.flush()
-            os.fsync(copy.fileno())
-        copied = time.perf_counter() - start
-    own, limit = seen["peak"] - seen["before"], 1.3 * seen["group"] + 1e9
-    print(f"written               {size / 1e9:8.3f} GB, bfloat16, {blocks} blocks of width {width}")
-    print(f"largest group         {seen['group'] / 1e9:8.3f} GB")
-    print(f"peak memory           {seen['peak'] / 1e9:8.3f} GB")
-    print(f"  libraries, before   {seen['before'] / 1e9:8.3f} GB")
-    print(f"  the writing itself  {own / 1e9:8.3f} GB, of {limit / 1e9:.3f} GB allowed")
-    print(f"write, merged         {seen['seconds']:8.1f} s")
-    print(f"plain copy, synced    {copied:8.1f} s")
+        for number, form in enumerate(("bundle", "xwam")):
+            done = subprocess.run([sys.executable, "-c", WRITE, name, form], check=True, capture_output=True, text=True)
+            seen = json.loads(done.stdout)
+            size = (place / form).stat().st_size
+            own, limit = seen["peak"] - seen["before"], 1.3 * seen["group"] + 1e9
+            if number == 0:
+                print(f"written               {size / 1e9:8.3f} GB, bfloat16, {blocks} blocks of width {width}")
+                print(f"largest group         {seen['group'] / 1e9:8.3f} GB")
+                print(f"plain copy, synced    {_copied(place / form, place / 'copy'):8.1f} s")
+            print(f"{form:6}  write, merged {seen['seconds']:8.1f} s")
+            print(f"{form:6}  peak memory   {seen['peak'] / 1e9:8.3f} GB")
+            print(f"{form:6}    libraries   {seen['before'] / 1e9:8.3f} GB")
+            print(f"{form:6}    the writing {own / 1e9:8.3f} GB, of {limit / 1e9:.3f} GB allowed")
+
+
+def _copied(source: Path, target: Path) -> float:
+    start = time.perf_counter()
+    with source.open("rb") as stream, target.open("wb") as copy:
+        shutil.copyfileobj(stream, copy, 1 << 24)
+        copy.flush()
+        os.fsync(copy.fileno())
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _test(tree: Path, tests: tuple[str, ...]) -> NoReturn:
         os.chdir(tree)
         os.environ.update(PYTHONPATH=str(tree / "src"), OMP_NUM_THREADS="1")
         sys.path[:] = [str(tree), str(tree / "src"), *sys.path[1:]]
-        code = int(pytest.main(["-x", "-q", "--no-header", *AGAIN, *tests]))
+        code = int(pytest.main(["-x", "-q", "--no-header", "-m", "not slow and not soak", *AGAIN, *tests]))
     finally:
         sys.stdout.flush()
         os._exit(code)

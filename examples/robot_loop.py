@@ -10,7 +10,7 @@ that speaks degrees or millimetres converts in its two methods.
 
 What keeps it safe: commands stop the moment an answer is late (`--late`) and nothing is left to execute, at Ctrl-C, and
 when the server refuses; then `hold` is called. A chunk that was asked for while another runs starts at the step its
-observation is old by.
+observation is old by; where the bundle takes prefixes it goes on from what is still executed (real-time chunking).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 import typer
 
 from xwam_ft.contract import Contract
-from xwam_ft.policy.client import PolicyClient, Refused
+from xwam_ft.policy.client import PolicyClient, Refused, RunningChunk
 
 DONE, STOPPED = "done", "stopped by hand"
 GRACE = 1.0
@@ -65,14 +65,6 @@ class StandIn:
         self.held += 1
 
 
-@dataclass
-class Chunk:
-    """Commands [H, D] and when the first is due (time.monotonic)."""
-
-    actions: np.ndarray
-    start: float
-
-
 class Loop:
     """Executes chunks at the contract's rate.
 
@@ -107,13 +99,13 @@ class Loop:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, end: float, pool: ThreadPoolExecutor) -> str:
-        chunk = self.ask(pool).result(timeout=self.late + GRACE)
-        chunk.start = time.monotonic()  # the robot stood still: a chunk may start when it arrives
-        coming: Future[Chunk] | None = None
+        first = self.ask(pool, None).result(timeout=self.late + GRACE)
+        chunk = replace(first, start=time.monotonic())  # the robot stood still: a chunk may start when it arrives
+        coming: Future[RunningChunk] | None = None
         while (now := time.monotonic()) < end:
-            step = int((now - chunk.start) / self.period)
+            step = chunk.step(now)
             if coming is None and step >= self.execute:
-                coming = self.ask(pool)
+                coming = self.ask(pool, chunk)
             if coming is not None and coming.done() and coming.exception() is None:
                 chunk, coming = coming.result(), None
                 continue
@@ -125,17 +117,18 @@ class Loop:
                     lasts = len(chunk.actions) * self.period
                     return f"an answer took {took:.2g} s and its commands last {lasts:.2g} s; {FASTER}"
                 continue
-            self.robot.send_action(dict(zip(self.columns, map(float, chunk.actions[step]), strict=True)))
+            self.robot.send_action(self.command(chunk.actions[step]))
             time.sleep(max(0.0, chunk.start + (step + 1) * self.period - time.monotonic()))
         return DONE
 
-    def ask(self, pool: ThreadPoolExecutor) -> Future[Chunk]:
+    def ask(self, pool: ThreadPoolExecutor, running: RunningChunk | None) -> Future[RunningChunk]:
         """Look, and ask what to do from now on. Only the asking runs beside the loop: a robot's bus takes one."""
-        start = time.monotonic()
-        return pool.submit(self._answer, self.observation(self.robot.get_observation()), start)
+        seen = time.monotonic()
+        return pool.submit(self._answer, self.observation(self.robot.get_observation()), running, seen)
 
-    def _answer(self, observation: dict[str, Any], start: float) -> Chunk:
-        answer = self.client.infer(observation, timeout=self.late)
+    def _answer(self, observation: dict[str, Any], running: RunningChunk | None, seen: float) -> RunningChunk:
+        chunk = self.client.follow(observation, running, seen=seen, timeout=self.late)
+        answer = chunk.answer
         for slot, missed in answer.get("residual", {}).items():
             if (far := float(np.max(np.asarray(missed)[:, 0], initial=0.0))) > MISSED:
                 typer.echo(f"inverse kinematics of {slot} misses by up to {1000 * far:.0f} mm", err=True)
@@ -143,7 +136,15 @@ class Loop:
             typer.echo(f"warning: {warning}", err=True)
         if answer.get("clamped"):
             typer.echo(f"clamped to the limits: {answer['clamped']}", err=True)
-        return Chunk(np.asarray(answer["actions"]), start)
+        if chunk.lacking:
+            typer.echo(
+                f"answers are {chunk.lacking} commands too late to go on from without a jump; {FASTER}", err=True
+            )
+        return chunk
+
+    def command(self, row: np.ndarray) -> dict[str, float]:
+        """A row of commands -> what the robot takes."""
+        return dict(zip(self.columns, map(float, row), strict=True))
 
     def observation(self, seen: Mapping[str, Any]) -> dict[str, Any]:
         """LeRobot's flat dict -> the contract's observation."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared import QUIET
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Contract, DepthCode, Image, Quantiles, Slot, Timing
 from xwam_ft.depth_code import metres_to_code
 from xwam_ft.shard_writer import (
@@ -279,7 +280,6 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
     """A run of two steps on the synthetic shard set, with averaged weights; read it, do not change it."""
     import torch
     import yaml
-    from rich.console import Console
 
     from xwam_ft.recipe import load_recipe
     from xwam_ft.train.train import train_recipe
@@ -299,7 +299,7 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     threads = torch.get_num_threads()
     try:
-        train_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", Console(quiet=True))
+        train_recipe(load_recipe(folder / "recipe.yaml"), folder / "run", QUIET)
         return folder / "run"
     finally:
         torch.set_num_threads(threads)
@@ -308,8 +308,6 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def bundle(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That run, exported; read it, do not change it."""
-    from rich.console import Console
-
     from xwam_ft.export.export import export_run
 
-    return export_run(trained_run, tmp_path_factory.mktemp("exported") / "bundle", console=Console(quiet=True))
+    return export_run(trained_run, tmp_path_factory.mktemp("exported") / "bundle", console=QUIET)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from xwam_ft.errors import UserError
@@ -126,6 +127,31 @@ def test_a_limit_holds_and_the_residual_says_so(planar: Path) -> None:
     np.testing.assert_allclose(q, [1.5], atol=1e-12)
     assert metres == pytest.approx(0.0, abs=1e-12)
     assert radians == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_a_joint_is_at_its_limit_the_others_come_as_near_as_they_can(six: Chain, seed: int) -> None:
+    """The target wants joint 1 past its limit; scipy's bounded least squares says how near all together can come."""
+    high = np.array([2.5, 0.6, 2.5, 2.5, 2.5, 2.5])
+    joints = [
+        joint.model_copy(update={"lower": -top, "upper": top}) for joint, top in zip(six.joints, high, strict=True)
+    ]
+    chain = six.model_copy(update={"joints": tuple(joints)})
+    rng = np.random.default_rng(seed)
+    q = np.array([0.3, 0.6, 0.5, 0.2, 0.8, 0.1]) + np.array([1, 0, 1, 1, 1, 1]) * rng.normal(0, 0.05, 6)
+    goal = six.forward(q + np.array([0.1, 0.3, -0.1, 0.0, 0.1, 0.0]))
+
+    def errors(values: np.ndarray) -> np.ndarray:
+        tip = chain.forward(values)
+        return np.concatenate(
+            [goal[:3, 3] - tip[:3, 3], Rotation.from_matrix(goal[:3, :3] @ tip[:3, :3].T).as_rotvec()]
+        )
+
+    nearest = least_squares(errors, q - 1e-6, bounds=(-high, high), xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    found, metres, radians = chain.inverse(goal, q)
+    assert found[1] == 0.6
+    assert np.hypot(metres, radians) == pytest.approx(np.linalg.norm(nearest.fun), rel=1e-5)
+    np.testing.assert_allclose(found, nearest.x, atol=1e-3)
 
 
 def test_out_of_reach_stretches_towards_the_target(planar: Path) -> None:

@@ -109,6 +109,9 @@ def test_missing_and_unknown_names(contract: Contract) -> None:
         ((0.1, float("-inf"), *POSE[2:]), "holds -inf"),
         ((0.1, 0.2, 0.3, 0, 0, 0, 0), "has a quaternion of length 0"),
         ((0.1, 0.2, 0.3, 2, 0, 0, 0), "has a quaternion of length 2"),
+        ((0.1, 0.2, 0.3, 1.06, 0, 0, 0), "has a quaternion of length 1.06"),
+        ((0.1, 0.2, 0.3, 0.94, 0, 0, 0), "has a quaternion of length 0.94"),
+        ((0.1, -1.1e6, 0.3, 1, 0, 0, 0), "y is -1.1e+06, 1e+06 times beyond what was recorded"),
     ],
 )
 def test_a_wrong_state(contract: Contract, tool: Any, sentence: str) -> None:
@@ -118,6 +121,13 @@ def test_a_wrong_state(contract: Contract, tool: Any, sentence: str) -> None:
 @pytest.mark.parametrize("prompt", ["", "  ", None, 3])
 def test_a_wrong_prompt(contract: Contract, prompt: Any) -> None:
     assert f"observation.prompt: prompt is {prompt!r}, not an instruction" in refused(contract, observed(prompt=prompt))
+
+
+def test_a_drivers_rounding_of_a_quaternion_is_mended(contract: Contract) -> None:
+    for length in (0.96, 1.04):
+        tool = (0.1, 0.2, 0.3, length, 0, 0, 0)
+        state = observation.encode(contract, observed(state={"tool": tool, "gripper": [0.04]})).state
+        np.testing.assert_array_equal(state[3:7], [1, 0, 0, 0])
 
 
 def test_a_negative_quaternion_is_the_same_pose(contract: Contract) -> None:
@@ -360,6 +370,7 @@ def test_a_tool_that_points_down_is_shown_without_jumps_and_live_as_in_training(
     contract = contract_with(recorded=Recorded(hemispheres=around))
     shown = conventions.normalise_proprio(contract, state)
     assert np.abs(np.diff(shown[:, 3:7], axis=0)).max() < 0.02
+    assert (shown[:, 4] > 0.9).all(), "nearer to what the recordings are around than to its negative"
     for row in (0, 40, 41, 80):
         for sign in (1.0, -1.0):  # a driver may report either
             reported = {"tool": [*state[row, :3], *(sign * state[row, 3:7])], "gripper": [state[row, 7]]}

@@ -5,12 +5,14 @@ Data walks through once:  raw recordings --prepare--> shards --train--> run --ex
 
 Front doors
     api.py            every verb as a function: `xwam_ft.train(...)`
+    api_use.py        its second half, from a run to a robot
     results.py        what they return
     cli.py            the verbs of `xwam-ft`, a thin layer over it
     demo.py           the whole job on the bundled recordings
 
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
+    consoles.py       where verbs print: names as people named them, commands that can be pasted
     places.py         how a checkpoint of a run is named
     files.py          atomic writing, JSON, hashes
     locks.py          one writer a place
@@ -22,6 +24,8 @@ The hall
     quantiles.py      what numbers are normalised by, from the recorded motion
     limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
+    aliases.py        a robot's own names and units of what it observes
+    prompts.py        prompts as people type them
     kinematics.py     URDF chains: joints -> poses, and back
     prompts.py        the one form of an instruction
     media.py          probe, decode, encode video
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
         inspect,
         plan,
         prepare,
+        runs,
         serve,
         train,
     )
@@ -69,7 +74,7 @@ if TYPE_CHECKING:
     from xwam_ft.errors import UserError
     from xwam_ft.policy.policy import Policy
     from xwam_ft.recipe import Recipe, load_recipe
-    from xwam_ft.results import Bundle, PreparedSet, Run
+    from xwam_ft.results import Bundle, PreparedSet, Run, Runs
     from xwam_ft.shards import ShardSet
     from xwam_ft.train.data import ClipDataModule
     from xwam_ft.train.module import TrainingModule
@@ -83,6 +88,7 @@ __all__ = [
     "PreparedSet",
     "Recipe",
     "Run",
+    "Runs",
     "ShardSet",
     "TrainingModule",
     "UserError",
@@ -95,13 +101,14 @@ __all__ = [
     "load_recipe",
     "plan",
     "prepare",
+    "runs",
     "serve",
     "train",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("imagine", "plan", "serve"), "api"),
-    **dict.fromkeys(("Bundle", "PreparedSet", "Run"), "results"),
+    **dict.fromkeys(("imagine", "plan", "runs", "serve"), "api"),
+    **dict.fromkeys(("Bundle", "PreparedSet", "Run", "Runs"), "results"),
     "ClipDataModule": "train.data",
     "Contract": "contract",
     "Policy": "policy.policy",

@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xwam_ft.api_use import evaluate, export, imagine, runs, serve
+from xwam_ft.consoles import plain_console, setting, typed
 from xwam_ft.errors import UserError
-from xwam_ft.results import Bundle, EncodedSet, Evaluation, ImaginedEpisode, Inspection, PreparedSet, Run
+from xwam_ft.results import EncodedSet, Inspection, PreparedSet, Run, place_of
+
+__all__ = ["encode", "evaluate", "export", "imagine", "inspect", "plan", "prepare", "runs", "serve", "train"]
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.recipe import Recipe
-    from xwam_ft.results import Made
-    from xwam_ft.shards import Split
+    from xwam_ft.results import Bundle, Made
     from xwam_ft.train.plan import Plan
 
 
@@ -39,7 +42,7 @@ def inspect(raw: str | Path, write: str | Path | None = None, *, progress: bool 
 
     from xwam_ft.inspect.inspect import inspect as show
 
-    console = _console(progress) if progress else Console(file=io.StringIO(), width=120)
+    console = plain_console(progress) if progress else plain_console(Console(file=io.StringIO(), width=120))
     console.record = True
     starter = None if write is None else Path(write)
     show(Path(raw), starter, console)
@@ -89,7 +92,7 @@ def prepare(
         workers=workers,
         strict=strict,
         urdf_dirs=[Path(folder) for folder in urdf_dirs],
-        console=_console(progress),
+        console=plain_console(progress),
         depth_check=depth_check,
         ray=ray,
         overrides=overrides,
@@ -120,7 +123,7 @@ def plan(
     """
     from xwam_ft.train.plan_report import plan_recipe
 
-    return plan_recipe(_recipe(recipe, overrides), _console(progress), probe=probe, fit=fit)
+    return plan_recipe(_recipe(recipe, overrides), plain_console(progress), probe=probe, fit=fit)
 
 
 def encode(
@@ -139,7 +142,12 @@ def encode(
     """
     from xwam_ft.encode.inputs import encode_shards
 
-    cache = encode_shards(_path(shards), _recipe(recipe, overrides), _console(progress))
+    console, place = plain_console(progress), place_of(shards)
+    cache = encode_shards(place, _recipe(recipe, overrides), console)
+    if isinstance(recipe, str | Path):
+        given = overrides if "data.shards" in overrides else {**overrides, "data.shards": place}
+        settings = " ".join(setting(key, value) for key, value in given.items())
+        console.print(f"next: {typed('xwam-ft', 'train', recipe)} {settings}", soft_wrap=True)
     return EncodedSet(cache.folder, len(cache.clips))
 
 
@@ -179,8 +187,8 @@ def train(
             raise UserError(
                 "goes with a new run", "--init", "leave it out: a run that goes on has what it started from"
             )
-        resume_run(_path(resume), _console(progress), overrides)
-        return Run.open(_path(resume))
+        resume_run(place_of(resume), plain_console(progress), overrides)
+        return Run.open(place_of(resume))
     assert recipe is not None
     if init is not None:
         overrides["init_from"] = str(init if isinstance(init, str | Path) else init.path)
@@ -190,186 +198,8 @@ def train(
     folder = Path(run) if run is not None else Path("runs") / Path(str(recipe)).stem
     from xwam_ft.train.train import train_recipe
 
-    train_recipe(loaded, folder, _console(progress))
+    train_recipe(loaded, folder, plain_console(progress))
     return Run.open(folder)
-
-
-def export(
-    run: str | Path | Run,
-    out: str | Path,
-    *,
-    format: str = "bundle",
-    ema: bool = True,
-    depth: bool = True,
-    dtype: str | None = None,
-    merged: bool = True,
-    prompts: Sequence[str] = (),
-    wan: str | Path | None = None,
-    step: int | None = None,
-    progress: bool | Console = False,
-) -> Bundle:
-    """Write a checkpoint of a run: a bundle that has proved itself, or the weights in another form.
-
-    Args:
-        run: its folder, or what `train` returned.
-        out: folder to make.
-        format: bundle, peft, diffusers or xwam.
-        ema: take the averaged weights where the run has them.
-        depth: keep the depth branch.
-        dtype: float32 or bfloat16; default as trained.
-        merged: fold adapters into the base; otherwise they stay beside it.
-        prompts: further instructions to embed.
-        wan: for xwam, the folder of Wan's own VAE and text encoder files.
-        step: of the checkpoint; default the newest.
-        progress: print the proofs.
-
-    Raises:
-        UserError: no run, no checkpoint, another backbone, a proof that fails, or `out` is taken.
-    """
-    from xwam_ft.export.export import export_run
-
-    export_run(
-        _path(run),
-        Path(out),
-        format=format,
-        ema=ema,
-        depth=depth,
-        dtype=dtype,
-        merged=merged,
-        prompts=list(prompts),
-        wan=None if wan is None else Path(wan),
-        step=step,
-        console=_console(progress),
-    )
-    page = Path(out) / "README.md"
-    return Bundle(
-        Path(out), format, Run.open(_path(run)).step if step is None else step, page if page.is_file() else None
-    )
-
-
-def imagine(
-    bundle: str | Path | Bundle,
-    shards: str | Path | Made,
-    episode: int,
-    out: str | Path,
-    *,
-    progress: bool | Console = False,
-) -> ImaginedEpisode:
-    """Write imagined beside recorded: RGB, depth and point cloud of an episode of a shard set.
-
-    Args:
-        out: folder to make.
-        progress: print what is done.
-
-    Raises:
-        UserError: `out` is not empty; not a bundle or shard set, or they do not belong together; no such episode.
-    """
-    from xwam_ft.evaluate.imagine import imagine as work
-
-    metrics = work(_path(bundle), _path(shards), episode, Path(out), _console(progress))
-    return ImaginedEpisode(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
-
-
-def evaluate(
-    bundle: str | Path | Bundle,
-    shards: str | Path | Made | None = None,
-    *,
-    env: str | None = None,
-    out: str | Path | None = None,
-    clips: int = 64,
-    split: Split = "held_out",
-    latency: bool = True,
-    camera_blackout: bool = False,
-    episodes: int = 50,
-    seed: int = 0,
-    execute: int | None = None,
-    max_steps: int | None = None,
-    action_steps: int | None = None,
-    films: int = 2,
-    progress: bool | Console = False,
-) -> Evaluation:
-    """Open loop: action error on recorded episodes, in physical units. Closed loop: how often the task is done.
-
-    Args:
-        shards: open loop on this shard set; `clips`, `split`, `latency`, `camera_blackout` belong to it.
-        env: closed loop in metaworld:TASK, or FILE.py:FUNCTION; the others belong to it.
-        out: folder to make with report.html and metrics.json.
-        clips: spread evenly over `split`, held_out or train.
-        latency: also error and time of a call for 1 to 10 denoising steps.
-        camera_blackout: also errors with each camera black.
-        episodes: to act in, from starts and goals that `seed` fixes.
-        execute: commands carried out before the policy looks again; default half a chunk.
-        max_steps: of an episode; default the environment's.
-        action_steps: denoising steps; default the bundle's.
-        films: first episodes to film, with `out`.
-        progress: print what is done.
-
-    Raises:
-        UserError: `out` is not empty; not a bundle; shards or environment that do not fit it.
-    """
-    if (shards is None) == (env is None):
-        raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
-    if split not in ("held_out", "train"):
-        raise UserError(f"is {split!r}", "--split", "give held_out or train")
-    place, console = (None if out is None else Path(out)), _console(progress)
-    if env is not None:
-        from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
-
-        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
-        metrics = evaluate_in_environment(
-            _path(bundle), env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
-        )
-    else:
-        from xwam_ft.evaluate.open_loop import evaluate_bundle
-
-        assert shards is not None
-        options = {"latency": latency, "camera_blackout": camera_blackout}
-        metrics = evaluate_bundle(_path(bundle), _path(shards), place, clips, console, split=split, **options).metrics()
-    return Evaluation(metrics, place, None if place is None else place / "report.html")
-
-
-def serve(
-    bundle: str | Path | Bundle,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    device: str = "auto",
-    api_key_file: str | Path | None = None,
-    replay: int | None = None,
-    compile: bool = False,
-    seed: int | None = None,
-    action_steps: int | None = None,
-    guidance: float | None = None,
-    progress: bool | Console = False,
-) -> None:
-    """Answer robots over the network, by openpi's protocol, until SIGTERM or Ctrl-C.
-
-    Args:
-        bundle: with `replay` a shard set, whose episode of that number is answered from.
-        host: 0.0.0.0 for every network.
-        port: 0 takes a free one.
-        api_key_file: clients must send the key this file holds.
-        compile: compile the network's step first.
-        seed: of the first request's noise.
-        action_steps, guidance: instead of the bundle's.
-        progress: print where it listens.
-
-    Raises:
-        UserError: the bundle, the key file or the address is not usable.
-    """
-    from xwam_ft.policy.serve import serve_bundle
-
-    serve_bundle(
-        _path(bundle),
-        host=host,
-        port=port,
-        device=device,
-        compile=compile,
-        settings={"seed": seed, "action_steps": action_steps, "guidance": guidance},
-        replay=replay,
-        api_key_file=None if api_key_file is None else Path(api_key_file),
-        console=_console(progress),
-    )
 
 
 def _recipe(recipe: str | Path | Recipe, overrides: Mapping[str, object]) -> Recipe:
@@ -378,13 +208,3 @@ def _recipe(recipe: str | Path | Recipe, overrides: Mapping[str, object]) -> Rec
     if isinstance(recipe, str | Path):
         return load_recipe(Path(recipe), overrides)
     return overridden(recipe, overrides)
-
-
-def _path(place: str | Path | Made) -> Path:
-    return Path(place) if isinstance(place, str | Path) else place.path
-
-
-def _console(progress: bool | Console) -> Console:
-    from rich.console import Console
-
-    return Console(quiet=not progress, highlight=False) if isinstance(progress, bool) else progress

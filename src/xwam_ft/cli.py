@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     name="xwam-ft",
@@ -46,8 +44,7 @@ def _main(
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the file; repeatable.")
 ]
-Run = Annotated[Path, typer.Argument(help="Run folder.")]
-Bundle = Annotated[Path, typer.Argument(help="Bundle folder made by `xwam-ft export`.")]
+Bundle = Annotated[Path, typer.Argument(help="Bundle made by `xwam-ft export`; or a checkpoint: RUN, RUN@STEP.")]
 Shards = Annotated[Path, typer.Argument(help="Shard set made by `xwam-ft prepare`.")]
 
 
@@ -59,7 +56,7 @@ def inspect(
     """Show what recordings hold, and propose how to read them."""
     from xwam_ft import api
 
-    api.inspect(raw, write, progress=_console())
+    api.inspect(raw, write, progress=plain_console())
 
 
 @app.command()
@@ -99,7 +96,7 @@ def prepare(
         urdf_dirs=urdf_dir or [],
         depth_check=depth_check,
         ray=ray,
-        progress=_console(),
+        progress=plain_console(),
         **_values(overrides, embodiment=True),
     )
 
@@ -114,7 +111,7 @@ def plan(
     """Count what a run will hold, fill and take; loads no weights."""
     from xwam_ft import api
 
-    api.plan(recipe, probe=probe, fit=fit, progress=_console(), **_values(overrides))
+    api.plan(recipe, probe=probe, fit=fit, progress=plain_console(), **_values(overrides))
 
 
 @app.command()
@@ -126,7 +123,7 @@ def encode(
     """Make the latent cache of shards; `train` does it where missing."""
     from xwam_ft import api
 
-    api.encode(shards, recipe, progress=_console(), **_values(overrides))
+    api.encode(shards, recipe, progress=plain_console(), **_values(overrides))
 
 
 @app.command()
@@ -151,14 +148,14 @@ def train(
 
         assert recipe is not None
         values = _values(overrides) | ({} if init is None else {"init_from": init})
-        smoke_test(load_recipe(recipe, values), _console())
+        smoke_test(load_recipe(recipe, values), plain_console())
     else:
-        api.train(recipe, run, resume=resume, init=init, progress=_console(), **_values(overrides))
+        api.train(recipe, run, resume=resume, init=init, progress=plain_console(), **_values(overrides))
 
 
 @app.command()
 def export(
-    run: Run,
+    run: Annotated[Path, typer.Argument(help="Run folder, or RUN@STEP.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     format: Annotated[str, typer.Option(help="bundle, peft, diffusers or xwam.")] = "bundle",
     no_ema: Annotated[bool, typer.Option("--no-ema", help="Take the last weights, not their average.")] = False,
@@ -167,6 +164,10 @@ def export(
     unmerged: Annotated[bool, typer.Option("--unmerged", help="Keep adapters beside the base.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Of the checkpoint; default the newest.")] = None,
+    best: Annotated[str | None, typer.Option(metavar="METRIC", help="Where a held-out number was lowest.")] = None,
+    with_text_encoder: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Take any text: bfloat16 (11 GB at 5B) or int8 (7 GB).")
+    ] = None,
     wan: Annotated[Path | None, typer.Option(help="xwam: folder of Wan's own VAE and text encoder files.")] = None,
 ) -> None:
     """Write a bundle that has proved itself, or another format."""
@@ -183,8 +184,23 @@ def export(
         prompts=prompt or [],
         wan=wan,
         step=step,
-        progress=_console(),
+        best=best,
+        with_text_encoder=with_text_encoder,
+        progress=plain_console(),
     )
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that runs lie in, or a run.")] = Path("runs"),
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Show by which keys two runs' recipes differ.")
+    ] = None,
+) -> None:
+    """List runs: step, state, held-out numbers."""
+    from xwam_ft import api
+
+    api.runs(folder, diff=diff, progress=plain_console())
 
 
 @app.command()
@@ -197,7 +213,7 @@ def imagine(
     """Write imagined beside recorded: RGB, depth and point cloud."""
     from xwam_ft import api
 
-    api.imagine(bundle, shards, episode, out, progress=_console())
+    api.imagine(bundle, shards, episode, out, progress=plain_console())
 
 
 Execute = Annotated[int | None, typer.Option(min=1, help="Closed loop: commands executed a chunk; default half of it.")]
@@ -206,7 +222,8 @@ Films = Annotated[int, typer.Option(min=0, help="Closed loop, with --out: first 
 Latency = Annotated[bool, typer.Option("--latency/--no-latency", help="Open loop: error and ms of 1 to 10 steps.")]
 Blackout = Annotated[bool, typer.Option("--camera-blackout", help="Open loop: errors with each camera black too.")]
 CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "films")
-OPEN = ("clips", "split", "latency", "camera_blackout")
+Seams = Annotated[bool, typer.Option("--seams/--no-seams", help="Open loop: jerk where one chunk follows another.")]
+OPEN = ("clips", "split", "latency", "camera_blackout", "seams")
 
 
 @app.command()
@@ -223,6 +240,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Open loop: held_out or train.")] = "held_out",
     latency: Latency = True,
     camera_blackout: Blackout = False,
+    seams: Seams = True,
     episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Closed loop: fixes starts and goals.")] = 0,
     execute: Execute = None,
@@ -240,10 +258,11 @@ def evaluate(
     if (shards is None) != (env is None):
         idle = CLOSED if shards is not None else OPEN
         _require_unused(ctx, (*idle, "films") if out is None else idle)
-    open_loop = {"clips": clips, "split": split, "latency": latency, "camera_blackout": camera_blackout}
+    looks = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams}
+    open_loop = {"clips": clips, "split": split, **looks}
     closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}
     options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps}
-    api.evaluate(bundle, shards, env=env, out=out, progress=_console(), **options)
+    api.evaluate(bundle, shards, env=env, out=out, progress=plain_console(), **options)
 
 
 @app.command()
@@ -270,7 +289,7 @@ def serve(
         _require_unused(ctx, idle, "leave it out: a replay answers what was recorded")
     options: dict[str, Any] = {"device": device, "compile": compile, "seed": seed, "guidance": guidance}
     options |= {"replay": replay, "api_key_file": api_key_file, "action_steps": action_steps}
-    api.serve(bundle, host=host, port=port, progress=_console(), **options)
+    api.serve(bundle, host=host, port=port, progress=plain_console(), **options)
 
 
 @app.command()
@@ -278,12 +297,12 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/
     """Do the whole job on bundled recordings, on a CPU, in minutes."""
     from xwam_ft.demo import demo
 
-    demo(out, _console())
+    demo(out, plain_console())
 
 
 EVALUATES = (
-    "leave it out: --clips, --split, --latency, --camera-blackout belong to SHARDS, --films to --env with --out, the "
-    "others to --env"
+    "leave it out: --clips, --split, --latency, --seams, --camera-blackout belong to SHARDS, --films to --env with "
+    "--out, the others to --env"
 )
 
 
@@ -310,12 +329,6 @@ def _values(overrides: list[str] | None, *, embodiment: bool = False) -> dict[st
             hint = did_you_mean(name, fields)
             raise UserError(f"unknown key {name!r}{hint}", "--set", f"{what} has {listed(fields)}; write a.b=c")
     return values
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def main() -> None:

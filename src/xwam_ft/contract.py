@@ -22,6 +22,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from xwam_ft.aliases import Aliases
 from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes, read_json, write_bytes_atomic
 from xwam_ft.kinematics import Chain
@@ -275,12 +276,12 @@ class Quantiles(Part):
         return self
 
 
-COUNTED = ("quantiles", "prompts", "recorded")
+COUNTED = ("quantiles", "prompts", "recorded", "prompt_form", "aliases")
 """Fields that come from the recordings themselves, not from the embodiment."""
 
 
 class Contract(Part):
-    LATER: ClassVar = ("recorded", "action_scaling")
+    LATER: ClassVar = ("recorded", "action_scaling", "prompt_form", "aliases")
 
     schema_version: Literal[1] = SCHEMA_VERSION
     embodiment: str
@@ -293,6 +294,8 @@ class Contract(Part):
     prompts: tuple[str, ...]  # every instruction seen, sorted
     recorded: Recorded | None = None
     action_scaling: Literal["chunk", "step"] = "chunk"  # one range a number, or one for it at each step of a chunk
+    prompt_form: Literal["recorded", "plain"] = "recorded"  # plain: no two of them are the same (see prompts.py)
+    aliases: Aliases | None = None  # the robot's own names and units of what it observes
 
     @model_validator(mode="after")
     def _consistent(self) -> Contract:
@@ -310,6 +313,8 @@ class Contract(Part):
                 raise ValueError(f"camera {camera.name!r} is mounted on {camera.mount!r}, which is not a pose slot")
         for name, limits in (self.recorded.limits if self.recorded else {}).items():
             self.slot(name).require_fitting(limits)
+        if self.aliases is not None:
+            self.aliases.require_fitting(self)
         if wrong := [name for name in (self.recorded.hemispheres if self.recorded else {}) if name not in poses]:
             raise ValueError(f"a quaternion is named for {wrong[0]!r}, which is not a pose slot")
         return self

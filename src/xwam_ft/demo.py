@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from xwam_ft.bundled import bundled
+from xwam_ft.consoles import marked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,7 @@ class _stage:
         self.name, self.console, self.took = name, console, took
 
     def __enter__(self) -> None:
-        self.console.rule(f"[bold]{self.name}")
+        self.console.rule(marked(self.name, style="bold"))
         self.started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:

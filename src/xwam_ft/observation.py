@@ -3,7 +3,8 @@
 An observation is a plain dict:
     {"images": {camera: uint8 [H, W, 3] RGB}, "state": {slot: numbers in the slot's `columns` order}, "prompt": str}
 Slots computed from joints (`forward_kinematics`) or from several columns (`mean`, `max`, `norm`) take those columns and
-are transformed here by the code that `prepare` uses. SI units: metres, radians.
+are transformed here by the code that `prepare` uses. SI units: metres, radians. The robot's own names and units are
+taken as well (aliases.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import conventions
+from xwam_ft.aliases import resolved
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.limits import clamp
 from xwam_ft.pictures import resize_pictures, turn_pictures
@@ -77,6 +79,7 @@ def encode(contract: Contract, observation: Mapping[str, Any]) -> EncodedObserva
         UserError: a camera, slot or prompt is missing or unknown, or has another shape or type; each names the
             field, what came and what is expected.
     """
+    observation = resolved(contract, observation)
     for key in ("images", "state", "prompt"):
         if key not in observation:
             raise UserError(f"has no {key!r}", WHERE, "give images, state and prompt")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from xwam_ft.policy.policy import Policy
     from xwam_ft.shards import ShardSet
+    from xwam_ft.train.runs import RunSummary
 
 
 class Made(Protocol):
@@ -16,6 +17,11 @@ class Made(Protocol):
 
     @property
     def path(self) -> Path: ...
+
+
+def place_of(given: str | Path | Made) -> Path:
+    """Where something lies that is named by its path, or by what made it."""
+    return Path(given) if isinstance(given, str | Path) else given.path
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,15 @@ class Run:
         held_out = {name: value for name, value in (rows[-1] if rows else {}).items() if name != "step"}
         steps = folder.recipe.trainer.max_steps
         return cls(folder.path, folder.first_step, steps, held_out, folder.path / REPORT_FILE)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a folder, or by what two recipes differ: {dotted key: (first, second)}."""
+
+    path: Path
+    runs: tuple[RunSummary, ...]
+    differences: dict[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True)

@@ -121,12 +121,14 @@ Overrides = Sequence[str] | Mapping[str, object]
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """Key and value of `section.key=value`, the value parsed as YAML."""
+    """Key and value of `section.key=value`, the value parsed as YAML; a mapping only in braces, so that a place or
+    prompt with a colon stays a text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise UserError(f"{text!r} is not of the form a.b=c", "--set", "write for example --set trainer.max_steps=100")
     try:
-        return name.strip(), yaml.safe_load(value)
+        read = yaml.safe_load(value)
+        return name.strip(), value if isinstance(read, dict) and not value.lstrip().startswith("{") else read
     except yaml.YAMLError:
         raise UserError(f"the value {value!r} is not valid YAML", f"--set {name}", "quote it") from None
 

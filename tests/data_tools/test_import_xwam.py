@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import typer
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "model"))
 
 import foreign  # noqa: E402
 

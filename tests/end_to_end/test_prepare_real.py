@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from shared import QUIET, members_in, save_tiny_dpt
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.shards import ShardSet
 
@@ -24,39 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def estimator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A depth model of a few thousand weights: what it estimates means nothing, that it is the same does."""
-    import torch
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny_dpt"
-    config = DPTConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        is_hybrid=False,
-        use_auxiliary_head=False,
-    )
-    DPTForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
-
-
-def members(folder: Path) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for shard in sorted(folder.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar.getmembers():
-                stream = tar.extractfile(member)
-                assert stream is not None
-                found[member.name] = stream.read()
-    return found
+    return save_tiny_dpt(tmp_path_factory.mktemp("models") / "tiny_dpt")
 
 
 @pytest.mark.parametrize("space", ["poses", "joints"])
@@ -72,11 +39,11 @@ def test_both_versions_of_the_g1_recordings_give_the_same_bits(space: str, estim
             workers=workers,
             strict=True,
             urdf_dirs=[Path(DATA) / "urdf"],
-            console=Console(quiet=True),
+            console=QUIET,
         )
         assert (outcome.episodes, outcome.frames, outcome.rejected) == (4, 1045, [])
         sets.append(ShardSet.open(tmp_path / version))
-    old, new = members(tmp_path / "v21"), members(tmp_path / "v30")
+    old, new = members_in(tmp_path / "v21"), members_in(tmp_path / "v30")
     kinds = {name.split(".", 1)[1] for name in old}
     depth = {"depth.cam_high.mkv"} if space == "poses" else set()
     assert kinds == {"meta.json", "motion.npz", "rgb.cam_high.mp4"} | depth

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
@@ -235,7 +235,7 @@ def test_a_bundle_acts_in_an_environment_of_ones_own(bundle: Path, tmp_path: Pat
         "max_steps": 8,
         "action_steps": 1,
         "films": 1,
-        "console": Console(quiet=True),
+        "console": QUIET,
     }
     env, out = f"{tmp_path / 'own.py'}:make", tmp_path / "out"
     found = evaluate_in_environment(bundle, env, episodes=3, seed=1, out=out, **options)

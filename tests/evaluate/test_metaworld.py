@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared import QUIET
 from xwam_ft.bundled import bundled
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.errors import UserError
@@ -25,7 +26,6 @@ needs_simulator = pytest.mark.skipif(not SIMULATED, reason="Meta-World is not in
 @pytest.fixture(scope="module")
 def sawyer(tmp_path_factory: pytest.TempPathFactory) -> Contract:
     """The contract of the bundled recordings."""
-    from rich.console import Console
 
     from xwam_ft.prepare.pipeline import prepare
     from xwam_ft.shards import ShardSet
@@ -33,7 +33,7 @@ def sawyer(tmp_path_factory: pytest.TempPathFactory) -> Contract:
     out = tmp_path_factory.mktemp("sawyer") / "shards"
     embodiment = bundled("recipes/embodiments/metaworld_sawyer_rgb.yaml")
     options: dict[str, Any] = {"depth": "none", "workers": 0, "strict": True, "urdf_dirs": []}
-    prepare([bundled("recordings/metaworld_demo")], out, embodiment=embodiment, console=Console(quiet=True), **options)
+    prepare([bundled("recordings/metaworld_demo")], out, embodiment=embodiment, console=QUIET, **options)
     return ShardSet.open(out).contract
 
 

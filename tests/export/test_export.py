@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
+from shared import QUIET
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.export import proof
@@ -33,7 +34,6 @@ from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
 from xwam_ft.train.folder import open_run
 from xwam_ft.train.train import train_recipe
 
-QUIET = Console(quiet=True)
 Tensors = dict[str, torch.Tensor]
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
 from xwam_ft.locks import sole_writer
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
-
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture

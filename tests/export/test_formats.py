@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+import foreign
 import pytest
 import torch
 import yaml
 from diffusers import UniPCMultistepScheduler, WanPipeline
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.export import formats, reference_file
 from xwam_ft.export.export import export_run
@@ -27,11 +27,6 @@ from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.recipe_model import LoraSpec
 from xwam_ft.train.folder import open_run
 
-sys.path.append(str(Path(__file__).parents[1] / "model"))
-
-import foreign
-
-QUIET = Console(quiet=True)
 GOLDEN = Path(__file__).parents[1] / "golden" / "xwam_tiny.safetensors"
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from shared import QUIET
 from xwam_ft import observation
 from xwam_ft.contract import Contract, load_contract
 from xwam_ft.errors import UserError
@@ -33,8 +33,6 @@ from xwam_ft.policy.client import PolicyClient
 from xwam_ft.policy.policy import Policy
 from xwam_ft.recipe_model import LoraSpec
 from xwam_ft.shards import ShardSet
-
-QUIET = Console(quiet=True)
 
 
 def refused(run: Path, out: Path, **options: Any) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from xwam_ft.contract import load_contract
+from xwam_ft.convert.convert import import_checkpoint
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
 from xwam_ft.model.adapters import trainable_state
@@ -93,7 +94,10 @@ def test_a_bundle_in_a_backbone_s_place_is_started_from_and_said(
     with pytest.raises(UserError, match="is a bundle, not a backbone") as error:
         load_backbone(str(place), parts=("transformer",))
     advice = shlex.split(error.value.fix.partition(": ")[2])
-    assert advice == ["--init", str(place), "--set", "backbone.path=tiny"]
+    assert advice == ["xwam-ft", "train", "RECIPE", "--init", str(place), "--set", "backbone.path=tiny"]
+    with pytest.raises(UserError, match="is a bundle, not a backbone"):
+        import_checkpoint(place, tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
 
     def trained(name: str, changes: list[str]) -> tuple[Path, str]:
         shown = io.StringIO()
@@ -103,7 +107,7 @@ def test_a_bundle_in_a_backbone_s_place_is_started_from_and_said(
         return tmp_path / name, shown.getvalue()
 
     by_path, said = trained("path", [f"backbone.path={place}"])
-    by_init, _ = trained("init", [f"init_from={place}", advice[3]])
+    by_init, _ = trained("init", [f"init_from={advice[4]}", advice[6]])
     assert f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone tiny" in said
     ours, theirs = (load_file(run / "checkpoints/step-000001/trainable.safetensors") for run in (by_path, by_init))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

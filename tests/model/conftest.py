@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-# Tests are imported by path, not as a package: this lets them import their shared helpers, toy.py.
-sys.path.append(str(Path(__file__).parent))
-
 import toy
 
 

@@ -26,6 +26,11 @@ def test_asynchronous_video_is_never_cleaner_than_the_actions() -> None:
     assert float(sigmas.action_is_clean.float().mean()) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_actions_are_given_clean_as_often_as_asked(share: float) -> None:
+    assert float(draw(clean_action_probability=share).action_is_clean.float().mean()) == pytest.approx(share, abs=0.01)
+
+
 def test_asynchronous_marginals_have_their_closed_form() -> None:
     """Noised: sigma_a ~ U(0,1); (sigma_v - sigma_a) / (1 - sigma_a) ~ Beta(1.5, 1), independent of it: E = 0.8."""
     sigmas = draw()
@@ -62,8 +67,9 @@ def test_a_sample_draws_the_same_alone_or_in_a_batch(schedule: str) -> None:
 def test_shift_keeps_the_ends_and_moves_the_middle_towards_noise() -> None:
     sigma = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     torch.testing.assert_close(shift(sigma, 5.0), torch.tensor([0.0, 5 / 6, 1.0], dtype=torch.float64))
-    unshifted, shifted = draw(schedule="synchronous"), draw(schedule="synchronous", shift=5.0)
+    unshifted, shifted = draw(schedule="decoupled"), draw(schedule="decoupled", shift=5.0)
     torch.testing.assert_close(shift(unshifted.video, 5.0), shifted.video)
+    torch.testing.assert_close(shift(unshifted.action, 5.0), shifted.action)
 
 
 def test_beta_quantile_of_beta_one_has_a_closed_form() -> None:

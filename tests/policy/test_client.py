@@ -8,19 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from served import GatedPolicy, example
 
 from xwam_ft.policy.client import PolicyClient, Refused
 from xwam_ft.policy.replay import ReplayPolicy
 from xwam_ft.policy.server import serving
 from xwam_ft.shards import ShardSet
-
-sys.path.append(str(Path(__file__).parent))
-
-from served import GatedPolicy, example
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from xwam_ft.policy.replay import ReplayPolicy
 from xwam_ft.policy.server import serving
 from xwam_ft.shards import ShardSet
 
-sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 from served import GatedPolicy

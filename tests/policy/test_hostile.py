@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from served import GatedPolicy, example, get, opened, until
 from websockets.asyncio.client import connect
 
 from xwam_ft.errors import UserError
@@ -19,10 +18,6 @@ from xwam_ft.policy import wire
 from xwam_ft.policy.replay import ReplayPolicy
 from xwam_ft.policy.server import Limits, PolicyServer, serving
 from xwam_ft.shards import ShardSet
-
-sys.path.append(str(Path(__file__).parent))
-
-from served import GatedPolicy, example, get, opened, until
 
 HOSTILE_CLIENTS = 3
 

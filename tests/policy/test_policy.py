@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from xwam_ft import conventions
 from xwam_ft.errors import UserError
-from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.policy.policy import Policy, Settings, clip_observation
 from xwam_ft.policy.text import TextCache
 from xwam_ft.shards import Clip, ShardSet
 
@@ -47,6 +48,28 @@ def test_an_answer_is_a_function_of_request_and_seed(policy: Policy, request_: d
     timing = policy.contract.timing
     assert first.commands.table.shape == (timing.action_steps, policy.contract.command_dim)
     assert first.commands.slots["tool"].shape == (timing.action_steps, 7)
+
+
+def test_requests_without_a_seed_count_up_from_the_settings(policy: Policy, request_: dict[str, Any]) -> None:
+    settings = replace(policy.settings, seed=3)
+    fresh = Policy(policy.network, policy.codec, policy.prompts, policy.contract, settings)
+    for seed in (3, 4, 5):
+        np.testing.assert_array_equal(fresh.infer(request_).action, policy.infer(request_, seed=seed).action)
+
+
+def test_the_sampler_is_given_the_settings(policy: Policy, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def sample(*streams: Any, **options: Any) -> Any:
+        given.update(options)
+        return SimpleNamespace(action=torch.zeros(1, 8, 7))
+
+    monkeypatch.setattr("xwam_ft.policy.policy.sample", sample)
+    settings = Settings(seed=0, action_steps=3, video_steps=7, guidance=1.5, shift=2.5)
+    policy.infer_batch([clip_observation(policy.contract, clip)], [0], settings)
+    names = ("action_steps", "video_steps", "guidance", "shift", "actions_only")
+    assert [given[name] for name in names] == [3, 7, 1.5, 2.5, True]
+    assert given["null_text"] is not None
 
 
 def test_commands_are_the_action_decoded_by_the_contract(policy: Policy, request_: dict[str, Any]) -> None:

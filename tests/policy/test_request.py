@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from xwam_ft import observation
-from xwam_ft.contract import Contract
+from xwam_ft.contract import Contract, Limits
 from xwam_ft.errors import UserError
+from xwam_ft.limits import Recorded
 from xwam_ft.policy import request
 from xwam_ft.policy.policy import Policy
 
@@ -36,9 +37,10 @@ def test_every_shipped_kind_of_slot_has_an_example(contract: Contract) -> None:
     assert request.command_columns(other)[-2:] == ["gripper.l", "gripper.r"]
 
 
-def test_units_and_dead_cameras_get_a_warning(contract: Contract, example: dict[str, Any]) -> None:
+@pytest.mark.parametrize("colour", [0, 128, 255])
+def test_units_and_dead_cameras_get_a_warning(contract: Contract, example: dict[str, Any], colour: int) -> None:
     example["state"]["tool"] = example["state"]["tool"] + np.array([0, 350.0, 0, 0, 0, 0, 0])
-    example["images"]["wrist"] = np.zeros((4, 4, 3), np.uint8)
+    example["images"]["wrist"] = np.full((4, 4, 3), colour, np.uint8)
     camera, unit = request.implausible(contract, observation.encode(contract, example))
     assert "'wrist' shows one colour" in camera
     assert unit == "tool.y is 350; recordings held -0.5 to 0.5 m: is it in that unit?"
@@ -155,6 +157,12 @@ def test_a_chunk_goes_on_from_the_commands_still_to_be_executed(bundle: Path) ->
         policy.infer({**example, "options": {"prefix": ahead[[0, 0, 1, 2]]}})
     with pytest.raises(UserError, match="is 2, and the prefix has 3 commands already"):
         policy.infer({**example, "options": {"prefix": ahead, "chunk": 2}})
+    slow = Recorded(limits={"gripper": Limits(speed=(1e-6,))})  # what is executed already is not slowed down
+    limited = Policy(policy.network, policy.codec, policy.prompts, contract.model_copy(update={"recorded": slow}),
+                     policy.settings, action_prefix=3)  # fmt: skip
+    held = limited.infer({**example, "options": {"prefix": ahead}}, seed=0).commands.table[:, -1]
+    np.testing.assert_allclose(held[:3], ahead[:, -1], atol=1e-6)
+    np.testing.assert_allclose(held[3:], held[2], atol=1e-6)
     far = ahead.copy()
     far[:, 0] += 50.0  # metres
     with pytest.raises(UserError, match="times the largest recorded change from the state observed now"):

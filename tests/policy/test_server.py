@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from served import GatedPolicy, example, get, opened, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -27,10 +28,6 @@ from xwam_ft.policy.request import command_columns, command_table
 from xwam_ft.policy.serve import read_api_key
 from xwam_ft.policy.server import Limits, PolicyServer, serving
 from xwam_ft.shards import ShardSet
-
-sys.path.append(str(Path(__file__).parent))
-
-from served import GatedPolicy, example, get, opened, until
 
 KEY = "0123456789abcdef"
 BYTES_KEY = msgpack.packb({"images": {"front": 1, b"wri\x04t": 1}, "state": {"tool": 1, "gripper": 1}, "prompt": "x"})

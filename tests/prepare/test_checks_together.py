@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from scipy.spatial.transform import Rotation
 
+from shared import QUIET
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
@@ -118,7 +119,7 @@ def test_quantiles_against_extremes(contract: Any) -> None:
 
 
 def prepared(raw: Path, out: Path, embodiment: Path, **more: Any) -> Any:
-    options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": Console(quiet=True), **more}
+    options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET, **more}
     return pipeline.prepare([raw], out, embodiment=embodiment, **options)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Slot
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
@@ -178,7 +178,7 @@ def test_the_episode_in_degrees_is_rejected_and_the_others_go_on(tmp_path: Path,
     embodiment = tmp_path / "three.yaml"  # with the hand as a third joint: two alone might be wheels
     slots = "slots:\n  arm: {kind: joints, columns: [j1, j2, grip], units: rad}\n"
     embodiment.write_text(toy.read_text().split("slots:")[0] + slots)
-    options: Any = {"workers": 0, "urdf_dirs": [], "console": Console(quiet=True), "depth": "none"}
+    options: Any = {"workers": 0, "urdf_dirs": [], "console": QUIET, "depth": "none"}
     with pytest.raises(UserError, match="stated in rad"):
         pipeline.prepare([raw], tmp_path / "s", embodiment=embodiment, strict=True, **options)
     made_of = pipeline.prepare([raw], tmp_path / "out", embodiment=embodiment, strict=False, **options)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared import QUIET, save_tiny_dpt
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.depth import CHOICES, parse_depth
 from xwam_ft.prepare.depth.files import DepthFiles, parse_pattern
@@ -104,29 +105,7 @@ def test_files_of_every_kind_give_the_same_metres(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def estimator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DPT of a few thousand weights with its image processor, saved as any other model folder."""
-    import torch
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny_dpt"
-    config = DPTConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        reassemble_factors=[4, 2, 1, 0.5],
-        is_hybrid=False,
-        use_auxiliary_head=False,
-    )
-    DPTForDepthEstimation(config).save_pretrained(folder)
-    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return save_tiny_dpt(tmp_path_factory.mktemp("models") / "tiny_dpt")
 
 
 def test_whether_an_estimator_gives_metres_is_read_from_its_config(estimator: Path, tmp_path: Path) -> None:
@@ -166,7 +145,6 @@ def test_batches_do_not_change_an_estimate(estimator: Path, tmp_path: Path) -> N
 
 
 def test_an_estimate_is_prepared_as_relative_depth(estimator: Path, v21: Path, toy: Path, tmp_path: Path) -> None:
-    from rich.console import Console
 
     from xwam_ft.prepare.pipeline import prepare
     from xwam_ft.shards import ShardSet
@@ -179,7 +157,7 @@ def test_an_estimate_is_prepared_as_relative_depth(estimator: Path, v21: Path, t
         workers=0,
         strict=True,
         urdf_dirs=[],
-        console=Console(quiet=True),
+        console=QUIET,
     )
     shards = ShardSet.open(tmp_path / "out")
     assert (shards.contract.depth.kind, shards.contract.depth.near) == ("relative", None)

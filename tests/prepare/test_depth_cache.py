@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.depth import Description, Estimator, parse_depth
@@ -114,7 +115,7 @@ def flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def prepared(raw: Path, out: Path, embodiment: Path, console: Console | None = None, **more: Any) -> Any:
-    options = {"workers": 0, "strict": True, "urdf_dirs": [], "console": console or Console(quiet=True), **more}
+    options = {"workers": 0, "strict": True, "urdf_dirs": [], "console": console or QUIET, **more}
     return pipeline.prepare([raw], out, embodiment=embodiment, **options)
 
 
@@ -202,7 +203,7 @@ def test_the_depth_stage_alone_gives_what_prepare_stores(
 ) -> None:
     from xwam_ft.prepare.depth_only import estimate_depth
 
-    options: dict[str, Any] = {"embodiment": toy, "workers": 0, "ray": None, "console": Console(quiet=True)}
+    options: dict[str, Any] = {"embodiment": toy, "workers": 0, "ray": None, "console": QUIET}
     done = estimate_depth(v21, tmp_path / "depth", depth="sensor", check=False, **options)
     assert done.rejected == []
     prepared(v21, tmp_path / "files", toy, depth=done.spec)

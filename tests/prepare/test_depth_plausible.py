@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.depth_code import FARTHEST, INVALID, metres_to_code
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
@@ -88,7 +88,7 @@ def test_a_recording_in_millimetres_stated_as_metres(tmp_path: Path, toy: Path, 
     raw = lerobot.v21(tmp_path / "raw", made)
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(toy.read_text().replace("unit: mm", "unit: m"))
-    options: Any = {"workers": 0, "strict": False, "urdf_dirs": [], "console": Console(quiet=True), "depth": None}
+    options: Any = {"workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET, "depth": None}
     with pytest.raises(UserError, match=r"millimetres read as metres: write `unit: mm`"):
         pipeline.prepare([raw], tmp_path / "wrong", embodiment=wrong, **options)
     assert not (tmp_path / "wrong").exists()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from formats import INTRINSICS, WRITERS, poses, write_folder, write_robotwin, write_xwam
-from rich.console import Console
 from scipy.spatial.transform import Rotation
 
+from shared import QUIET
 from xwam_ft.depth_code import code_to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.inspect.inspect import inspect
@@ -21,7 +21,6 @@ from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.shards import ShardSet
 
-QUIET = Console(quiet=True)
 STATES = {  # format -> the full names of j1, j2 and grip
     "aloha": [f"observation.qpos/{i}" for i in range(3)],
     "robomimic": [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.inspect.evidence import Evidence, Group, gather, slot_columns
@@ -52,7 +53,7 @@ def test_the_tables_show_what_is_there(v30: Path, lerobot: Any) -> None:
 
 def test_the_starter_asks_for_units_and_then_loads(v21: Path, tmp_path: Path) -> None:
     target = tmp_path / "starter.yaml"
-    inspect(v21, target, Console(quiet=True))
+    inspect(v21, target, QUIET)
     text = target.read_text()
     with pytest.raises(UserError, match="`units` is still TODO"):
         load_embodiment(target)
@@ -64,7 +65,7 @@ def test_the_starter_asks_for_units_and_then_loads(v21: Path, tmp_path: Path) ->
     assert spec.slots["state_joints"].columns == ["j1", "j2"]
     assert spec.slots["state_gripper"].kind == "gripper"
     with pytest.raises(UserError, match="exists already"):
-        inspect(v21, target, Console(quiet=True))
+        inspect(v21, target, QUIET)
 
 
 ARM = np.sin(np.arange(400)[:, None] / 40 + np.arange(6)) * np.array([1.9, 1.2, 0.9, 0.5, 0.4, 2.4])

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from formats import write_aloha, write_folder, write_robomimic, write_robotwin, write_xwam
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.inspect.inspect import inspect
 from xwam_ft.media import write_rgb
@@ -351,7 +351,7 @@ def test_a_malformed_episode_is_rejected_with_one_sentence(
     assert not list((tmp_path / "staging").glob("*"))
     assert first.problems == ()
     assert third.problems == () or "front.mp4 holds 20 frames" in third.problems[0]  # a video they share
-    inspect(raw, None, Console(quiet=True))
+    inspect(raw, None, QUIET)
 
 
 WHOLE: list[tuple[str, Any, Break, str]] = [

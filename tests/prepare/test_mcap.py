@@ -13,9 +13,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from scipy.spatial.transform import Rotation
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.episode import Episode, EpisodeError
 from xwam_ft.prepare.sources import mcap_index, open_source
@@ -240,7 +240,7 @@ slots:
         workers=0,
         strict=False,
         urdf_dirs=[],
-        console=Console(quiet=True),
+        console=QUIET,
     )
     assert (out.episodes, len(out.rejected)) == (2, 1)
     assert "c.mcap ends in the middle: the recorder was stopped" in str(out.rejected[0].reason)

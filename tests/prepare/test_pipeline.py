@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from shared import QUIET, files_in, members_in
 from xwam_ft.depth_code import code_to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
@@ -19,11 +19,9 @@ from xwam_ft.prepare.assemble import held_out
 from xwam_ft.prepare.episode_work import run
 from xwam_ft.shards import ShardSet
 
-CONSOLE = Console(quiet=True)
-
 
 def prepared(raws: Path | list[Path], out: Path, embodiment: Path, **more: Any) -> Any:
-    options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": CONSOLE, **more}
+    options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET, **more}
     return pipeline.prepare([raws] if isinstance(raws, Path) else raws, out, embodiment=embodiment, **options)
 
 
@@ -31,21 +29,6 @@ def prepared(raws: Path | list[Path], out: Path, embodiment: Path, **more: Any) 
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a small preparation is matplotlib; test_report.py looks at the plots."""
     monkeypatch.setattr(report, "plots", lambda *_: {"distributions": "data:,", "paths": None, "timing": "data:,"})
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def members(folder: Path) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for shard in sorted(folder.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            for member in tar.getmembers():
-                stream = tar.extractfile(member)
-                assert stream is not None
-                found[member.name] = stream.read()
-    return found
 
 
 def test_what_comes_out_is_what_was_recorded(v21: Path, toy: Path, tmp_path: Path, made: Any) -> None:
@@ -77,9 +60,9 @@ def test_what_comes_out_is_what_was_recorded(v21: Path, toy: Path, tmp_path: Pat
 def test_versions_and_worker_counts_give_the_same_bytes(v21: Path, v30: Path, toy: Path, tmp_path: Path) -> None:
     prepared(v21, tmp_path / "a", toy)
     prepared(v21, tmp_path / "b", toy, workers=2)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
     prepared(v30, tmp_path / "c", toy)
-    a, c = members(tmp_path / "a"), members(tmp_path / "c")
+    a, c = members_in(tmp_path / "a"), members_in(tmp_path / "c")
     # One mp4 of three episodes is other bytes than three mp4s, so the decoded pictures of these lossy toys differ.
     exact = [name for name in a if ".rgb." not in name]
     assert len(exact) == 9
@@ -115,7 +98,7 @@ def test_a_killed_run_is_taken_up_and_ends_with_the_same_bytes(
     monkeypatch.setattr(pipeline, "run", counting)
     prepared(v21, tmp_path / "killed", toy)
     assert done == [0, 1, 2]
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert files_in(tmp_path / "killed") == files_in(tmp_path / "whole")
 
 
 def test_a_stopped_run_with_other_inputs_is_not_taken_up(
@@ -139,12 +122,12 @@ def _killed(*_: Any) -> Any:
 def test_a_finished_set_is_recognised_and_never_written_over(v21: Path, toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepared(v21, out, toy)
-    before = files(out)
+    before = files_in(out)
     copied = shutil.copytree(v21, tmp_path / "elsewhere" / "v21")
     assert prepared(copied, out, toy).already_prepared
     with pytest.raises(UserError, match="was prepared from other inputs"):
         prepared(v21, out, toy, depth="none")
-    assert files(out) == before
+    assert files_in(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(UserError, match="exists and is not an empty folder"):

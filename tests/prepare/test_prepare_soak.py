@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from shared import QUIET, files_in
 from xwam_ft.prepare.pipeline import prepare
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
@@ -37,12 +37,8 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 2
 
 
 def work(raw: Path, out: Path, embodiment: Path) -> None:
-    options: dict[str, Any] = {"depth": None, "strict": False, "urdf_dirs": [], "console": Console(quiet=True)}
+    options: dict[str, Any] = {"depth": None, "strict": False, "urdf_dirs": [], "console": QUIET}
     prepare([raw], out, embodiment=embodiment, workers=0, **options)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def start(raw: Path, out: Path, embodiment: Path) -> Any:
@@ -57,7 +53,7 @@ def finish(raw: Path, out: Path, embodiment: Path) -> dict[str, bytes]:
     process.join()
     assert process.exitcode == 0
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    made = files(out)
+    made = files_in(out)
     for path in sorted(out.rglob("*"), reverse=True):
         path.unlink()
     out.rmdir()

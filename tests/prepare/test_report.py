@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.bundled import bundled
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.pipeline import prepare
@@ -33,7 +33,7 @@ def test_the_report_needs_no_network_and_shows_warnings(
         workers=0,
         strict=False,
         urdf_dirs=[],
-        console=Console(quiet=True),
+        console=QUIET,
     )
     warned = [group.check for group in outcome.findings if group.severity == "warning"]
     assert warned == ["mostly-padded", "black-camera"]  # clips of 9 frames of episodes of 11 to 14
@@ -49,7 +49,7 @@ def test_the_report_needs_no_network_and_shows_warnings(
 
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FLAGS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_browser_shows_the_report_without_errors_or_requests(tmp_path: Path) -
         workers=0,
         strict=False,
         urdf_dirs=[],
-        console=Console(quiet=True),
+        console=QUIET,
     )
     page = shards / "report.html"
     probe = """<script>addEventListener("load", () => {
@@ -82,7 +82,7 @@ def test_a_browser_shows_the_report_without_errors_or_requests(tmp_path: Path) -
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
-        *QUIET,
+        *FLAGS,
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     command += ["--window-size=1200,2000", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.inspect.inspect import inspect
 from xwam_ft.prepare.episode import EpisodeError
@@ -182,7 +182,7 @@ def test_a_rate_must_be_stated(tmp_path: Path) -> None:
 
     folder = dataset(tmp_path / "set", episode(0))
     starter = tmp_path / "toy.yaml"
-    inspect(folder, starter, Console(quiet=True))
+    inspect(folder, starter, QUIET)
     assert "fps: TODO  # these recordings do not store" in starter.read_text()
     with pytest.raises(UserError, match="`fps` is still TODO; these recordings do not store it"):
         load_embodiment(starter)
@@ -227,7 +227,7 @@ def test_the_bridge_sample_becomes_shards(tmp_path: Path) -> None:
         workers=0,
         strict=True,
         urdf_dirs=[],
-        console=Console(quiet=True),
+        console=QUIET,
     )
     assert (out.episodes, out.frames) == (25, 250)
     shards = ShardSet.open(tmp_path / "shards")

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from formats import write_aloha
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline
 from xwam_ft.prepare.plugins import DEPTH, plugins
 from xwam_ft.prepare.sources import open_source
 
-QUIET = Console(quiet=True)
 READER = """
 import numpy as np
 from pathlib import Path

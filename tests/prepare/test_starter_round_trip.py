@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from scipy.spatial.transform import Rotation
 
+from shared import QUIET
 from xwam_ft.inspect.inspect import inspect, propose_timing
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.action_semantics import guess_actions
@@ -122,7 +123,7 @@ def table(
 def started(raw: Path, tmp_path: Path) -> tuple[str, dict[str, Any]]:
     target = tmp_path / "starter.yaml"
     target.unlink(missing_ok=True)
-    inspect(raw, target, Console(quiet=True))
+    inspect(raw, target, QUIET)
     return target.read_text(), yaml.safe_load(target.read_text())
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft import observation
 from xwam_ft.contract import load_contract
 from xwam_ft.inspect.inspect import inspect
@@ -29,7 +30,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(raw: Path, out: Path, embodiment: str, depth: str | None = None) -> tuple[ShardSet, Segment]:
     file = out.with_suffix(".yaml")
     file.write_text(embodiment)
-    options: Any = {"workers": 0, "strict": False, "urdf_dirs": [], "console": Console(quiet=True)}
+    options: Any = {"workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET}
     pipeline.prepare([raw], out, embodiment=file, depth=depth, **options)
     shards = ShardSet.open(out)
     return shards, shards.read(shards.segments()[0])
@@ -77,7 +78,7 @@ def test_depth_made_apart_lies_as_the_recordings_do(tmp_path: Path, lerobot: Any
     _, direct = prepared(raw, tmp_path / "direct", text)
     made = estimate_depth(
         raw, tmp_path / "depth", embodiment=tmp_path / "direct.yaml", depth="sensor", check=False, workers=0, ray=None,
-        console=Console(quiet=True),
+        console=QUIET,
     )  # fmt: skip
     _, through = prepared(raw, tmp_path / "through", text, made.spec)
     assert direct.depth is not None

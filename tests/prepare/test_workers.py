@@ -13,13 +13,11 @@ from typing import Any
 
 import pytest
 from dying import run_or_die
-from rich.console import Console
 
+from shared import QUIET, files_in
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report, workers
 from xwam_ft.prepare.episode_work import run
-
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +28,6 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(raw: Path, out: Path, embodiment: Path, **more: Any) -> Any:
     options = {"depth": None, "workers": 0, "strict": False, "urdf_dirs": [], "console": QUIET, **more}
     return pipeline.prepare([raw], out, embodiment=embodiment, **options)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.slow
@@ -74,7 +68,7 @@ def test_a_killed_worker_is_one_sentence_and_a_rerun_goes_on(
     prepared(v21, tmp_path / "out", toy)
     assert done == [1, 2]
     prepared(v21, tmp_path / "whole", toy)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -93,7 +87,7 @@ def test_ray_gives_the_bytes_of_a_local_run(
     ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
     try:
         prepared(v21, tmp_path / "there", toy, ray="auto")
-        assert files(tmp_path / "here") == files(tmp_path / "there")
+        assert files_in(tmp_path / "here") == files_in(tmp_path / "there")
 
         def dies(job: Any) -> Any:  # a function within a function goes to the workers whole
             if job.number == 1:
@@ -110,7 +104,7 @@ def test_ray_gives_the_bytes_of_a_local_run(
             with pytest.raises(UserError, match=r"workers cannot import what they are to do .*No module named 'dying'"):
                 prepared(v21, tmp_path / "dead", toy, ray="auto")
         prepared(v21, tmp_path / "dead", toy)
-        assert files(tmp_path / "dead") == files(tmp_path / "here")
+        assert files_in(tmp_path / "dead") == files_in(tmp_path / "here")
         assert ray.is_initialized()
     finally:
         ray.shutdown()

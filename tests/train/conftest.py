@@ -11,6 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.contract import Contract
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.encode.encode import encode
@@ -18,8 +19,6 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 
 from .training import train
-
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture(autouse=True, scope="package")

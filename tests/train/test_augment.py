@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.encode.augment import Augmentation, augmentation, centred
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
@@ -109,7 +109,7 @@ def augmented(recipe: Recipe, shard_set: ShardSet) -> Iterator[SimpleNamespace]:
     augment = AugmentSpec(crop=True, brightness=0.2, copies=2)
     data = recipe.data.model_copy(update={"augment": augment, "clip_stride": 6})
     recipe = recipe.model_copy(update={"data": data})
-    cache = encode(recipe, shard_set, torch.device("cpu"), Console(quiet=True))
+    cache = encode(recipe, shard_set, torch.device("cpu"), QUIET)
     yield SimpleNamespace(recipe=recipe, cache=cache)
     shutil.rmtree(cache.folder)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from tests.conftest import EPISODES, make_motion
 from tests.train.conftest import Change, recipe_tree
 
+from shared import QUIET
 from xwam_ft import quantiles
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.encode.cache import LatentCache
@@ -32,7 +33,6 @@ from xwam_ft.shards import Index, ShardSet
 from . import training
 
 CPU = torch.device("cpu")
-QUIET = Console(quiet=True)
 MakeSet = Callable[[Path, Contract], ShardSet]
 With = Callable[..., Contract]
 

@@ -178,14 +178,14 @@ def test_draws_belong_to_positions_not_to_batches(recipe: Recipe, cache: LatentC
 
 def test_how_many_actions_are_given_clean_says_nothing_about_the_noise(changed: Callable[..., Recipe]) -> None:
     spec = changed(noise={"action_prefix": {"max": 3, "probability": 0.5}, "clean_action_probability": 0.5}).noise
-    positions = range(2000)
+    positions = range(700)
     lengths = action_prefixes(positions, spec, 0)
     assert lengths is not None
     levels = [sample_sigmas(1, spec, generator_at(0, Stream.NOISE, position)) for position in positions]
     for name in ("video", "action", "action_is_clean"):
         level = torch.cat([getattr(one, name) for one in levels]).float()
         for what in (lengths.float(), (lengths > 0).float()):
-            assert abs(float(torch.corrcoef(torch.stack([what, level]))[0, 1])) < 0.08, name  # 3.5 standard deviations
+            assert abs(float(torch.corrcoef(torch.stack([what, level]))[0, 1])) < 0.13, name  # 3.5 standard deviations
 
 
 def test_text_is_dropped_at_the_asked_rate(recipe: Recipe, cache: LatentCache) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from tests.train.conftest import Change, recipe_tree
 
+from shared import QUIET
 from xwam_ft.encode.clip_source import ClipSource
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.encode.encode import encode
@@ -30,7 +30,6 @@ from xwam_ft.train.data import ClipDataModule, ClipDataset
 from .training import train
 
 CPU = torch.device("cpu")
-QUIET = Console(quiet=True)
 AUGMENT = {"crop": True, "brightness": 0.2, "copies": 2}
 
 

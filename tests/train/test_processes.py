@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.recipe import Recipe
 
@@ -34,7 +35,7 @@ from rich.console import Console
 from xwam_ft.recipe import load_recipe
 from xwam_ft.train.train import train_recipe
 for recipe in json.loads(sys.argv[1]):
-    train_recipe(load_recipe(Path(recipe)), Path(recipe).with_suffix(""), Console(quiet=True))
+    train_recipe(load_recipe(Path(recipe)), Path(recipe).with_suffix(""), QUIET)
 """
 
 
@@ -51,7 +52,7 @@ def runs(changed: Callable[..., Recipe], cache: LatentCache, tmp_path_factory: p
         path.write_text(yaml.safe_dump(tree.model_dump(mode="json")))
         return path
 
-    console = Console(quiet=True)
+    console = QUIET
     for path in (
         recipe("one", ONE),
         recipe("eight", {"batch_size": 1, "accumulate": 8}),

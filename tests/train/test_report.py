@@ -14,6 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
@@ -24,7 +25,7 @@ from xwam_ft.train.loggers import MetricsFile, log_picture, run_loggers
 from xwam_ft.train.report import score_rows, sigma_table, smooth, write_report
 
 from . import training
-from .conftest import QUIET, recipe_tree
+from .conftest import recipe_tree
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
@@ -48,7 +49,7 @@ def test_adapters_that_start_off_zero_fail(
 
     monkeypatch.setattr(TrainingModule, "train_on", spoilt)
     with pytest.raises(UserError, match=r"the adapters change the video by up to .* before any training"):
-        smoke.smoke(changed(**FAST), shard_set, cache, Console(quiet=True))
+        smoke.smoke(changed(**FAST), shard_set, cache, QUIET)
 
 
 def test_a_clip_that_is_not_learned_fails(
@@ -57,5 +58,5 @@ def test_a_clip_that_is_not_learned_fails(
     monkeypatch.setattr(smoke, "OVERFIT_STEPS", 3)
     still = changed(optim={"lr_lora": 1e-9, "lr_heads": 1e-9, "lr_depth": 1e-9})
     with pytest.raises(UserError, match=r"3 steps on one clip took the loss from .* only") as error:
-        smoke.smoke(still, shard_set, cache, Console(quiet=True))
+        smoke.smoke(still, shard_set, cache, QUIET)
     assert "raise optim.lr_lora" in error.value.fix

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 from safetensors.torch import load_file
 
+from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 
 from . import training
 
 KILLS = 20
 STEPS = 24
-QUIET = Console(quiet=True)
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
+from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.model.backbone import load_backbone
@@ -35,7 +35,7 @@ def module(finished: Path) -> TrainingModule:
     folder = open_run(finished)
     assert folder.checkpoint is not None
     made = TrainingModule.of_contract(folder.recipe, folder.contract)
-    restore_weights(folder.checkpoint, made.network, Console(quiet=True))
+    restore_weights(folder.checkpoint, made.network, QUIET)
     return made
 
 

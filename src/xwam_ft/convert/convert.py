@@ -28,7 +28,7 @@ from xwam_ft.model.joint import JOINT
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.reference import from_reference, to_reference
 from xwam_ft.model.tensor_files.shards import Move, Tick, write_shards
-from xwam_ft.model.tensor_files.source import Checkpoint, Stored, open_checkpoint
+from xwam_ft.model.tensor_files.source import Checkpoint, Stored, open_checkpoint, refuse_bundle
 
 SHARD_BYTES = 1 << 30
 NETWORK, VAE, TEXT = "model.", "vae.", "text_encoder."
@@ -95,6 +95,7 @@ def import_checkpoint(
             missing, unknown, misshapen or not finite; `out` not empty; a part that nobody gives; a full disk.
     """
     options = options or Options()
+    refuse_bundle(source)
     checkpoint = open_checkpoint(source)
     released = _released(source, options.config)
     notes: list[str] = []

@@ -20,6 +20,7 @@ from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.progress import progress_bar
+from xwam_ft.prompts import plain
 from xwam_ft.quantiles import Motion
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
@@ -122,7 +123,15 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
     if all(other.contract == first.contract for other in others):
         return first.contract
     prompts = tuple(sorted({prompt for one in sets for prompt in one.contract.prompts}))
-    draft = first.contract.model_copy(update={"prompts": prompts})
+    own = [one.contract.aliases for one in sets]
+    alike = len({plain(prompt) for prompt in prompts}) < len(prompts)  # sets prepared apart may write one in two ways
+    draft = first.contract.model_copy(
+        update={
+            "prompts": prompts,
+            "prompt_form": "recorded" if alike else first.contract.prompt_form,
+            "aliases": own[0] if all(names == own[0] for names in own) else None,
+        }
+    )
     motions = _Motions(sets)
     known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
     return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, motions), "recorded": known})
@@ -148,7 +157,7 @@ def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:
             weight = 1.0
             for number, rule in enumerate(data.episode_weights):
                 texts = episode.instructions or (episode.instruction,)
-                named = any(fnmatchcase(text, rule.instruction) for text in texts)
+                named = any(fnmatchcase(plain(text), plain(rule.instruction)) for text in texts)
                 if named and fnmatchcase(episode.source, rule.source) and rule.success in (None, episode.success):
                     weight *= rule.weight
                     fits[number] += episode.split == "train"

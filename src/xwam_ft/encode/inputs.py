@@ -186,9 +186,7 @@ def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache
     inputs = open_inputs(recipe.model_copy(update={"data": data}), console, computes=False)
     [shard_set] = [one for one in inputs.sets.sets if one.folder.resolve() == shards.resolve()]
     cache = inputs.cache(shard_set)
-    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True)
-    place = f" and --set data.shards={shards}" if alone else ""
-    console.print(f"next: xwam-ft train with this recipe{place}", soft_wrap=True)
+    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True, markup=False)
     return cache
 
 

@@ -4,6 +4,7 @@ open_loop.py   predicted against recorded commands, by slot and horizon, beside 
 baselines.py   those two: the training split's mean action, and holding still
 errors.py      millimetres, degrees and native units from two commands
 blackout.py    the same errors with each camera's pictures black
+seams.py       how hard commands jerk where one chunk follows another
 latency.py     error and time of a request for 1 to 10 action steps
 report.py      the open-loop result as a table, a plot and one HTML page
 imagine.py     the future a policy imagines beside the one that was recorded

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xwam_ft.consoles import marked
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import EpisodeResult, Rollout, closed_loop, episode_seeds
 from xwam_ft.evaluate.environment import Environment, environment_maker, require_fit
@@ -22,7 +23,7 @@ from xwam_ft.evaluate.imagine import UNTRAINED
 from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic, write_text_atomic
 from xwam_ft.media import write_preview
-from xwam_ft.policy.policy import Policy
+from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from xwam_ft.policy.policy import Policy
+
 TEMPLATE = Path(__file__).with_name("closed_loop.html.jinja")
 SIDE_BY_SIDE = 8  # episodes at a time: more answers a forward pass, one renderer each
 SHEET_COLUMNS = 6
 
 
 def evaluate_in_environment(
-    bundle: Path,
+    bundle: Path | PolicySource,
     env: str,
     *,
     episodes: int,
@@ -64,7 +67,8 @@ def evaluate_in_environment(
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(out)) if out is not None else None
         make = environment_maker(env)
-        policy = Policy.load(bundle)
+        source = PolicySource.of(bundle)
+        policy = source.load()
         if action_steps is not None:
             policy.settings = replace(policy.settings, action_steps=action_steps)
         timing = policy.contract.timing
@@ -105,7 +109,7 @@ def evaluate_in_environment(
                 progress=lambda _: advance(1),
             )
         metrics: dict[str, Any] = {
-            "bundle": str(bundle),
+            "bundle": source.name,
             "env": env,
             "instruction": environments[0].instruction,
             "seed": seed,
@@ -128,7 +132,7 @@ def evaluate_in_environment(
         soft_wrap=True,
     )
     if not policy.trained:
-        console.print(f"[yellow]{UNTRAINED}[/]: what is imagined here is noise")
+        console.print(marked(UNTRAINED, ": what is imagined here is noise"))
     if out is not None:
         console.print(f"report: {out / 'report.html'}")
     return metrics

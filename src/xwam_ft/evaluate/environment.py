@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from xwam_ft import observation
 from xwam_ft.errors import UserError, listed
+from xwam_ft.prompts import find
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -189,7 +190,7 @@ def require_fit(
         raise UserError(
             f"it steps every {environment.period:.4g} s, and the bundle commands every {period:.4g} s", name, fix
         )
-    if environment.instruction not in prompts:
+    if find(environment.instruction, prompts) is None:
         raise UserError(
             f"its instruction {environment.instruction!r} is not among the bundle's",
             name,

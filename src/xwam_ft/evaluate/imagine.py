@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xwam_ft.consoles import marked
 from xwam_ft.depth_code import INVALID, code_to_picture, colour, is_exact, picture_to_code, to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.fidelity import Fidelity
@@ -28,7 +29,8 @@ from xwam_ft.evaluate.scene import left_out, preview, scene_cloud, why_no_cloud
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic
 from xwam_ft.media import write_preview
 from xwam_ft.pictures import centre_crop, centre_crop_nearest
-from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.policy.policy import clip_observation
+from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.contract import Contract
-    from xwam_ft.policy.policy import Imagined
+    from xwam_ft.policy.policy import Imagined, Policy
     from xwam_ft.shards import Clip, ClipRef, EpisodeEntry
 
 UNTRAINED = "untrained backbone"
@@ -58,7 +60,7 @@ class Pair:
     imagined_states: Float[ndarray, "t p"]
 
 
-def imagine(bundle: Path, shards: Path, episode: int, out: Path, console: Console) -> dict[str, Any]:
+def imagine(bundle: Path | PolicySource, shards: Path, episode: int, out: Path, console: Console) -> dict[str, Any]:
     """Write the folder `out` (see the module's head); returns what metrics.json holds.
 
     Raises:
@@ -69,12 +71,13 @@ def imagine(bundle: Path, shards: Path, episode: int, out: Path, console: Consol
         shard_set = ShardSet.open(shards)
         entry = shard_set.episode(episode)
         refs = tiles(shard_set, entry)
-        policy = Policy.load(bundle)
-        shard_set = shard_set.under(policy.contract, bundle / CONTRACT_FILE)
+        source = PolicySource.of(bundle)
+        policy = source.load()
+        shard_set = shard_set.under(policy.contract, source.folder / CONTRACT_FILE)
         with progress_bar(console, "imagine", "clips", len(refs)) as advance:
             found = write_futures(policy, shard_set, refs, folder, joined=True, advance=advance)
         metrics: dict[str, Any] = {
-            "bundle": str(bundle),
+            "bundle": source.name,
             "shards": str(shards),
             "episode": episode,
             "instruction": entry.instruction,
@@ -269,5 +272,5 @@ def _tell(metrics: dict[str, Any], out: Path, console: Console) -> None:
     for name, lack in cloud.get("left_out", {}).items():
         console.print(f"camera {name} is not in the point cloud: it lacks {lack}")
     if not metrics["trained_backbone"]:
-        console.print(f"[yellow]{UNTRAINED}[/]: the pictures show that the job runs, not what X-WAM imagines")
+        console.print(marked(UNTRAINED, ": the pictures show that the job runs, not what X-WAM imagines"))
     console.print(f"pictures: {out}")

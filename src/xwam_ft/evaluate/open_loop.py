@@ -20,7 +20,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.evaluate.baselines import hold_still, mean_action
 from xwam_ft.evaluate.errors import ErrorTable, Measure, command_errors
 from xwam_ft.files import atomic_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
-from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.policy.policy import clip_observation
+from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.observation import EncodedObservation
+    from xwam_ft.policy.policy import Policy
     from xwam_ft.shards import Clip, Split
 
 METHODS = ("policy", "mean_action", "hold_still")
@@ -154,7 +156,7 @@ def open_loop(
 
 
 def evaluate_bundle(
-    bundle: Path,
+    bundle: Path | PolicySource,
     shards: Path,
     out: Path | None,
     clips: int,
@@ -163,12 +165,14 @@ def evaluate_bundle(
     split: Split = "held_out",
     latency: bool = False,
     camera_blackout: bool = False,
+    seams: bool = False,
 ) -> OpenLoopResult:
     """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
 
     Args:
         latency: also error and time of a call for 1 to 10 action steps (latency.py).
         camera_blackout: also errors with each camera's pictures black (blackout.py).
+        seams: also jerk where a chunk follows another (seams.py).
 
     Raises:
         UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; the split
@@ -177,23 +181,28 @@ def evaluate_bundle(
     from xwam_ft.evaluate.blackout import blackout
     from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
     from xwam_ft.evaluate.report import horizon_plot, html, print_table
+    from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
 
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(out)) if out is not None else None
         shard_set = ShardSet.open(shards)
-        policy = Policy.load(bundle)
-        shard_set = shard_set.under(policy.contract, bundle / CONTRACT_FILE)
+        source = PolicySource.of(bundle)
+        policy = source.load()
+        shard_set = shard_set.under(policy.contract, source.folder / CONTRACT_FILE)
         total = min(clips, len(shard_set.clips(split, 1)))
         work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
         work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0
+        work += min(total, MOST_PAIRS) if seams else 0
         with progress_bar(console, "evaluate", "clips", work) as advance:
             mean = mean_action(shard_set)
             result = open_loop(policy, shard_set, split=split, clips=clips, progress=advance, mean=mean)
-            metrics = {"bundle": str(bundle), "shards": str(shards), **result.metrics()}
+            metrics = {"bundle": source.name, "shards": str(shards), **result.metrics()}
             if latency:
                 metrics["latency"] = latency_table(policy, shard_set, split=split, clips=clips, mean=mean, told=advance)
             if camera_blackout:
                 metrics["blackout"] = blackout(policy, shard_set, result, clips=clips, mean=mean, told=advance)
+            if seams:
+                metrics["seams"] = seam_table(policy, shard_set, split=split, clips=clips, told=advance)
         print_table(metrics, console)
         if folder is not None:
             plot = horizon_plot(metrics)

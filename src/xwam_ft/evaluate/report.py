@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import marked
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def verdict(entry: Mapping[str, Any]) -> str:
 
 
 def print_table(metrics: Mapping[str, Any], console: Console) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     title = f"mean error over {metrics['clips']} {metrics['split'].replace('_', '-')} clips"
@@ -63,23 +63,28 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
     table.add_column("policy is")
     for row in table_rows(metrics["slots"]):
         style = {True: "green", False: "yellow", None: "dim"}[row["better"]]
-        word = f"[{style}]{row['verdict']}[/]"
+        word = marked(row["verdict"], style=style)
         table.add_row(row["slot"], row["name"], row["unit"], *row["figures"].values(), word)
     console.print(table)
-    for name, rows in (("latency", latency_rows(metrics)), ("blackout", blackout_rows(metrics))):
+    tables = {"latency": latency_rows(metrics), "blackout": blackout_rows(metrics), "seams": seam_rows(metrics)}
+    for name, rows in tables.items():
         if rows:
             header, *body = rows
-            other = Table(*map(escape, header), title=TITLES[name], title_justify="left")
+            other = Table(*header, title=TITLES[name], title_justify="left")
             for column in other.columns[0 if name == "latency" else 2 :]:
                 column.justify = "right"
             for line in body:
-                other.add_row(*map(escape, line))
+                other.add_row(*line)
             console.print(other)
     if not metrics["trained_backbone"]:
-        console.print("[yellow]untrained backbone[/]: these numbers show that the job runs, not how well X-WAM acts")
+        console.print(marked("untrained backbone", ": these numbers show that the job runs, not how well X-WAM acts"))
 
 
-TITLES = {"latency": "action steps: error and time of a request", "blackout": "error with a camera's pictures black"}
+TITLES = {
+    "latency": "action steps: error and time of a request",
+    "blackout": "error with a camera's pictures black",
+    "seams": "jerk of commands where one chunk follows another",
+}
 
 
 def latency_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -111,6 +116,21 @@ def blackout_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         for name, cell in table.items():
             black = [figure(tables[slot][name]["black"]) for tables in cameras.values()]
             rows.append([slot, f"{name}{_unit(cell['unit'])}", figure(cell["seen"]), *black])
+    return rows
+
+
+def seam_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """A line a quantity: jerk at seams, with a prefix where the bundle takes one, within chunks, recorded."""
+    found = metrics.get("seams")
+    if not found or not found["slots"]:
+        return []
+    with_prefix = found["prefix"] > 0
+    prefix = [f"seam, prefix of {found['prefix']}"] if with_prefix else []
+    rows = [["slot", "jerk", "seam", *prefix, "within a chunk", "recorded"]]
+    names = ("seam", *(("seam_prefix",) if with_prefix else ()), "inside", "recorded")
+    for slot, table in found["slots"].items():
+        for name, cell in table.items():
+            rows.append([slot, f"{name}{_unit(cell['unit'])}", *(figure(cell[column]) for column in names)])
     return rows
 
 
@@ -181,6 +201,7 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:
         lines=summary_lines(metrics),
         latency=latency_rows(metrics),
         blackout=blackout_rows(metrics),
+        seams=seam_rows(metrics),
         plot="data:image/png;base64," + base64.b64encode(plot).decode(),
         unstated=[slot.name for slot in slots if slot.convention == "absolute" and slot.command_units is not None],
     )

@@ -7,11 +7,9 @@ is written tensor by tensor; then the bundle as it reads back answers the same o
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -20,79 +18,52 @@ import torch
 from rich.table import Table
 
 from xwam_ft.contract import require_same
+from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
-from xwam_ft.export.weights import RunWeights, open_weights
+from xwam_ft.export.checkpoint import Job, open_job
+from xwam_ft.export.needs import free_memory, lacking, needs_of, require_disk
+from xwam_ft.export.weights import DTYPES
 from xwam_ft.files import (
     UNWRITABLE,
     disk_errors,
     move_folder,
-    read_json,
-    require_room,
     write_bytes_atomic,
     write_text_atomic,
 )
 from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import load_trainable
-from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
-from xwam_ft.model.embed import embed_prompts
+from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.merge import drop_branch
 from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tensor_files.source import open_checkpoint
-from xwam_ft.model.tensor_files.stream import Piece, require_written
-from xwam_ft.model.tiny import UNTRAINED
+from xwam_ft.model.tensor_files.stream import require_written
 from xwam_ft.model.trainable import trainable_network
-from xwam_ft.policy import selfcheck
-from xwam_ft.policy.bundle import PICTURE, SELFCHECK, bundle_config, load_policy, read_parts, seal, write_parts
-from xwam_ft.policy.policy import NO_TEXT, Policy, Settings, clip_observation
+from xwam_ft.policy import selfcheck, text_encoder
+from xwam_ft.policy.bundle import PICTURE, SELFCHECK, load_policy, read_parts, seal, write_parts
+from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
-from xwam_ft.prompts import clean_prompt
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed, require_shards
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_shards
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from xwam_ft.model.backbone import Part
     from xwam_ft.model.network import Prediction
     from xwam_ft.observation import EncodedObservation
-    from xwam_ft.train.checkpoint import Checkpoint
-from xwam_ft.encode.data_sets import open_sets
 
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_PARTS = {"transformer": "transformer", "vae": "VAE", "text": "text encoder"}
 _NEXT = {
-    "bundle": "xwam-ft serve {typed}, or Policy.load({out!r})",
+    "bundle": "xwam-ft serve {typed}",
     "peft": "PeftModel.from_pretrained(transformer, {out!r})",
     "diffusers": "pipeline.load_lora_weights({out!r}), of a WanPipeline",
 }
-_SPARE = 1.25
-"""Memory a network needs to answer, over that of its weights."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every step of one export needs."""
-
-    folder: RunFolder
-    checkpoint: Checkpoint
-    weights: RunWeights
-    shards: ShardSet | None  # of a bundle alone: its proofs and card are measured on recordings
-    device: str
-    dtype: str
-    merged: bool
-    origin: dict[str, Any]
-
-    @property
-    def settings(self) -> Settings:
-        validation = self.folder.recipe.validation
-        return Settings(
-            action_steps=validation.action_steps,
-            video_steps=validation.video_steps,
-            shift=self.folder.recipe.noise.shift,
-        )
+def _available() -> int:
+    """Bytes of memory that this machine can still give."""
+    return free_memory("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def export_run(
@@ -107,11 +78,13 @@ def export_run(
     prompts: list[str] | None = None,
     wan: Path | None = None,
     step: int | None = None,
+    with_text_encoder: str | None = None,
     console: Console,
 ) -> Path:
     """Write a checkpoint of a run.
 
     Args:
+        with_text_encoder: "bfloat16" or "int8": put the text encoder into the bundle, for texts nobody embedded.
         step: that of the checkpoint; default the newest.
         format: "bundle"; "peft" or "diffusers" (the adapter alone); "xwam" (the reference implementation's names).
         ema: take the averaged weights where the run has them.
@@ -124,30 +97,32 @@ def export_run(
     Raises:
         UserError: no run, no checkpoint, another backbone, a proof that fails, or `out` is taken.
     """
-    _check_options(out, format, dtype, merged, prompts, wan)
+    _check_options(out, format, dtype, merged, prompts, wan, with_text_encoder)
     folder = open_run(run, step=step)
-    if folder.checkpoint is None:
-        raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {quote(str(run))}")
-    checkpoint, spec = folder.checkpoint, folder.recipe.backbone
-    shards = _recordings(folder) if format == "bundle" else None
-    require_sealed(folder)
-    _require_base(folder, checkpoint, encoders=format in ("bundle", "xwam"))
+    shards = _recordings(folder) if format == "bundle" and folder.checkpoint is not None else None
     console.print("reading the checkpoint")
-    weights = open_weights(folder.recipe, checkpoint, ema=ema, depth=depth)
+    encoders = format in ("bundle", "xwam")
+    kind: Any = with_text_encoder
+    job = open_job(folder, ema=ema, depth=depth, dtype=dtype, merged=merged, encoders=encoders, encoder=kind)
+    weights, checkpoint = job.weights, job.checkpoint
     adapters = proof.require_adapter(weights.trained, checkpoint.folder)
-    origin = {"path": spec.path, "revision": spec.revision, "fingerprint": checkpoint.state.backbone}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not adapters and not merged:
         raise UserError("has no adapters that could stay unmerged", run, "leave --unmerged out")
-    job = _Job(folder, checkpoint, weights, shards, device, dtype or spec.dtype, merged, origin)
     averaged = ", averaged weights" if weights.averaged else ""
     title = f"{out}: step {checkpoint.state.step}{averaged}"
     table = Table("proof", "result", title=title)
     if adapters:
         table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
+    needs = needs_of(job, format, wan)
+    console.print(f"{needs}; {_available() / 1e9:.1f} GB are free", soft_wrap=True)
+    if kind is not None:
+        spec = folder.recipe.backbone
+        console.print(f"text encoder: {text_encoder.licence(spec.path, spec.revision)}", soft_wrap=True, markup=False)
     with sole_writer(out, "exporting to it"), _proved(out) as draft:
+        require_disk(draft, needs)
         if format == "bundle":
-            _bundle(job, draft, prompts or [], table, console)
+            assert shards is not None
+            _bundle(job, shards, draft, prompts or [], table, console)
         elif format == "xwam":
             for row in reference_file.write(weights, folder.contract, DTYPES[job.dtype], wan, draft, console):
                 table.add_row(*row)
@@ -155,12 +130,14 @@ def export_run(
             for row in formats.write(format, weights, draft):
                 table.add_row(*row)
     table.add_row("contract", folder.contract.sha256[:16])
-    table.add_row("backbone", str(origin["fingerprint"])[:16])
+    table.add_row("backbone", str(checkpoint.state.backbone)[:16])
     console.print(table)
     console.print(f"{format}: {out}", soft_wrap=True, markup=False)
     if format in _NEXT:
         shown = _NEXT[format].format(out=str(out), typed=quote(str(out)))
         console.print(f"next: {shown}", soft_wrap=True, markup=False)
+    if format == "bundle":
+        console.print(f"or in Python: Policy.load({str(out)!r})", soft_wrap=True, markup=False)
     return out
 
 
@@ -181,12 +158,21 @@ def _proved(out: Path) -> Generator[Path]:
 
 
 def _check_options(
-    out: Path, format: str, dtype: str | None, merged: bool, prompts: Sequence[str] | None, wan: Path | None
+    out: Path,
+    format: str,
+    dtype: str | None,
+    merged: bool,
+    prompts: Sequence[str] | None,
+    wan: Path | None,
+    encoder: str | None,
 ) -> None:
     if format not in FORMATS:
         raise UserError(f"format {format!r} is not written by this version", "--format", f"use {listed(FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown", "--dtype", f"use one of: {listed(DTYPES)}")
+    if encoder is not None and encoder not in text_encoder.KINDS:
+        fix = f"use one of: {listed(text_encoder.KINDS)}"
+        raise UserError(f"is {encoder!r}", "--with-text-encoder", fix)
     if format == "xwam" and wan is None:
         raise UserError(
             "format xwam holds Wan's VAE and text encoder",
@@ -197,6 +183,7 @@ def _check_options(
         "--wan": wan is not None and format != "xwam",
         "--unmerged": not merged and format != "bundle",
         "--prompt": bool(prompts) and format != "bundle",
+        "--with-text-encoder": encoder is not None and format != "bundle",
         "--dtype": dtype is not None and format in ("peft", "diffusers"),
     }
     for option, given in idle.items():
@@ -214,99 +201,73 @@ def _recordings(folder: RunFolder) -> ShardSet:
     return shards
 
 
-def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool) -> None:
-    """The backbone's files are those of training; `encoders`: VAE and text encoder too, which a bundle is made from."""
-    spec, state = folder.recipe.backbone, checkpoint.state
-    parts: tuple[Part, ...] = ("transformer", "vae", "text") if encoders else ("transformer",)
-    now = part_fingerprints(spec.path, parts, revision=spec.revision)
-    then = dict(zip(("transformer", "vae", "text"), (state.backbone, *state.encoders.split("/")), strict=True))
-    for part in parts:
-        if now[part] != then[part]:
-            raise UserError(
-                f"is not the backbone this run was trained on: the fingerprint of its {_PARTS[part]} is "
-                f"{now[part][:12]}, the run's {then[part][:12]}",
-                spec.path,
-                "restore that backbone; what a run learned means nothing on another",
-            )
-
-
-def _bundle(job: _Job, draft: Path, further: list[str], table: Table, console: Console) -> None:
-    contract, weights, spec = job.folder.contract, job.weights, job.folder.recipe.backbone
-    assert job.shards is not None
-    inputs = _recorded(job.folder, job.shards)
+def _bundle(job: Job, shards: ShardSet, draft: Path, further: list[str], table: Table, console: Console) -> None:
+    contract, weights = job.folder.contract, job.weights
+    inputs = _recorded(job.folder, shards)
     console.print("embedding instructions")
-    text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(job.device)
-    texts = sorted({clean_prompt(words) for words in (*contract.prompts, *further, NO_TEXT)})
-    prompts = dict(zip(texts, embed_prompts(text, texts, DTYPES[spec.dtype]), strict=True))
-    text_len = text.text_len
-    del text
-    vae_folder = locate_backbone(spec.path, ("vae",), spec.revision) / "vae"
-    pieces = [
-        Piece(f"network.{piece.name}", piece.shape, piece.dtype, piece.make)
-        for piece in weights.pieces(DTYPES[job.dtype], merged=job.merged)
-    ]
-    pieces += [
-        Piece(f"vae.{name}", stored.shape, torch.float32, stored.read)
-        for name, stored in open_checkpoint(vae_folder).tensors.items()
-    ]
+    prompts, text_len = job.embedded(further)
+    pieces = job.pieces()
     size = sum(piece.bytes for piece in pieces)
-    require_room(draft, size)
-    lacking = _lacking(size, job.device)
+    lacks = lacking(size, _available())
     before: list[list[Prediction]] = []
-    if lacking is None:
+    if lacks is None:
         console.print("asking the run's own network, with and without its adapters")
         before = _outputs_of_run(job, prompts, inputs)
         gc.collect()
-    model = job.folder.recipe.model
-    adapters = None if job.merged else model.model_dump(mode="json", include={"lora", "depth", "train"})
-    config = bundle_config(
-        weights.skeleton(merged=job.merged),
-        read_json(vae_folder / "config.json"),
-        text_len,
-        job.settings,
-        backbone=job.origin,
-        trained=spec.path != UNTRAINED,
-        action_prefix=job.folder.recipe.noise.action_prefix.max,
-        dtype=job.dtype,
-        run=job.folder.path.name,
-        step=job.checkpoint.state.step,
-        adapters=adapters,
-    )
+    config = job.config(text_len)
     with progress_bar(console, "write", "bytes", size) as advance:
         digests = write_parts(draft, pieces, config, contract, prompts, advance)
     require_written(open_checkpoint(draft / "model.safetensors").tensors, digests, draft.parent)
     proof.require_beside(draft, contract, config, prompts)
+    if job.encoder is not None:
+        table.add_row("its own text encoder, read back, differs by", _text_encoder(job, draft, prompts, console))
     if weights.rounding:
         block, share = proof.worst_rounding(weights.rounding)
-        if lacking is not None:
+        if lacks is not None:
             proof.require_rounding(block, share, job.dtype, job.checkpoint.folder)
         table.add_row("rounding takes at most", f"{share:.2g} of a block's update ({block})")
     table.add_row("read back, every tensor, prompt and setting is", "equal")
     shown = card.NOT_RUN
-    if lacking is not None:
+    if lacks is not None:
         for what in (
             "outputs, merged against adapter",
             *pictures_proof.WHAT,
             "a recorded request, read back",
             "served, as in process",
         ):
-            table.add_row(what, f"not run: {lacking}")
+            table.add_row(what, f"not run: {lacks}")
     else:
-        shown = _measured(job, draft, config, before, inputs, table)
+        shown = _measured(job, shards, draft, config, before, inputs, table)
         gc.collect()  # one network at a time: the next is what a robot loads
         torch.cuda.empty_cache()
-    write_text_atomic(draft / "README.md", card.readme(contract, config, job.folder.recipe, texts, job.shards, shown))
+    write_text_atomic(
+        draft / "README.md", card.readme(contract, config, job.folder.recipe, sorted(prompts), shards, shown)
+    )
     seal(draft, contract, job.origin)
-    if lacking is None:
+    if lacks is None:
         again = load_policy(draft, job.device)  # what a robot does: hashes, then the recorded request
         difference = selfcheck.load(draft / SELFCHECK, again).difference(again)
         table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
-        for row in served.prove(again, job.shards, draft):
+        for row in served.prove(again, shards, draft):
             table.add_row(*row)
 
 
+def _text_encoder(job: Job, draft: Path, prompts: dict[str, Tensor], console: Console) -> str:
+    """Put the text encoder into the bundle, and hold what it makes of the known instructions against the run's own."""
+    spec, kind = job.folder.recipe.backbone, job.encoder
+    assert kind is not None
+    parts = text_encoder.pieces(spec.path, spec.revision, kind)
+    with progress_bar(console, "write the text encoder", "bytes", sum(piece.bytes for piece in parts)) as advance:
+        text_encoder.write(draft, spec.path, spec.revision, kind, advance)
+    text_len = next(iter(prompts.values())).shape[0]
+    worst = text_encoder.difference(text_encoder.load(draft, text_len, job.device), prompts)
+    proof.require_text(worst, kind, draft.parent)
+    return f"{worst:.2g} of an instruction's embedding"
+
+
 def _measured(
-    job: _Job,
+    job: Job,
+    shards: ShardSet,
     draft: Path,
     config: dict[str, Any],
     before: list[list[Prediction]],
@@ -324,8 +285,7 @@ def _measured(
         table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
     check = selfcheck.record(reloaded, inputs, seed=0)
     selfcheck.save(check, draft / SELFCHECK)
-    assert job.shards is not None
-    shown = card.measure(reloaded, job.shards, job.folder.recipe.validation.clips)
+    shown = card.measure(reloaded, shards, job.folder.recipe.validation.clips)
     for row in shown.proof:
         table.add_row(*row)
     write_bytes_atomic(draft / PICTURE, shown.picture)
@@ -338,7 +298,7 @@ def _recorded(folder: RunFolder, shards: ShardSet) -> EncodedObservation:
     return clip_observation(folder.contract, shards.read_clip(clips[len(clips) // 2]))
 
 
-def _outputs_of_run(job: _Job, prompts: dict[str, Tensor], inputs: EncodedObservation) -> list[list[Prediction]]:
+def _outputs_of_run(job: Job, prompts: dict[str, Tensor], inputs: EncodedObservation) -> list[list[Prediction]]:
     """Outputs of base and of base with adapters, from the run's network as it was trained."""
     spec, weights = job.folder.recipe.backbone, job.weights
     backbone = load_backbone(
@@ -357,19 +317,3 @@ def _outputs_of_run(job: _Job, prompts: dict[str, Tensor], inputs: EncodedObserv
     adapted = proof.outputs(network, policy, inputs)
     with proof.adapters_off(network):
         return [proof.outputs(network, policy, inputs), adapted]
-
-
-def _lacking(size: int, device: str) -> str | None:
-    """Why a network of `size` bytes cannot be asked here; None where it can."""
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available()
-    need = int(size * _SPARE)
-    return None if need <= free else f"it takes {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-
-
-def _available() -> int:
-    """Bytes of memory that this machine can still give."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MERGE_LIMIT = 0.05
 """Largest share of the adapter's effect that merging may change."""
 
+TEXT_LIMITS = {"bfloat16": 0.05, "int8": 0.15}
+"""Largest share of an instruction's embedding that storing the text encoder may change."""
+
 MOMENTS = ((990.0, 960.0), (950.0, 500.0))
 """(video, action) timesteps at which outputs are compared."""
 
@@ -143,6 +146,17 @@ def worst_rounding(rounding: Mapping[str, Sequence[float]]) -> tuple[str, float]
     shares = {name: (lost / whole) ** 0.5 if whole else float("inf") for name, (lost, whole) in rounding.items()}
     name = max(shares, key=lambda name: shares[name])
     return name, shares[name]
+
+
+def require_text(difference: float, kind: str, where: Path) -> None:
+    """Raise a `UserError` if the bundle's text encoder says something else of a known instruction than training's."""
+    limit = TEXT_LIMITS[kind]
+    if not difference <= limit:
+        raise UserError(
+            f"the text encoder in {kind} changes an embedding by {difference:.0%} ({limit:.0%} is the limit)",
+            where,
+            "use --with-text-encoder bfloat16" if kind == "int8" else "export again; check the library versions",
+        )
 
 
 def require_rounding(block: str, share: float, dtype: str, where: Path) -> None:

@@ -5,8 +5,8 @@
     OUT/config.yaml      constructor values; timing and quantiles where the slots are X-WAM's
     OUT/contract.json
 
-The `.pt` is a dict of tensors alone, the one file of that kind we write. Its VAE and text encoder are copies from the
-user's own Wan files. All of it is in memory while it is written: torch's format has no other way.
+The `.pt` is a dict of tensors alone, the one file of that kind we write, tensor by tensor (torch_file.py). Its VAE and
+text encoder are copies from the user's own Wan files.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import yaml
 from xwam_ft.convert.frozen import text_name, vae_name
 from xwam_ft.convert.released import ACTION, PROPRIO
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_path, read_json, require_room, write_bytes_atomic, write_text_atomic
+from xwam_ft.export.torch_file import write_torch
+from xwam_ft.files import read_json, write_bytes_atomic, write_text_atomic
 from xwam_ft.model.backbone import MAX_TEXT_LEN, locate_backbone
 from xwam_ft.model.joint import Layout
 from xwam_ft.model.reference import reference_name
 from xwam_ft.model.tensor_files.source import STATES, Stored, open_checkpoint
-from xwam_ft.model.tensor_files.stream import digest, require_written
+from xwam_ft.model.tensor_files.stream import Piece, require_written
 from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
-    from torch import Tensor
 
     from xwam_ft.contract import Contract
     from xwam_ft.export.weights import RunWeights
@@ -54,31 +54,29 @@ def write(
     """
     assert wan is not None, "checked with the options"
     frozen = frozen_parts(weights.recipe.backbone.path, weights.recipe.backbone.revision, wan)
-    pieces = {reference_name(piece.name): piece for piece in weights.pieces(dtype, merged=True)}
-    size = sum(piece.bytes for piece in pieces.values())
-    size += sum(torch.Size(stored.shape).numel() * stored.dtype.itemsize for stored in frozen.values())
-    require_room(folder, size)
-    module: dict[str, Tensor] = {}
+    pieces = reference_pieces(weights, dtype, frozen)
+    size = sum(piece.bytes for piece in pieces)
     with progress_bar(console, "write", "bytes", size) as advance:
-        for name, piece in pieces.items():
-            module[f"model.{name}"] = piece.make().detach().to(piece.dtype).contiguous()
-            advance(piece.bytes)
-        for name, stored in frozen.items():
-            module[name] = stored.read()
-            advance(module[name].nbytes)
-    with atomic_path(folder / FILE) as temporary:
-        torch.save({"module": module}, temporary)
-    digests = {name: digest(tensor) for name, tensor in module.items()}
+        digests = write_torch(folder / FILE, "module", pieces, advance)
     require_written(open_checkpoint(folder / FILE).tensors, digests, folder / FILE)
     config, sentence = reference_config(weights, contract)
     write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     write_bytes_atomic(folder / "contract.json", contract.to_bytes())
     return [
-        ("network", f"{len(pieces)} tensors under the reference's names"),
+        ("network", f"{len(pieces) - len(frozen)} tensors under the reference's names"),
         ("VAE and text encoder", f"{len(frozen)} tensors from {wan}"),
         ("read back, every tensor is", "equal"),
         ("config.yaml", sentence),
     ]
+
+
+def reference_pieces(weights: RunWeights, dtype: torch.dtype, frozen: Mapping[str, Stored]) -> list[Piece]:
+    """Every tensor of the `.pt`, made when its turn comes."""
+    network = [
+        Piece(f"model.{reference_name(piece.name)}", piece.shape, piece.dtype, piece.make)
+        for piece in weights.pieces(dtype, merged=True)
+    ]
+    return network + [Piece(name, stored.shape, stored.dtype, stored.read) for name, stored in frozen.items()]
 
 
 def reference_config(weights: RunWeights, contract: Contract) -> tuple[dict[str, Any], str]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe
     from xwam_ft.train.checkpoint import Checkpoint
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BRANCH_BLOCK = re.compile(r"depth_branch\.blocks\.(\d+)\.")
 _BLOCK = re.compile(r"(?:transformer|depth_branch)\.blocks\.\d+")
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table as RichTable
 
 from xwam_ft import media
+from xwam_ft.consoles import marked, plain_console
 from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
@@ -61,6 +62,7 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     Raises:
         UserError: not a dataset, or `write` exists already.
     """
+    console = plain_console(console)
     if write is not None and write.exists():
         raise UserError("exists already", write, "choose another name for the starter file")
     source = open_source(raw)
@@ -75,11 +77,11 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     _print_overview(info, episodes, lengths, console)
     _print_cameras(info, episodes, console)
     if (hint := upside_down(info)) is not None:
-        console.print(_plain(hint), soft_wrap=True)
+        console.print(hint, soft_wrap=True)
     _print_columns(columns, len(tables), console)
     _print_evidence(evidence, console)
     for sentence in said_of(known_embodiments(info)):
-        console.print(_plain(sentence), soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
     _print_problems(info, episodes, problems, console)
     console.print(
         f"proposed timing: frame_skip {proposal.frame_skip}, action_skip {proposal.action_skip}, "
@@ -192,10 +194,10 @@ def _print_problems(
             more = f" (and {len(texts) - 1} like it)" if len(texts) > 1 and group.found[0][1].fix else ""
             numbers = group.episodes if more else group.texts[text]
             where = episodes_text(numbers, names)
-            console.print(f"[yellow]problem[/] {_plain(f'{where}: {text}{more}')}", soft_wrap=True)
-        console.print(f"  what to do: {_plain(group.fix)}", style="dim", soft_wrap=True)
+            console.print(marked("problem", f" {where}: {text}{more}"), soft_wrap=True)
+        console.print(f"  what to do: {group.fix}", style="dim", soft_wrap=True)
     if len(groups) > MOST_PROBLEMS:
-        console.print(f"[yellow]and {len(groups) - MOST_PROBLEMS} further problems[/]")
+        console.print(f"and {len(groups) - MOST_PROBLEMS} further problems", style="yellow")
     said: dict[str, dict[str, list[int]]] = {}
     for i, episode in enumerate(episodes):
         for note in episode.notes:
@@ -203,9 +205,9 @@ def _print_problems(
     for notes in list(said.values())[:MOST_PROBLEMS]:
         where = episodes_text(sorted({i for of_it in notes.values() for i in of_it}), names)
         more = f" (and {len(notes) - 1} like it)" if len(notes) > 1 else ""
-        console.print(f"[yellow]note[/] {_plain(f'{where}: {next(iter(notes))}{more}')}", soft_wrap=True)
+        console.print(marked("note", f" {where}: {next(iter(notes))}{more}"), soft_wrap=True)
     for note in (*info.notes, *unnamed(info, episodes)):
-        console.print(f"[yellow]note[/] {_plain(note)}", soft_wrap=True)
+        console.print(marked("note", f" {note}"), soft_wrap=True)
 
 
 def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarray, console: Console) -> None:
@@ -215,15 +217,15 @@ def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarr
     rate += f", {info.measured_fps:g} fps by its timestamps" if info.measured_fps is not None else ""
     whole = "" if info.fps is None else f", {seconds.sum() / 60:.1f} min"
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
-    table = RichTable(title=_plain(str(info.path)), show_header=False)
+    table = RichTable(title=str(info.path), show_header=False)
     table.add_row("format", info.format)
-    table.add_row("robot", _plain(info.robot))
+    table.add_row("robot", info.robot)
     table.add_row("episodes", str(len(episodes)))
     table.add_row("frames", f"{int(lengths.sum())} at {rate}{whole}")
     table.add_row("an episode", f"{middle:.1f} {unit} (5 %: {low:.1f}, 95 %: {high:.1f})")
     table.add_row(
         "instructions",
-        _plain("\n".join(texts[:8]) or "none") + (f"\nand {len(texts) - 8} more" if len(texts) > 8 else ""),
+        ("\n".join(texts[:8]) or "none") + (f"\nand {len(texts) - 8} more" if len(texts) > 8 else ""),
     )
     table.add_row("calibration", ", ".join(info.calibration) or "none")
     console.print(table)
@@ -244,7 +246,7 @@ def _print_cameras(info: SourceInfo, episodes: list[Episode], console: Console) 
                     break
             except (UserError, EpisodeError):
                 continue
-        table.add_row(_plain(feature), size, codec, rate, "depth" if camera.depth else "RGB")
+        table.add_row(feature, size, codec, rate, "depth" if camera.depth else "RGB")
     console.print(table if info.cameras else "no camera was recorded")
     if not any(camera.depth for camera in info.cameras.values()):
         console.print("depth: none recorded; choose --depth transformers:ID, files:PATTERN or none")
@@ -260,7 +262,7 @@ def _print_columns(columns: list[ColumnSummary], read: int, console: Console) ->
     for column in columns:
         note = f"{column.guess}" + (f", {column.missing} missing" if column.missing else "")
         ends = [f"{end:.4g}" if np.isfinite(end) else "-" for end in (column.low, column.high)]
-        table.add_row(_plain(column.name), *ends, note)
+        table.add_row(column.name, *ends, note)
     console.print(table)
 
 
@@ -268,19 +270,12 @@ def _print_evidence(evidence: Evidence, console: Console) -> None:
     table = RichTable("what", "guess", "how sure", "why", title="guesses from numbers and pictures")
     for camera, kind in evidence.kinds.items():
         mount = evidence.mounts.get(camera)
-        table.add_row(_plain(camera), kind.kind + (f" on {mount}" if mount else ""), kind.sure, _plain(kind.why))
+        table.add_row(camera, kind.kind + (f" on {mount}" if mount else ""), kind.sure, kind.why)
     for group in evidence.groups:
         unit = group.units
-        table.add_row(f"{group.name}: units", unit.unit or "?", unit.sure, _plain(unit.why))
+        table.add_row(f"{group.name}: units", unit.unit or "?", unit.sure, unit.why)
         if group.action is not None:
             word = {"target": f"targets, {group.action.lead} frames ahead", "delta": "changes of the state"}
             guess = word.get(group.action.kind, group.action.kind.replace("_", " "))
-            table.add_row(f"{group.name}: action", guess, group.action.sure, _plain(group.action.why))
+            table.add_row(f"{group.name}: action", guess, group.action.sure, group.action.why)
     console.print(table)
-
-
-def _plain(text: str) -> str:
-    """Text as it is, where rich would read [..] as markup."""
-    from rich.markup import escape
-
-    return escape(text)

@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from xwam_ft.model.folder_check import KINDS, require_kin, require_whole
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
 from xwam_ft.model.load_part import load_text, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
-from xwam_ft.model.tensor_files.source import bundle_backbone, needs_import
+from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 from xwam_ft.prompts import clean_prompt
 
@@ -320,12 +319,7 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
 
 def refuse_unimported(path: Path) -> None:
     """Raise a `UserError` saying what to do where a path holds weights in another layout than ours."""
-    if (backbone := bundle_backbone(path)) is not None:
-        raise UserError(
-            "is a bundle, not a backbone",
-            path,
-            f"start from what it learned: --init {quote(str(path))} --set backbone.path={quote(backbone)}",
-        )
+    refuse_bundle(path)
     if needs_import(path):
         raise UserError(
             "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",

@@ -3,7 +3,8 @@
 policy.py     Policy: observation in, commands out; imagined futures; batches of clips
 request.py    what else a call takes and gives: options, warnings, an example observation
 replay.py     the same interface answered from a recorded episode, without weights
-text.py       encoded instructions, kept from one request to the next
+text.py       encoded instructions, kept from one request to the next; text_encoder.py a bundle's own, for others
+source.py     where a policy comes from: a bundle, or a run's checkpoint
 bundle.py     the folder a policy is shipped in: written, verified, read
 selfcheck.py  a recorded observation and the action it gave, and how closely they must repeat
 

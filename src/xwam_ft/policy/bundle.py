@@ -5,6 +5,7 @@ config.json            how to build both; backbone, dtype, sampling defaults
 contract.json          byte for byte the run's
 prompts.safetensors    text embeddings of every instruction and of the empty one
 selfcheck.safetensors  a recorded request and the action it gave
+text_encoder/, tokenizer/   perhaps: for any other text (text_encoder.py)
 manifest.json          size and SHA-256 of every other file, library versions
 imagined.png           a held-out clip, imagined beside recorded
 README.md              what it is, what it was trained on, how well it does, how to serve and call it
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,6 +40,7 @@ from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.tensor_files.stream import write_stream
 from xwam_ft.policy import selfcheck as checks
+from xwam_ft.policy import text_encoder
 from xwam_ft.policy.policy import Policy, Settings
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
@@ -62,6 +64,7 @@ FILES = (
 )
 SELFCHECK, PICTURE = "selfcheck.safetensors", "imagined.png"
 OPTIONAL = (SELFCHECK, PICTURE)
+TEXT_FOLDERS = tuple(f"{name}/" for name in text_encoder.FOLDERS)
 TEXTS = ("*.md", "*.txt", "license*", "licence*", "notice*", "citation*")  # for people: no answer depends on them
 """Files that a machine too small to run the model cannot make."""
 _PACKAGES = ("xwam-ft", "torch", "diffusers", "transformers", "peft", "numpy", "scipy", "safetensors")
@@ -109,6 +112,7 @@ def bundle_config(
     run: str,
     step: int,
     adapters: Mapping[str, Any] | None,
+    encoder: str | None = None,
 ) -> dict[str, Any]:
     """What config.json holds.
 
@@ -121,6 +125,7 @@ def bundle_config(
         dtype: of the network's merged weights, "float32" or "bfloat16".
         run, step: the run and the checkpoint it was exported from, for people.
         adapters: the recipe's `model` section where adapters stay beside the base; None where they are merged.
+        encoder: how the text encoder is stored, "bfloat16" or "int8"; None where the bundle holds none.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -128,6 +133,7 @@ def bundle_config(
         **({} if adapters is None else {"adapters": dict(adapters)}),
         "vae": _plain(vae),
         "text_len": text_len,
+        **({} if encoder is None else {"text_encoder": encoder}),
         "backbone": dict(backbone),
         "backbone_trained": trained,
         "action_prefix": action_prefix,
@@ -140,8 +146,8 @@ def bundle_config(
 
 def seal(folder: Path, contract: Contract, backbone: Mapping[str, Any]) -> None:
     """Write the manifest of a folder that holds everything else."""
-    names = sorted(path.name for path in folder.iterdir())
-    assert set(FILES) <= set(names) <= {*FILES, *OPTIONAL}, f"not the files of a bundle: {names}"
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert _are_files_of_a_bundle(names), f"not the files of a bundle: {names}"
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "contract": contract.sha256,
@@ -165,7 +171,7 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
     files: Any = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise UserError("is damaged, or of another version of xwam-ft", bundle / MANIFEST, _AGAIN)
-    if not set(FILES) <= set(files) <= {*FILES, *OPTIONAL}:
+    if not _are_files_of_a_bundle(files):
         raise UserError("is damaged, or of another version of xwam-ft", bundle / MANIFEST, _AGAIN)
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     written = json_bytes({**content, "sha256": _own_hash(content)})
@@ -181,10 +187,17 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
             raise UserError(f"is not the file that was exported (its SHA-256 is not {MANIFEST}'s)", path, _AGAIN)
     # Hidden entries are those of tools that keep or fetch folders (.git, .cache, .DS_Store); nothing reads them here.
     entries = {path.name for path in bundle.iterdir() if not path.name.startswith(".")}
+    for name in entries & {name.partition("/")[0] for name in files if "/" in name}:
+        entries = entries - {name} | {path.relative_to(bundle).as_posix() for path in (bundle / name).rglob("*")}
     strangers = sorted(name for name in entries - {*files, MANIFEST} if not _is_text(name))
     if strangers:
         raise UserError(f"holds files that were not exported: {listed(strangers)}", bundle, "remove them")
     return read_json(bundle / "config.json")
+
+
+def _are_files_of_a_bundle(names: Collection[str]) -> bool:
+    plain = {name for name in names if not (name.count("/") == 1 and name.startswith(TEXT_FOLDERS))}
+    return set(FILES) <= plain <= {*FILES, *OPTIONAL}
 
 
 def _is_text(name: str) -> bool:
@@ -227,20 +240,46 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
     """The policy of a bundle's model, prompts and contract, nothing checked but names, shapes and finite numbers."""
     from safetensors import safe_open
 
-    with safe_open(bundle / "model.safetensors", "pt") as stored:
-        names: list[str] = list(stored.keys())
-        state = _part(stored, names, "network.")
-        vae_state = _part(stored, names, "vae.")
+    model = bundle / "model.safetensors"
+    with safe_open(model, "pt") as stored:
+        state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    contract = load_contract(bundle / "contract.json")
+    if config.get("text_encoder"):
+        options["encoder"] = text_encoder.load(bundle, config["text_len"], device)
+    return make_policy(config, state, read_prompts(bundle), contract, device, bundle, model, **options)
+
+
+def make_policy(
+    config: Mapping[str, Any],
+    state: dict[str, Tensor],
+    prompts: Mapping[str, Tensor],
+    contract: Contract,
+    device: str,
+    where: Path,
+    model: Path | None = None,
+    **options: Any,
+) -> Policy:
+    """A policy of a bundle's parts.
+
+    Args:
+        config: see `bundle_config`.
+        state: tensors of network (`network.*`) and VAE (`vae.*`).
+        where: the bundle or run; model: the file the tensors are from, where it is one.
+
+    Raises:
+        UserError: missing, unexpected, misshapen or non-finite tensors.
+    """
+
     network = empty_network(config["transformer"], NetworkConfig.from_dict(config["network"]))
     if adapters := config.get("adapters"):
         lora, depth = LoraSpec.model_validate(adapters["lora"]), DepthSpec.model_validate(adapters["depth"])
         prepare_for_training(network, lora, depth, train=adapters["train"])
-    load_network_state(network, state, bundle / "model.safetensors")
+    load_network_state(network, _part(state, "network."), model or where)
     vae: Any = make_vae(config["vae"])
-    vae.load_state_dict(vae_state)
+    vae.load_state_dict(_part(state, "vae."))
     vae.eval().requires_grad_(False)
     codec = Backbone(
-        name=str(bundle),
+        name=str(where),
         transformer=None,
         vae=vae,
         text_encoder=None,
@@ -252,8 +291,8 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
     return Policy(
         network.to(device),
         codec.to(device),
-        read_prompts(bundle),
-        load_contract(bundle / "contract.json"),
+        prompts,
+        contract,
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
         action_prefix=config.get("action_prefix", 0),  # a bundle without it was trained without prefixes
@@ -274,8 +313,8 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_bytes(manifest)).hexdigest()
 
 
-def _part(stored: Any, names: list[str], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): stored.get_tensor(name) for name in names if name.startswith(prefix)}
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -4,17 +4,23 @@ client = PolicyClient("ws://gpu-box:8000", api_key=key)
 client.metadata["example_observation"]            # what an observation looks like
 answer = client.infer({"images": ..., "state": ..., "prompt": ...}, timeout=0.5)
 answer["actions"]                                 # [H, D] absolute commands, columns client.columns
+chunk = client.follow(observation, chunk)         # the next chunk, going on from the one under way (real-time chunking)
 """
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from xwam_ft.errors import require
 from xwam_ft.policy import wire
@@ -26,15 +32,45 @@ except ImportError:
     raise require("websockets", "serve", "asking a server") from None
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
+
     from xwam_ft.contract import Contract
 
 RETRY = 0.5
 """Seconds between attempts to reach a server."""
 GOODBYE = 0.5
+MEASURED = 10
+"""Answers whose time is remembered; the longest of them is what the next may take."""
 
 
 class Refused(RuntimeError):
     """The server said why it does not answer; the message is its sentence."""
+
+
+@dataclass(frozen=True)
+class RunningChunk:
+    """A chunk that a robot executes.
+
+    Args:
+        actions: commands, columns as `PolicyClient.columns`.
+        start: when the first was due, `time.monotonic`.
+        period: seconds between two.
+        prefix: how many of the first are the chunk's before it; 0: it begins anew.
+        lacking: by how many more commands the answer was late than this bundle can go on from.
+        answer: all the server said.
+    """
+
+    actions: Float[ndarray, "h d"]
+    start: float
+    period: float
+    prefix: int
+    lacking: int
+    answer: Mapping[str, Any]
+
+    def step(self, now: float) -> int:
+        """The command that is due; beyond the last where the chunk has run out."""
+        return math.floor((now - self.start) / self.period + 1e-9)
 
 
 class PolicyClient:
@@ -64,6 +100,7 @@ class PolicyClient:
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
+        self._took: deque[float] = deque(maxlen=MEASURED)
         self.connect()
 
     @property
@@ -77,6 +114,11 @@ class PolicyClient:
     def columns(self) -> list[str]:
         """Names of the numbers of `actions`, "slot.number"."""
         return list(self.metadata["action_columns"])
+
+    @property
+    def delay(self) -> float | None:
+        """Seconds from an observation to its commands, the longest of the last answers; None before the first."""
+        return max(self._took, default=None)
 
     def connect(self, patience: float | None = None) -> None:
         """Reach the server and read its metadata; nothing where that is done."""
@@ -126,7 +168,8 @@ class PolicyClient:
             Refused: the observation does not fit, or the server is too busy; the message says which.
         """
         seconds = self.timeout if timeout is None else timeout
-        until = time.monotonic() + seconds
+        began = time.monotonic()
+        until = began + seconds
         self.connect(seconds)
         assert self._connection is not None
         given = observation.get("options") or {}
@@ -153,7 +196,49 @@ class PolicyClient:
         if isinstance(answer, str):
             self.close()
             raise Refused(answer)
-        return wire.unpack(answer, bounded=False)
+        unpacked = wire.unpack(answer, bounded=False)
+        self._took.append(time.monotonic() - began)
+        return unpacked
+
+    def follow(
+        self,
+        observation: Mapping[str, Any],
+        running: RunningChunk | None = None,
+        *,
+        seen: float | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> RunningChunk:
+        """The chunk that follows the one under way.
+
+        Where the bundle takes prefixes, the new chunk is asked to begin with the commands that will be executed until
+        it is there, as many as the measured `delay` lasts, so that nothing jumps where it takes over.
+
+        Args:
+            running: the chunk that the robot executes; None: it stands still.
+            seen: when the observation was made, `time.monotonic`; default now.
+            timeout, options: as `infer`.
+
+        Raises:
+            TimeoutError, ConnectionError, Refused: as `infer`.
+        """
+        seen = time.monotonic() if seen is None else seen
+        period = float(self.metadata["action_period"])
+        rows, start, lacking = np.zeros((0, len(self.columns))), seen, 0
+        longest = int(self.metadata.get("action_prefix", 0))
+        if running is not None and longest:
+            step = max(0, running.step(seen))
+            left = running.actions[step:]
+            # Before anything was measured: as many as can be gone on from.
+            needed = longest if self.delay is None else math.ceil(self.delay / period) + 1
+            rows = left[: min(longest, needed)]
+            lacking = max(0, min(needed, len(left)) - longest)
+        if len(rows):
+            assert running is not None
+            start = running.start + max(0, running.step(seen)) * period  # the prefix's first command is due then
+            options["prefix"] = rows
+        answer = self.infer(observation, timeout=timeout, **options)
+        return RunningChunk(np.asarray(answer["actions"]), start, period, len(rows), lacking, answer)
 
     def close(self) -> None:
         """Close the connection; the next call makes another."""

@@ -10,17 +10,20 @@ device nor on what else is in the batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from xwam_ft import conventions, observation
+from xwam_ft.aliases import resolved
 from xwam_ft.depth_code import picture_to_code
-from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.errors import UserError, listed
 from xwam_ft.model.attention import choose_attention
 from xwam_ft.model.compiled import INDUCTOR, CompiledForward
 from xwam_ft.model.network import TextContext
@@ -30,7 +33,7 @@ from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
 from xwam_ft.policy.request import FAR, PolicyOutput, command_rows, example_observation, implausible, read_options
 from xwam_ft.policy.text import TextCache
-from xwam_ft.prompts import clean_prompt
+from xwam_ft.prompts import find, in_style, nearest
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 NO_TEXT = ""
 """The prompt whose embedding stands for "no text" in guidance."""
+ENCODED = 64
+"""Texts of `encoder` that are kept."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Policy:
         compile: compile the network's step at the first request of each batch size (True, or a backend's name
             for `torch.compile`): a minute or two at 5B, then faster; answers change by rounding alone.
         attention: the attention kernel, set on the network; None leaves it as it is.
+        encoder: any other text -> its embedding [S, Dt]; None: only `prompts` are known.
 
     Raises:
         UserError: an attention kernel that does not run here.
@@ -106,11 +112,13 @@ class Policy:
         action_prefix: int = 0,
         compile: bool | str = False,
         attention: Attention | None = None,
+        encoder: Callable[[str], Tensor] | None = None,
     ) -> None:
         if attention is not None:
             choose_attention(network, attention)
         self.network, self.codec, self.contract = network, codec, contract
-        self.prompts = {clean_prompt(prompt): embedding for prompt, embedding in prompts.items()}
+        self.prompts, self.encoder = dict(prompts), encoder
+        self.further: OrderedDict[str, Tensor] = OrderedDict()
         self.texts = TextCache(network)
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
@@ -154,6 +162,7 @@ class Policy:
                 range, or a prefix this bundle was not trained with.
         """
         started = time.perf_counter()
+        request = resolved(self.contract, request)
         options = read_options(request, self.contract)
         inputs = observation.encode(self.contract, request)
         for slot in self.contract.slots:
@@ -278,7 +287,7 @@ class Policy:
 
     def _context(self, prompts: Sequence[str]) -> TextContext:
         names = [self._known(prompt) for prompt in prompts]
-        return TextContext.batch([self.texts.context(name, self.prompts[name]) for name in names])
+        return TextContext.batch([self.texts.context(name, self._embedding(name)) for name in names])
 
     def condition(self, pictures: UInt8[ndarray, "b v height width 3"]) -> Float[Tensor, "b c v h w"]:
         """Pictures at the contract's size -> the latents of clip frame 0.
@@ -295,17 +304,34 @@ class Policy:
         Raises:
             UserError: it is not among those the bundle was exported with.
         """
-        return self.prompts[self._known(prompt)].to(self.device)
+        return self._embedding(self._known(prompt)).to(self.device)
+
+    def _embedding(self, name: str) -> Float[Tensor, "s dt"]:
+        return self.prompts[name] if name in self.prompts else self.further[name]
 
     def _known(self, prompt: str) -> str:
-        prompt = clean_prompt(prompt)
-        if prompt not in self.prompts:
-            known = [text for text in self.prompts if text]
-            raise UserError(
-                f"the prompt {prompt!r} is not embedded in this policy{did_you_mean(prompt, known)}",
-                "observation.prompt",
-                f"use one of: {listed(map(repr, known))}; or export again with --prompt {prompt!r}",
-            )
+        """The prompt under which what was typed is embedded; case, a trailing period and spaces do not matter."""
+        found = NO_TEXT if not prompt.strip() else find(prompt, self.prompts)
+        if found is not None:
+            return found
+        if self.encoder is not None:
+            return self._encoded(in_style(prompt, self.prompts))
+        known, near = [text for text in self.prompts if text], nearest(prompt, self.prompts)
+        hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        raise UserError(
+            f"the prompt {prompt!r} is not embedded in this policy{hint}",
+            "observation.prompt",
+            f"use one of: {listed(map(repr, known))}; or export again with --prompt {quote(prompt)}, or with "
+            "--with-text-encoder for any text",
+        )
+
+    def _encoded(self, prompt: str) -> str:
+        """A prompt that nobody embedded before, embedded; those of the last `ENCODED` are kept."""
+        assert self.encoder is not None
+        if prompt not in self.further:
+            self.further[prompt] = self.encoder(prompt)
+            while len(self.further) > ENCODED:
+                self.further.popitem(last=False)
         return prompt
 
     def _noise(self, seeds: Sequence[int]) -> SampleNoise:

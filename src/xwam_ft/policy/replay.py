@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import conventions, observation
+from xwam_ft.aliases import resolved
 from xwam_ft.errors import UserError
 from xwam_ft.policy.request import PolicyOutput, example_observation, implausible, read_options
 from xwam_ft.shards import ShardSet
@@ -64,6 +65,7 @@ class ReplayPolicy:
             UserError: an observation that does not fit the contract.
         """
         started = time.perf_counter()
+        request = resolved(self.contract, request)
         options = read_options(request, self.contract)
         if options.prefix is not None:
             raise UserError(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import marked
 from xwam_ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def serve_bundle(
     server = PolicyServer(_loader(bundle, device, compile, chosen, replay), api_key)
 
     def listening(address: str) -> None:
-        console.print(f"[bold]{address}[/] loads {bundle}")
+        console.print(marked(address, f" loads {bundle}", "bold"), soft_wrap=True)
         if api_key is None and not _loopback(host):
             console.print("Anyone who reaches this address can ask it: --api-key-file keeps others out.")
 

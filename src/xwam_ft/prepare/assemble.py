@@ -13,9 +13,11 @@ from xwam_ft import quantiles
 from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
 from xwam_ft.prepare.embodiment.cameras import contract_camera
+from xwam_ft.prepare.embodiment.naming import aliases_of
 from xwam_ft.prepare.fingerprint import RECORD
 from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.recorded import recorded
+from xwam_ft.prompts import canonical
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry
 from xwam_ft.shards import META, SegmentMeta, Split
 
@@ -58,6 +60,7 @@ def contract_of(
         contract_camera(spec, camera, info, (first.sizes[camera.name][0], first.sizes[camera.name][1]))
         for camera in accepted[0].cameras
     )
+    _write_alike([results[job.number] for job in accepted])
     prompts = sorted({results[job.number].instruction for job in accepted} - {""})
     draft = quantiles.placeholder(
         {
@@ -68,6 +71,8 @@ def contract_of(
             "slots": tuple(plan_.slot for plan_ in accepted[0].slots),
             "depth": plan.code,
             "prompts": tuple(prompts),
+            "prompt_form": "plain",
+            "aliases": aliases_of(spec, info, accepted[0].slots, accepted[0].cameras),
             "action_scaling": spec.action_scaling,
         }
     )
@@ -76,6 +81,13 @@ def contract_of(
     keep = [name for name, slot in spec.slots.items() if slot.quaternion == "w_positive"]
     known = recorded(draft, train, lambda place: load_joints(jobs[place]), keep)
     return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, train), "recorded": known}), chosen
+
+
+def _write_alike(results: list[EpisodeResult]) -> None:
+    """Give instructions that are the same the one wording that is most usual."""
+    usual = canonical(text for result in results for text in result.instructions)
+    for result in results:
+        result.instructions = list(dict.fromkeys(usual[" ".join(text.split())] for text in result.instructions))
 
 
 def write_set(
@@ -91,7 +103,8 @@ def write_set(
                 members = {
                     path.name.removeprefix(f"{key}."): path.read_bytes() for path in sorted(job.folder.glob(f"{key}.*"))
                 }
-                meta = SegmentMeta.model_validate_json(members[META]).model_copy(update={"split": split})
+                meta = SegmentMeta.model_validate_json(members[META])
+                meta = meta.model_copy(update={"split": split, "instruction": result.instruction})
                 writer.add({**members, META: meta.model_dump_json().encode()})
             entries.append(
                 episode_entry(

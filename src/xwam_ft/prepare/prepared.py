@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from xwam_ft.consoles import setting
 from xwam_ft.prepare.findings import FindingGroup, Names, Severity, episodes_text
 
 if TYPE_CHECKING:
@@ -58,5 +58,5 @@ def say(report: PrepareReport, console: Console) -> None:
     )
     console.print(took)
     if report.episodes:
-        place = quote(f"data.shards={report.out}")
-        console.print(f"next: xwam-ft plan wan22_5b_lora --set {place}", markup=False, soft_wrap=True)
+        place = setting("data.shards", report.out)
+        console.print(f"next: xwam-ft plan wan22_5b_lora {place}", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ folder.py      the run folder, and whether a checkpoint still belongs to its sur
 sharding.py    FSDP2: a network cut over processes, and whole again for checkpoints and validation
 longer.py      a run of another length than it began with
 optimizer.py   AdamW's groups, the averaged weights; schedule.py how the rates go
+best.py        which checkpoint was best by a held-out number; runs.py the runs of a folder
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors
 exact.py       the callback that writes it and goes on from it
 callbacks.py   averaged weights, guards, signals, the clock, the bar; own_code.py the user's own, by import path

@@ -192,7 +192,7 @@ def checkpoint_of(run: Path, step: int) -> Checkpoint:
     """The checkpoint of a step; a `UserError` names those there are."""
     folder = checkpoint_folder(run, step)
     if not folder.is_dir():
-        kept = listed([_step(path) for path in list_checkpoints(run)])
+        kept = listed(kept_steps(run))
         raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
     return read_checkpoint(folder)
 
@@ -201,6 +201,11 @@ def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if _NAME.search(path.name)]
     return sorted(folders, key=_step)
+
+
+def kept_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, oldest first."""
+    return [_step(folder) for folder in list_checkpoints(run)]
 
 
 def _step(folder: Path) -> int:

@@ -25,6 +25,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, write_text_atomic
@@ -209,7 +210,7 @@ def require_free(path: Path) -> None:
         raise UserError(
             "the run folder exists already",
             path,
-            f"go on with it by `xwam-ft train --resume {quote(str(path))}`, or name another by --run",
+            f"go on with it by `{typed('xwam-ft', 'train', '--resume', path)}`, or name another by --run",
         )
     above = next(place for place in path.absolute().parents if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -283,6 +284,11 @@ def _leaves(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
+def by_key(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key."""
+    return _leaves(recipe.model_dump(mode="json"))
+
+
 def record(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe the weights depend on, by dotted key; places and the keys of `FREE` and `CUT` are none of it."""
     leaves = _placeless(recipe)
@@ -292,7 +298,7 @@ def record(recipe: Recipe) -> dict[str, Any]:
 
 def _placeless(recipe: Recipe) -> dict[str, Any]:
     """A recipe by dotted key, without the places of shards and backbone: what lies there is known by its content."""
-    leaves = _leaves(recipe.model_dump(mode="json"))
+    leaves = by_key(recipe)
     leaves.pop("data.shards")
     leaves["data.shards.weight"] = [source.weight for source in recipe.data.sources]
     leaves.pop("backbone.path")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from xwam_ft.encode.inputs import first_rank
 from xwam_ft.files import read_json, write_json_atomic, write_text_atomic
 from xwam_ft.train.history import METRICS_FILE, History
 
@@ -57,7 +58,7 @@ def _wandb(run: Path, recipe: Recipe) -> WandbLogger:
 
 def _drawn_id(path: Path) -> str | None:
     """The id in a file, which the first process to ask makes; None on other ranks, which log nothing there."""
-    if not path.is_file() and rank_zero_only.rank == 0:
+    if not path.is_file() and first_rank():
         write_json_atomic(path, {"id": secrets.token_hex(6)})
     return str(read_json(path)["id"]) if path.is_file() else None
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
@@ -207,3 +208,14 @@ def bundle_backbone(path: Path) -> str | None:
     if not all((path / name).is_file() for name in ("manifest.json", "contract.json", "config.json")):
         return None
     return str(read_json(path / "config.json").get("backbone", {}).get("path"))
+
+
+def refuse_bundle(path: Path) -> None:
+    """Raise a `UserError` saying how to train on where a path is one of our own bundles."""
+    if (backbone := bundle_backbone(path)) is not None:
+        raise UserError(
+            "is a bundle, not a backbone",
+            path,
+            f"start from what it learned: xwam-ft train RECIPE --init {quote(str(path))} --set "
+            f"backbone.path={quote(backbone)}",
+        )

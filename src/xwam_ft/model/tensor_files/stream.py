@@ -72,7 +72,7 @@ def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for piece in pieces:
-            data = _bytes(_made(piece, path))
+            data = tensor_bytes(made(piece, path))
             digests[piece.name] = hashlib.sha256(data).hexdigest()
             stream.seek(8 + len(text) + starts[piece.name])
             stream.write(data)
@@ -86,16 +86,12 @@ def require_written(tensors: Mapping[str, Stored], digests: Mapping[str, str], w
     if tensors.keys() != digests.keys():
         raise UserError("reads back with other tensors than were written", where, "export again; check the disk")
     for name, digest in digests.items():
-        if hashlib.sha256(_bytes(tensors[name].read())).hexdigest() != digest:
+        if hashlib.sha256(tensor_bytes(tensors[name].read())).hexdigest() != digest:
             raise UserError(f"tensor {name!r} reads back changed", where, "export again; check the disk")
 
 
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(_bytes(tensor)).hexdigest()
-
-
-def _made(piece: Piece, where: Path) -> Tensor:
+def made(piece: Piece, where: Path) -> Tensor:
+    """A piece's tensor on the CPU, of the shape and type announced, its numbers finite."""
     tensor = piece.make().detach().cpu()
     if tuple(tensor.shape) != piece.shape:
         raise UserError(
@@ -108,5 +104,6 @@ def _made(piece: Piece, where: Path) -> Tensor:
     return tensor.to(piece.dtype)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in a file."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

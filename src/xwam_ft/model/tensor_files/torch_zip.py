@@ -5,7 +5,7 @@ storage. A pickle program may name any function and call it. Here it finds six n
 every other name gives a stand-in that takes any call, does nothing, and is listed. Tensors stay on the disk: the
 program yields where each lies, and `TorchZip.read` fetches its bytes alone: a file of 39 GB costs one tensor of RAM.
 
-This is the package's only use of pickle, for reading what others wrote; nothing of ours is ever pickled.
+This is the package's only reading of pickles, of what others wrote; what others shall read export/torch_file.py writes.
 """
 
 from __future__ import annotations

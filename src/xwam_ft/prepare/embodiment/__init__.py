@@ -2,6 +2,7 @@
 
 schema.py       the file
 slots.py        its slots -> columns and the contract's slots; cameras.py its cameras
+naming.py       what the robot calls what it observes
 reading.py      one recording's state and command as the slots name them
 joint_units.py  ticks, degrees and per cent -> radians
 pose_forms.py   rotations as recordings write them -> quaternions

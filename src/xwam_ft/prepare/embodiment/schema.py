@@ -344,6 +344,7 @@ class Embodiment(Filled):
     action_scaling: Literal["chunk", "step"] = "chunk"  # a range a number, or one for it at each step of a chunk
     held_out: Fraction = 0.1  # share of the episodes, at least one where there are two
     instruction: str | None = None  # for episodes recorded without one
+    aliases: dict[str, str] = Field(default_factory=dict)  # further names of cameras, slots and vectors at the robot
 
     @model_validator(mode="after")
     def _consistent(self) -> Embodiment:

@@ -1,0 +1,247 @@
+"""The Python door's second half, from a run to a robot: its verbs are those of api.py, which has them too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xwam_ft.consoles import plain_console
+from xwam_ft.errors import UserError
+from xwam_ft.results import Bundle, Evaluation, ImaginedEpisode, Run, Runs, place_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.policy.source import PolicySource
+    from xwam_ft.results import Made
+    from xwam_ft.shards import Split
+
+
+def export(
+    run: str | Path | Run,
+    out: str | Path,
+    *,
+    format: str = "bundle",
+    ema: bool = True,
+    depth: bool = True,
+    dtype: str | None = None,
+    merged: bool = True,
+    prompts: Sequence[str] = (),
+    wan: str | Path | None = None,
+    step: int | None = None,
+    best: str | None = None,
+    with_text_encoder: str | None = None,
+    progress: bool | Console = False,
+) -> Bundle:
+    """Write a checkpoint of a run: a bundle that has proved itself, or the weights in another form.
+
+    Args:
+        run: its folder, `RUN@STEP`, or what `train` returned.
+        out: folder to make.
+        format: bundle, peft, diffusers or xwam.
+        ema: take the averaged weights where the run has them.
+        depth: keep the depth branch.
+        dtype: float32 or bfloat16; default as trained.
+        merged: fold adapters into the base; otherwise they stay beside it.
+        prompts: further instructions to embed.
+        wan: for xwam, the folder of Wan's own VAE and text encoder files.
+        step: of the checkpoint; default the newest.
+        best: a held-out number as logged ("total", "held_out/tool_position"): the checkpoint where it was lowest.
+        with_text_encoder: bfloat16 or int8: put the text encoder into the bundle, so that it takes any text.
+        progress: print the proofs.
+
+    Raises:
+        UserError: no run, no checkpoint, no such number, another backbone, a proof that fails, or `out` is taken.
+    """
+    from xwam_ft.export.checkpoint import chosen_checkpoint
+    from xwam_ft.export.export import export_run
+
+    console = plain_console(progress)
+    place, step, choice = chosen_checkpoint(place_of(run), step, best)
+    if choice is not None:
+        console.print(choice, soft_wrap=True, markup=False)
+    export_run(
+        place,
+        Path(out),
+        format=format,
+        ema=ema,
+        depth=depth,
+        dtype=dtype,
+        merged=merged,
+        prompts=list(prompts),
+        wan=None if wan is None else Path(wan),
+        step=step,
+        with_text_encoder=with_text_encoder,
+        console=console,
+    )
+    page = Path(out) / "README.md"
+    return Bundle(Path(out), format, Run.open(place).step if step is None else step, page if page.is_file() else None)
+
+
+def runs(
+    folder: str | Path = "runs",
+    *,
+    diff: tuple[str | Path | Run, str | Path | Run] | None = None,
+    progress: bool | Console = False,
+) -> Runs:
+    """The runs of a folder: how far each is, whether it is running, its held-out numbers.
+
+    Args:
+        folder: that they lie in, up to three folders deep; or a run.
+        diff: two runs (paths, or names below `folder`), whose recipes are compared instead of listing all.
+        progress: print a table.
+
+    Raises:
+        UserError: no such folder, or no such run.
+    """
+    from xwam_ft.train.runs import differences, list_runs, print_differences, print_runs
+
+    place, console = Path(folder), plain_console(progress)
+    if diff is None:
+        found = list_runs(place)
+        print_runs(found, place, console)
+        return Runs(place, tuple(found), {})
+    first, second = (path if path.exists() else place / path for path in map(place_of, diff))
+    keys = differences(first, second)
+    print_differences(first, second, keys, console)
+    return Runs(place, (), keys)
+
+
+def imagine(
+    bundle: str | Path | Bundle | Run,
+    shards: str | Path | Made,
+    episode: int,
+    out: str | Path,
+    *,
+    progress: bool | Console = False,
+) -> ImaginedEpisode:
+    """Write imagined beside recorded: RGB, depth and point cloud of an episode of a shard set.
+
+    Args:
+        bundle: a bundle, or a run's checkpoint: RUN (the newest) or RUN@STEP, which need not be exported.
+        out: folder to make.
+        progress: print what is done.
+
+    Raises:
+        UserError: `out` is not empty; not a bundle, run or shard set, or they do not belong together; no such episode.
+    """
+    console = plain_console(progress)
+    console.print(f"imagining episode {episode} of {place_of(shards)} by {place_of(bundle)}", soft_wrap=True)
+    console.file.flush()  # before torch is loaded, and where the output goes into a file
+    from xwam_ft.evaluate.imagine import imagine as work
+
+    metrics = work(_source(bundle, console), place_of(shards), episode, Path(out), console)
+    return ImaginedEpisode(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
+
+
+def evaluate(
+    bundle: str | Path | Bundle | Run,
+    shards: str | Path | Made | None = None,
+    *,
+    env: str | None = None,
+    out: str | Path | None = None,
+    clips: int = 64,
+    split: Split = "held_out",
+    latency: bool = True,
+    camera_blackout: bool = False,
+    seams: bool = True,
+    episodes: int = 50,
+    seed: int = 0,
+    execute: int | None = None,
+    max_steps: int | None = None,
+    action_steps: int | None = None,
+    films: int = 2,
+    progress: bool | Console = False,
+) -> Evaluation:
+    """Open loop: action error on recorded episodes, in physical units. Closed loop: how often the task is done.
+
+    Args:
+        bundle: a bundle, or a run's checkpoint: RUN (the newest) or RUN@STEP, which need not be exported.
+        shards: open loop on this shard set; `clips`, `split`, `latency`, `seams`, `camera_blackout` belong to it.
+        env: closed loop in metaworld:TASK, or FILE.py:FUNCTION; the others belong to it.
+        out: folder to make with report.html and metrics.json.
+        clips: spread evenly over `split`, held_out or train.
+        latency: also error and time of a call for 1 to 10 denoising steps.
+        camera_blackout: also errors with each camera black.
+        seams: also how hard commands jerk where one chunk follows another.
+        episodes: to act in, from starts and goals that `seed` fixes.
+        execute: commands carried out before the policy looks again; default half a chunk.
+        max_steps: of an episode; default the environment's.
+        action_steps: denoising steps; default the bundle's.
+        films: first episodes to film, with `out`.
+        progress: print what is done.
+
+    Raises:
+        UserError: `out` is not empty; not a bundle; shards or environment that do not fit it.
+    """
+    if (shards is None) == (env is None):
+        raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
+    if split not in ("held_out", "train"):
+        raise UserError(f"is {split!r}", "--split", "give held_out or train")
+    place, console = (None if out is None else Path(out)), plain_console(progress)
+    source = _source(bundle, console)
+    if env is not None:
+        from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+
+        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+        metrics = evaluate_in_environment(
+            source, env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
+        )
+    else:
+        from xwam_ft.evaluate.open_loop import evaluate_bundle
+
+        assert shards is not None
+        options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams}
+        metrics = evaluate_bundle(source, place_of(shards), place, clips, console, split=split, **options).metrics()
+    return Evaluation(metrics, place, None if place is None else place / "report.html")
+
+
+def serve(
+    bundle: str | Path | Bundle,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    api_key_file: str | Path | None = None,
+    replay: int | None = None,
+    compile: bool = False,
+    seed: int | None = None,
+    action_steps: int | None = None,
+    guidance: float | None = None,
+    progress: bool | Console = False,
+) -> None:
+    """Answer robots over the network, by openpi's protocol, until SIGTERM or Ctrl-C.
+
+    Args:
+        bundle: with `replay` a shard set, whose episode of that number is answered from.
+        host: 0.0.0.0 for every network.
+        port: 0 takes a free one.
+        api_key_file: clients must send the key this file holds.
+        compile: compile the network's step first.
+        seed: of the first request's noise.
+        action_steps, guidance: instead of the bundle's.
+        progress: print where it listens.
+
+    Raises:
+        UserError: the bundle, the key file or the address is not usable.
+    """
+    from xwam_ft.policy.serve import serve_bundle
+
+    serve_bundle(
+        place_of(bundle),
+        host=host,
+        port=port,
+        device=device,
+        compile=compile,
+        settings={"seed": seed, "action_steps": action_steps, "guidance": guidance},
+        replay=replay,
+        api_key_file=None if api_key_file is None else Path(api_key_file),
+        console=plain_console(progress),
+    )
+
+
+def _source(place: str | Path | Made, console: Console) -> PolicySource:
+    from xwam_ft.export.checkpoint import policy_source
+
+    return policy_source(place_of(place), console)

@@ -1,0 +1,61 @@
+"""Where verbs print: what people named is printed as they named it, and what can be pasted is quoted.
+
+rich takes `[bold]` for a style and `:smile:` for a picture, in folders' names too; here neither is.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from xwam_ft.errors import UserError
+from xwam_ft.strict_yaml import parse_override
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+
+def plain_console(progress: bool | Console = True) -> Console:
+    """The console of a verb.
+
+    Args:
+        progress: whether to print at all; or a console, of which the same is made without markup.
+    """
+    from rich.console import Console
+
+    if isinstance(progress, bool):
+        return Console(quiet=not progress, highlight=False, markup=False, emoji=False)
+    console = copy.copy(progress)  # on the same stream, and recording into the same text
+    console._markup = console._emoji = False  # pyright: ignore[reportPrivateUsage]
+    return console
+
+
+def typed(*words: str | Path) -> str:
+    """A command as it can be pasted into a shell."""
+    return " ".join(quote(str(word)) for word in words)
+
+
+def setting(key: str, value: object) -> str:
+    """`--set key=value` for a command, the value as YAML reads it back."""
+    text = str(value) if isinstance(value, str | Path) else json.dumps(value)
+    if isinstance(value, str | Path) and not _reads_back(text):
+        text = json.dumps(text, ensure_ascii=False)
+    return f"--set {quote(f'{key}={text}')}"
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return parse_override(f"a={text}")[1] == text
+    except UserError:  # no YAML at all
+        return False
+
+
+def marked(word: str, rest: str = "", style: str = "yellow") -> Text:
+    """A word in colour before the rest of a line."""
+    from rich.text import Text
+
+    return Text.assemble((word, style), rest)
