@@ -33,7 +33,7 @@ unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
 
 EXTRAS := dev,sim,mcap,stereo,ray,viz,serve
-UNIT := -m pytest -n 2 --dist loadgroup -m 'not slow and not gpu and not sim and not soak'
+UNIT := -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
 
 ## the unit suite with the lowest version of every dependency that pyproject.toml allows; needs the network
 test-lowest:

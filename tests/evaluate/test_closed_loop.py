@@ -17,7 +17,8 @@ from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import Rollout, closed_loop, episode_seeds, success_interval
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
-from xwam_ft.evaluate.environment import GymnasiumEnvironment, Outcome, environment_maker, require_fit
+from xwam_ft.evaluate.environment import GymnasiumEnvironment, Outcome, require_fit
+from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.media import probe
 from xwam_ft.policy.policy import Imagined, Settings
 

@@ -12,7 +12,7 @@ from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import closed_loop
-from xwam_ft.evaluate.environment import environment_maker
+from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.policy.policy import Settings
 
 OWN = """\

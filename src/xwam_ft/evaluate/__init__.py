@@ -14,7 +14,7 @@ scene.py       all views of a frame -> one cloud in the base frame; a preview
 pointcloud.py  depth pictures -> coloured points in the base frame -> .ply; Chamfer distance
 
 closed_loop.py         episodes in an environment -> a success rate with its interval
-environment.py         what a policy can act in; an adapter for Gymnasium; what `--env` names
+environment.py         what a policy can act in; an adapter for Gymnasium; environments.py what `--env` names
 metaworld.py           Meta-World's tasks with our cameras, for the recorder and as an environment
 closed_loop_report.py  `evaluate --env`: figures, films, one HTML page
 """

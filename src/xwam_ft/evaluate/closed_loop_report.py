@@ -18,7 +18,8 @@ import numpy as np
 from xwam_ft.consoles import marked
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import EpisodeResult, Rollout, closed_loop, episode_seeds
-from xwam_ft.evaluate.environment import Environment, environment_maker, require_fit
+from xwam_ft.evaluate.environment import Environment, require_fit
+from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
 from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic, write_text_atomic

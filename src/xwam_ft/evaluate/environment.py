@@ -1,11 +1,10 @@
-"""What a policy can act in: a small protocol, an adapter for any Gymnasium environment, and how `--env` names one."""
+"""What a policy can act in: a small protocol, and an adapter for any Gymnasium environment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xwam_ft import observation
@@ -155,24 +154,6 @@ def encoded(contract: Contract, environment: Environment, request: Mapping[str, 
         if place is None:
             raise
         raise UserError(error.what, f"{place('observe')}: {error.where}", error.fix) from error
-
-
-def environment_maker(spec: str) -> Callable[[Contract], Environment]:
-    """What `--env` names, as a function that makes such an environment for a contract.
-
-    Raises:
-        UserError: an unknown form, no such file or function; making one raises where it does not fit the contract.
-    """
-    kind, _, rest = spec.partition(":")
-    if kind == "metaworld" and rest:
-        from xwam_ft.evaluate.metaworld import MetaWorld
-
-        return lambda contract: MetaWorld(rest, contract)
-    if kind.endswith(".py") and rest:
-        from xwam_ft.evaluate.user_environment import user_environment
-
-        return user_environment(Path(kind), rest)
-    raise UserError(f"is {spec!r}", "--env", f"give {CHOICES}")
 
 
 def require_fit(
