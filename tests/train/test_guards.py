@@ -77,6 +77,8 @@ def test_a_step_asks_the_device_for_nothing(module: TrainingModule, recipe: Reci
     dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
     optimizer = torch.optim.SGD(trained_parameters(module.network).values(), lr=1e-4)
     batches = [dataset[module.geometry.micro_batch(step, 0)] for step in range(4)]
+    counts = {step: module.counts_of_step(step) for step in range(4)}  # of masks on the host, never on the device
+    module.counts_of_step = counts.__getitem__
     take_step(module, batches[0], optimizer)
     take_step(module, batches[1], optimizer)  # of the first two the losses are looked at: is the start sound?
     with Asked() as asked:

@@ -33,7 +33,7 @@ from xwam_ft.train.guards import Guards
 from xwam_ft.train.held_out import HeldOutLosses
 from xwam_ft.train.optimizer import make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.schedule import learning_rate_factor
-from xwam_ft.train.sharding import gathered, is_sharded, shard
+from xwam_ft.train.sharding import is_sharded, shard, whole_number
 from xwam_ft.train.warm_start import begin
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ class TrainingModule(pl.LightningModule):
             raise UserError(f"is {gradient_clip_algorithm!r}", "gradient_clip_algorithm", "leave it out, or set 'norm'")
         limit = self.recipe.optim.clip_norm if gradient_clip_val is None else gradient_clip_val
         total = torch.nn.utils.clip_grad_norm_(list(trained_parameters(self.network).values()), limit)
-        norm = gathered({"norm": total})["norm"]
+        norm = whole_number(total)
         plugin = self.trainer.precision_plugin if self._trainer is not None else None
         skips = getattr(plugin, "scaler", None) is not None  # in 16 bits: a step whose gradient overflows is not taken
         if not skips:

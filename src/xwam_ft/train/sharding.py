@@ -126,6 +126,11 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
     return found
 
 
+def whole_number(value: Tensor) -> Tensor:
+    """A scalar that may be cut over processes, whole on its device: nothing waits for it. All call it together."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, equal on every process, on the parameter's device and cut as it is; a scalar stays whole."""
     value = value.to(parameter.device)
