@@ -121,7 +121,7 @@ def test_a_whole_job_in_a_folder_of_such_a_name(
     verify_bundle(bundle)
     scored = ["evaluate", str(bundle), str(place / "shards"), "--clips", "1", "--no-latency", "--out"]
     said = run([*scored, str(place / "e")], monkeypatch, capsys)
-    assert str(place / "e" / "report.html") in said.replace("\n", "")
+    assert f"report: {place / 'e' / 'report.html'}\n" in said
     assert "".join(NAME.split()) in "".join(run(["runs", str(tmp_path)], monkeypatch, capsys).split())
     with pytest.raises(UserError) as error:
         require_free(place / "run")

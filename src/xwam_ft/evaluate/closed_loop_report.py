@@ -135,7 +135,7 @@ def evaluate_in_environment(
     if not policy.trained:
         console.print(marked(UNTRAINED, ": what is imagined here is noise"))
     if out is not None:
-        console.print(f"report: {out / 'report.html'}")
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     return metrics
 
 

@@ -77,5 +77,5 @@ def evaluate_bundle(
             write_bytes_atomic(folder / "horizon.png", plot)
             write_text_atomic(folder / "report.html", html(metrics, policy.contract, plot))
     if out is not None:
-        console.print(f"report: {out / 'report.html'}")
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     return result

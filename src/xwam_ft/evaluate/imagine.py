@@ -274,4 +274,4 @@ def _tell(metrics: dict[str, Any], out: Path, console: Console) -> None:
         console.print(f"camera {name} is not in the point cloud: it lacks {lack}")
     if not metrics["trained_backbone"]:
         console.print(marked(UNTRAINED, ": the pictures show that the job runs, not what X-WAM imagines"))
-    console.print(f"pictures: {out}")
+    console.print(f"pictures: {out}", soft_wrap=True)
