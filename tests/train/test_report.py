@@ -19,7 +19,6 @@ from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train import loggers
 from xwam_ft.train.history import History
 from xwam_ft.train.loggers import MetricsFile, log_picture, run_loggers
 from xwam_ft.train.report import score_rows, sigma_table, smooth, write_report
@@ -128,7 +127,7 @@ def test_a_resumed_run_forgets_the_steps_it_repeats(tmp_path: Path) -> None:
 def test_without_wandb_one_sentence_says_what_to_install(
     recipe_file: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr("xwam_ft.errors.find_spec", lambda name: None)
     with pytest.raises(UserError, match="'wandb' is not installed") as error:
         training.train(recipe_file, tmp_path / "run", ["logging.to=[tensorboard, wandb]"], console)
     assert error.value.where == "logging.to"
