@@ -34,7 +34,9 @@ class FakePolicy:
         assert len(self.clips) == len(clips), "two clips of the fixture start alike"
         self.seeds: list[int] = []
 
-    def infer_batch(self, inputs: Sequence[EncodedObservation], seeds: Sequence[int]) -> np.ndarray:
+    def infer_batch(
+        self, inputs: Sequence[EncodedObservation], seeds: Sequence[int], settings: Settings | None = None
+    ) -> np.ndarray:
         assert len(inputs) == len(seeds)
         self.seeds += seeds
         return np.stack([self.act(self.clips[item.pictures.tobytes()]) for item in inputs])

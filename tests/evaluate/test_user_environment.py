@@ -116,7 +116,11 @@ def method(name: str, body: str) -> str:
         (method("reset(self)", "pass"), 2, r"reset failed \(TypeError"),
         (method("reset(self, seed)", "1 / 0"), 3, r"reset failed \(ZeroDivisionError"),
         (method("observe(self)", "return None"), 2, "observe returned None, not a dict"),
-        (method("observe(self)", "return {'image': {}, 'state': {}}"), 2, "observation: has no 'images'"),
+        (
+            method("observe(self)", "return {'image': {}, 'state': {}}"),
+            2,
+            r"observation: unknown key 'image' \(did you mean 'images'",
+        ),
         (method("observe(self)", "return super().observe() | {'images': {}}"), 2, r"observation.images: .*front"),
         (method("observe(self)", "return [][1]"), 3, r"observe failed \(IndexError"),
         (method("close(self)", "raise OSError('busy')"), 3, r"close failed \(OSError: busy\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -162,7 +163,12 @@ def test_an_incomplete_folder_is_named_part_by_part(folder: Path, tmp_path: Path
 def test_a_part_that_is_no_wan_model_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (copy / "vae" / "config.json").write_text("{not json")
+    config = copy / "vae" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text("{not json")
+    with pytest.raises(UserError, match=r"vae/config\.json: is not valid JSON"):
+        load_backbone(str(copy), parts=("vae",))
+    config.write_text(json.dumps({**told, "z_dim": "many"}))
     with pytest.raises(UserError, match="the part 'vae' cannot be loaded"):
         load_backbone(str(copy), parts=("vae",))
 

@@ -112,7 +112,7 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
             forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
             "--set data.cache=none",
         ):
-            folder.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
             if not os.access(place, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
             with sole_writer(folder, "encoding it"):
