@@ -41,12 +41,12 @@ IMPORT = """
 import json, resource, sys, time
 from pathlib import Path
 from xwam_ft.bundled import bundled
-from xwam_ft.convert.convert import Options, import_checkpoint
+from xwam_ft.convert.convert import ConvertOptions, import_checkpoint
 import diffusers.models.transformers.transformer_wan, diffusers.models.autoencoders.autoencoder_kl_wan
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, start = peak(), time.perf_counter()
 import_checkpoint(
-    Path(sys.argv[1]), Path(sys.argv[2]), Options(vae_text=bundled("tiny"), shard_bytes=int(sys.argv[3]))
+    Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(vae_text=bundled("tiny"), shard_bytes=int(sys.argv[3]))
 )
 print(json.dumps({"before": before, "peak": peak(), "seconds": time.perf_counter() - start}))
 """

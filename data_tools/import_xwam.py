@@ -45,12 +45,12 @@ def main(
     import torch
     from rich.console import Console
 
-    from xwam_ft.convert.convert import Options, import_checkpoint
+    from xwam_ft.convert.convert import ConvertOptions, import_checkpoint
     from xwam_ft.progress import progress_bar
 
     console = Console(highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped import takes its half-made folder away
-    options = Options(
+    options = ConvertOptions(
         vae_text=vae_text,
         config=config,
         dtype=getattr(torch, dtype),

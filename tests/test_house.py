@@ -83,6 +83,15 @@ def test_nothing_is_pickled() -> None:
     assert not runs_or_writes.search(_code(READS_PICKLES))
 
 
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_verbs_stay_short() -> None:
     tree = ast.parse((SOURCE / "cli.py").read_text())
     for node in tree.body:

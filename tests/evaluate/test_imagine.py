@@ -16,7 +16,7 @@ from xwam_ft.contract import Contract, DepthCode
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.fidelity import Fidelity, depth_scores, picture_scores
 from xwam_ft.evaluate.imagine import imagine, make_pair, pair_rows, tiles
-from xwam_ft.evaluate.pictures import Row, contact_sheet, enlarge, pages
+from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, enlarge, pages
 from xwam_ft.evaluate.pointcloud import read_ply
 from xwam_ft.media import read_rgb
 from xwam_ft.policy.policy import Imagined, Policy
@@ -114,7 +114,7 @@ def test_untrained_is_written_on_every_imagined_picture_and_on_no_recorded_one(
 
 def test_the_caption_is_on_the_contact_sheet(shard_set: ShardSet) -> None:
     frames = np.full((2, 3, 32, 64, 3), 90, np.uint8)
-    rows = [Row("recorded", frames), Row("imagined", frames, "untrained backbone")]
+    rows = [PictureRow("recorded", frames), PictureRow("imagined", frames, "untrained backbone")]
     sheet = contact_sheet(rows, shard_set.contract.camera_names, ["a", "b", "c"], 3)
     strip = 22 + 2 * 136
     assert sheet.shape == (2 * strip, 132 + 3 * 264, 3)
@@ -189,7 +189,7 @@ def test_small_pictures_are_enlarged_by_whole_pixels_and_pages_are_even() -> Non
     assert large.shape == (5 * 37, 7 * 37, 3)
     np.testing.assert_array_equal(large[18::37, 18::37], picture)
     np.testing.assert_array_equal(enlarge(np.zeros((4, 300, 3), np.uint8)).shape, (4, 300, 3))
-    made = list(pages([Row("r", np.broadcast_to(picture, (1, 3, 5, 7, 3)))], ["cam"], ["1", "2", "3"], 1))
+    made = list(pages([PictureRow("r", np.broadcast_to(picture, (1, 3, 5, 7, 3)))], ["cam"], ["1", "2", "3"], 1))
     assert len(made) == 2
     assert all(side % 2 == 0 for page in made for side in page.shape[:2])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from xwam_ft.convert.convert import ImportReport, Options, import_checkpoint
+from xwam_ft.convert.convert import ConvertOptions, ImportReport, import_checkpoint
 from xwam_ft.convert.frozen import text_config, text_name, vae_config, vae_name
 from xwam_ft.convert.released import ACTION, PROPRIO
 from xwam_ft.errors import UserError
@@ -30,7 +30,7 @@ def vae_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bring_in(source: Path, out: Path, vae_text: Path | None, **options: object) -> ImportReport:
     given = {"vae_text": vae_text, "heads": foreign.HEADS, "dtype": FLOAT32} | options
-    return import_checkpoint(source, out, Options(**given))
+    return import_checkpoint(source, out, ConvertOptions(**given))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from xwam_ft.convert import convert
-from xwam_ft.convert.convert import Options, import_checkpoint
+from xwam_ft.convert.convert import ConvertOptions, import_checkpoint
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
 
@@ -28,7 +28,7 @@ def refused(source: Path, folder: Path, vae_text: Path | None, sentence: str, **
     target.mkdir(exist_ok=True)
     given = {"vae_text": vae_text, "heads": foreign.HEADS} | options
     with pytest.raises(UserError, match=sentence) as caught:
-        import_checkpoint(source, target / "out", Options(**given))
+        import_checkpoint(source, target / "out", ConvertOptions(**given))
     assert "\n" not in str(caught.value)
     assert list(target.iterdir()) == []
 
@@ -201,7 +201,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, vae_text: Path
     (out / "mine.txt").write_text("keep")
     source = saved(foreign.module(), tmp_path)
     with pytest.raises(UserError, match="out: exists already and is not an empty folder"):
-        import_checkpoint(source, out, Options(vae_text=vae_text, heads=4))
+        import_checkpoint(source, out, ConvertOptions(vae_text=vae_text, heads=4))
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
@@ -217,7 +217,7 @@ def test_an_interrupted_import_leaves_nothing_and_can_be_run_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert, "link_tree", interrupt)  # after the transformer is written
-    options = Options(vae_text=vae_text, heads=4)
+    options = ConvertOptions(vae_text=vae_text, heads=4)
     with pytest.raises(KeyboardInterrupt):
         import_checkpoint(source, target / "out", options)
     assert calls

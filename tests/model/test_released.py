@@ -13,7 +13,7 @@ import yaml
 
 from xwam_ft import conventions, observation
 from xwam_ft.contract import load_contract
-from xwam_ft.convert.convert import Options, import_checkpoint
+from xwam_ft.convert.convert import ConvertOptions, import_checkpoint
 from xwam_ft.convert.released import ACTION, PROPRIO, find_config, read_released, released_contract
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
@@ -148,7 +148,7 @@ def test_the_config_is_found_beside_a_checkpoint_and_goes_with_it(tmp_path: Path
     states = last / "checkpoint" / "mp_rank_00_model_states.pt"
     assert [find_config(path) for path in (run, run / "checkpoints", last, states)] == [place] * 4
     assert find_config(tmp_path / "vae_text") is None
-    options = Options(vae_text=tmp_path / "vae_text", heads=foreign.HEADS)
+    options = ConvertOptions(vae_text=tmp_path / "vae_text", heads=foreign.HEADS)
     report = import_checkpoint(last, tmp_path / "out", options)
     assert report.notes[0].startswith("contract of RoboCasa: actions xwam_robocasa_raw")
     assert not any("assumed" in note for note in report.notes)
@@ -156,6 +156,8 @@ def test_the_config_is_found_beside_a_checkpoint_and_goes_with_it(tmp_path: Path
     joint = load_backbone(str(tmp_path / "out"), parts=("transformer",)).joint
     assert joint is not None
     assert joint.layout == Layout.of(contract)
-    without = import_checkpoint(last, tmp_path / "none", Options(options.vae_text, Path("none"), heads=foreign.HEADS))
+    without = import_checkpoint(
+        last, tmp_path / "none", ConvertOptions(options.vae_text, Path("none"), heads=foreign.HEADS)
+    )
     assert not (tmp_path / "none" / "contract.json").exists()
     assert "4 actions a frame assumed, as in the released models" in without.notes

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from xwam_ft.errors import UserError
 from xwam_ft.policy import wire
 from xwam_ft.policy.replay import ReplayPolicy
-from xwam_ft.policy.server import Limits, PolicyServer, serving
+from xwam_ft.policy.server import PolicyServer, ServerLimits, serving
 from xwam_ft.shards import ShardSet
 
 HOSTILE_CLIENTS = 3
@@ -29,7 +29,7 @@ def policy(shard_set: ShardSet) -> GatedPolicy:
 
 @pytest.fixture(scope="module")
 def address(policy: GatedPolicy) -> Iterator[str]:
-    with serving(policy, limits=Limits(message_bytes=200_000, waiting=HOSTILE_CLIENTS, connections=8)) as address:
+    with serving(policy, limits=ServerLimits(message_bytes=200_000, waiting=HOSTILE_CLIENTS, connections=8)) as address:
         yield address
 
 

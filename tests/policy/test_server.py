@@ -26,7 +26,7 @@ from xwam_ft.policy import wire
 from xwam_ft.policy.replay import ReplayPolicy
 from xwam_ft.policy.request import command_columns, command_table
 from xwam_ft.policy.serve import read_api_key
-from xwam_ft.policy.server import Limits, PolicyServer, serving
+from xwam_ft.policy.server import PolicyServer, ServerLimits, serving
 from xwam_ft.shards import ShardSet
 
 KEY = "0123456789abcdef"
@@ -43,7 +43,7 @@ def policy(shard_set: ShardSet) -> GatedPolicy:
 
 @pytest.fixture(scope="module")
 def address(policy: GatedPolicy) -> Iterator[str]:
-    with serving(policy, limits=Limits(message_bytes=200_000, waiting=3, connections=8)) as address:
+    with serving(policy, limits=ServerLimits(message_bytes=200_000, waiting=3, connections=8)) as address:
         yield address
 
 

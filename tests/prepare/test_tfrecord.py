@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xwam_ft.prepare.episode import EpisodeError
 from xwam_ft.prepare.sources.crc32c import BLOCK, SHORT, crc32c
-from xwam_ft.prepare.sources.tfrecord import Place, check_record, example, records
+from xwam_ft.prepare.sources.tfrecord import RecordPlace, check_record, example, records
 
 _spec = importlib.util.spec_from_file_location("tf_examples", Path(__file__).with_name("tf_examples.py"))
 assert _spec is not None
@@ -99,7 +99,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrecord"
     whole = framed(encoded({"a": [1.0]})) * 2
     path.write_bytes(whole[:-3])
-    assert records(path) == ([Place(12, len(whole) // 2 - 16)], f"{path} ends in the middle of record 1")
+    assert records(path) == ([RecordPlace(12, len(whole) // 2 - 16)], f"{path} ends in the middle of record 1")
     path.write_bytes(whole[: len(whole) // 2 + 5])
     assert "ends in the middle of record 1" in str(records(path)[1])
     path.write_bytes(b"\x01" + whole[1:])

@@ -28,7 +28,7 @@ from xwam_ft.model.joint import JOINT
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.reference import from_reference, to_reference
 from xwam_ft.model.tensor_files.shards import Move, write_shards
-from xwam_ft.model.tensor_files.source import Checkpoint, Stored, open_checkpoint, refuse_bundle
+from xwam_ft.model.tensor_files.source import Stored, StoredTensors, open_checkpoint, refuse_bundle
 from xwam_ft.progress import Advance
 
 SHARD_BYTES = 1 << 30
@@ -38,7 +38,7 @@ _FRAMES = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class ConvertOptions:
     """How to import.
 
     Args:
@@ -82,7 +82,7 @@ class _Part:
 def import_checkpoint(
     source: Path,
     out: Path,
-    options: Options | None = None,
+    options: ConvertOptions | None = None,
     *,
     progress: Callable[[int], AbstractContextManager[Advance]] | None = None,
 ) -> ImportReport:
@@ -95,7 +95,7 @@ def import_checkpoint(
         UserError: one sentence for everything a file can be: absent, truncated, no tensors, another model, tensors
             missing, unknown, misshapen or not finite; `out` not empty; a part that nobody gives; a full disk.
     """
-    options = options or Options()
+    options = options or ConvertOptions()
     refuse_bundle(source)
     checkpoint = open_checkpoint(source)
     released = _released(source, options.config)
@@ -145,7 +145,9 @@ def _released(source: Path, config: Path | None) -> Released | None:
     return None if place is None else read_released(place)
 
 
-def _contract(released: Released | None, options: Options, notes: list[str]) -> tuple[Contract | None, Sequence[str]]:
+def _contract(
+    released: Released | None, options: ConvertOptions, notes: list[str]
+) -> tuple[Contract | None, Sequence[str]]:
     known = released.benchmark if released else None
     cameras = sorted(options.cameras) or (known.cameras if known else ())
     if released is None:
@@ -156,7 +158,7 @@ def _contract(released: Released | None, options: Options, notes: list[str]) -> 
     return contract, cameras
 
 
-def _split(checkpoint: Checkpoint) -> tuple[dict[str, Stored], dict[str, Stored], dict[str, Stored]]:
+def _split(checkpoint: StoredTensors) -> tuple[dict[str, Stored], dict[str, Stored], dict[str, Stored]]:
     """Tensors of network, VAE and text encoder, without their prefixes."""
     tensors = checkpoint.tensors
     vae, text = (_below(tensors, prefix) for prefix in (VAE, TEXT))
@@ -173,12 +175,12 @@ def _below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
 
 
 def _network_parts(
-    checkpoint: Checkpoint,
+    checkpoint: StoredTensors,
     tensors: dict[str, Stored],
     released: Released | None,
     contract: Contract | None,
     cameras: Sequence[str],
-    options: Options,
+    options: ConvertOptions,
     notes: list[str],
 ) -> list[_Part]:
     where = checkpoint.where

@@ -20,7 +20,7 @@ MOTION = ("video_mask", "action", "action_mask", "proprio", "proprio_mask")
 
 
 @dataclass(frozen=True)
-class Motion:
+class BatchMotion:
     """What batches of latents and of pictures have in common. `positions` say which random numbers are theirs.
 
     A loader's worker leaves `text` empty (a clip's is 8 MB at 5B size, too much for a container's shared memory), and
@@ -61,7 +61,7 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class Batch(Motion):
+class Batch(BatchMotion):
     """Clips as the network sees them, before noise."""
 
     latents: Float[Tensor, "b c tl v h w"]
@@ -69,12 +69,12 @@ class Batch(Motion):
 
 
 @dataclass(frozen=True)
-class PictureBatch(Motion):
+class PictureBatch(BatchMotion):
     """Clips before the VAE."""
 
     pictures: UInt8[Tensor, "b v t height width 3"]
     depth_pictures: Float[Tensor, "b v t height width"] | None
 
     def with_latents(self, latents: Tensor, depth: Tensor | None) -> Batch:
-        motion = {f.name: getattr(self, f.name) for f in fields(Motion)}
+        motion = {f.name: getattr(self, f.name) for f in fields(BatchMotion)}
         return Batch(**motion, latents=latents, depth=depth)

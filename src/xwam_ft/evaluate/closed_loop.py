@@ -31,7 +31,7 @@ TIMED = 5  # chunks answered alone, to take their time
 
 
 @dataclass(frozen=True)
-class EpisodeResult:
+class Trial:
     """One episode: the environment's seed, whether the task was done, and after how many commands it ended."""
 
     seed: int
@@ -43,7 +43,7 @@ class EpisodeResult:
 class ClosedLoopResult:
     """All episodes, in the order of their seeds; `seconds_a_chunk` is of one observation alone."""
 
-    episodes: tuple[EpisodeResult, ...]
+    episodes: tuple[Trial, ...]
     seconds_a_chunk: float
 
     @property
@@ -100,8 +100,8 @@ def closed_loop(
     execute: int,
     max_steps: int | None = None,
     filmed: int = 0,
-    on_rollout: Callable[[Rollout, EpisodeResult], None] | None = None,
-    progress: Callable[[EpisodeResult], None] | None = None,
+    on_rollout: Callable[[Rollout, Trial], None] | None = None,
+    progress: Callable[[Trial], None] | None = None,
 ) -> ClosedLoopResult:
     """Run one episode a seed.
 
@@ -113,7 +113,7 @@ def closed_loop(
         progress: told of every episode that ended.
     """
     queue = list(enumerate(seeds))
-    results: dict[int, EpisodeResult] = {}
+    results: dict[int, Trial] = {}
     running: list[_Run] = []
     free = list(environments)
     seconds: float | None = None
@@ -140,7 +140,7 @@ def closed_loop(
             free.append(run.environment)
             if run.outcome is not Outcome.SUCCESS and hasattr(run.environment, "require_told"):
                 run.environment.require_told()  # pyright: ignore[reportAttributeAccessIssue]
-            results[run.index] = result = EpisodeResult(run.seed, run.outcome is Outcome.SUCCESS, run.steps)
+            results[run.index] = result = Trial(run.seed, run.outcome is Outcome.SUCCESS, run.steps)
             if run.rollout is not None and on_rollout is not None:
                 on_rollout(run.rollout, result)
             if progress is not None:

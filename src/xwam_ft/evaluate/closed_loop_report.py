@@ -17,11 +17,11 @@ import numpy as np
 
 from xwam_ft.consoles import marked
 from xwam_ft.errors import UserError
-from xwam_ft.evaluate.closed_loop import EpisodeResult, Rollout, closed_loop, episode_seeds
+from xwam_ft.evaluate.closed_loop import Rollout, Trial, closed_loop, episode_seeds
 from xwam_ft.evaluate.environment import Environment, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
-from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
+from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic, write_text_atomic
 from xwam_ft.media import write_preview
 from xwam_ft.policy.source import PolicySource
@@ -93,7 +93,7 @@ def evaluate_in_environment(
         films = min(films, episodes) if folder is not None else 0
         kept: list[dict[str, Any]] = []
 
-        def film(rollout: Rollout, result: EpisodeResult) -> None:
+        def film(rollout: Rollout, result: Trial) -> None:
             assert folder is not None
             kept.append(_film(folder, seeds.index(rollout.seed), policy, rollout, result))
 
@@ -148,13 +148,13 @@ def success_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _film(folder: Path, index: int, policy: Policy, rollout: Rollout, result: EpisodeResult) -> dict[str, Any]:
+def _film(folder: Path, index: int, policy: Policy, rollout: Rollout, result: Trial) -> dict[str, Any]:
     """Write one episode's video and sheet; returns its line of metrics.json."""
     contract = policy.contract
     caption = None if policy.trained else UNTRAINED
     rows = [
-        Row("rollout", np.stack(rollout.seen, axis=1)),
-        Row("imagined", np.stack(rollout.imagined, axis=1), caption),
+        PictureRow("rollout", np.stack(rollout.seen, axis=1)),
+        PictureRow("imagined", np.stack(rollout.imagined, axis=1), caption),
     ]
     period = contract.timing.frame_skip / contract.timing.fps
     notes = [f"{frame * period:.2f} s" for frame in range(len(rollout.seen))]

@@ -23,7 +23,7 @@ from xwam_ft.consoles import marked
 from xwam_ft.depth_code import INVALID, code_to_picture, colour, is_exact, picture_to_code, to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.fidelity import Fidelity
-from xwam_ft.evaluate.pictures import Row, contact_sheet, pages
+from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
 from xwam_ft.evaluate.pointcloud import chamfer, write_ply
 from xwam_ft.evaluate.scene import left_out, preview, scene_cloud, why_no_cloud
 from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic
@@ -112,7 +112,7 @@ def write_futures(
     contract = shards.contract
     caption = None if policy.trained else UNTRAINED
     fidelity = Fidelity(contract.camera_names)
-    kept: list[tuple[list[Row], list[str]]] = []
+    kept: list[tuple[list[PictureRow], list[str]]] = []
     middle: list[Pair] = []
 
     def video() -> Iterator[np.ndarray]:
@@ -182,14 +182,14 @@ def score(contract: Contract, pair: Pair, fidelity: Fidelity) -> None:
             fidelity.add_depth(camera.name, *metres)
 
 
-def pair_rows(contract: Contract, pair: Pair, caption: str | None) -> list[Row]:
+def pair_rows(contract: Contract, pair: Pair, caption: str | None) -> list[PictureRow]:
     """The rows of the video; `caption` stands on everything imagined."""
-    rows = [Row("recorded", pair.rgb), Row("imagined", pair.imagined_rgb, caption)]
+    rows = [PictureRow("recorded", pair.rgb), PictureRow("imagined", pair.imagined_rgb, caption)]
     if pair.depth is not None and pair.imagined_depth is not None:
         # Where codes are stretched per clip, as for relative depth, the recorded ones are shown stretched as well.
         seen = np.stack([_as_seen(contract, view) for view in pair.depth])
-        rows.append(Row("recorded depth", colour(seen)))
-        rows.append(Row("imagined depth", colour(pair.imagined_depth), caption))
+        rows.append(PictureRow("recorded depth", colour(seen)))
+        rows.append(PictureRow("imagined depth", colour(pair.imagined_depth), caption))
     return rows
 
 
@@ -237,16 +237,16 @@ def _times(contract: Contract, pair: Pair) -> list[str]:
     return [f"{pair.start / timing.fps + i * step:.2f} s (+{i * step:.2f})" for i in range(len(pair.states))]
 
 
-def _last(row: Row) -> Row:
-    return Row(row.label, row.frames[:, -1:], row.caption)
+def _last(row: PictureRow) -> PictureRow:
+    return PictureRow(row.label, row.frames[:, -1:], row.caption)
 
 
-def _write_sheet(path: Path, contract: Contract, kept: list[tuple[list[Row], list[str]]]) -> None:
+def _write_sheet(path: Path, contract: Contract, kept: list[tuple[list[PictureRow], list[str]]]) -> None:
     """The last frames of clips, evenly over the episode."""
     from PIL import Image
 
     rows = [
-        Row(row.label, np.concatenate([rows[index].frames for rows, _ in kept], axis=1), row.caption)
+        PictureRow(row.label, np.concatenate([rows[index].frames for rows, _ in kept], axis=1), row.caption)
         for index, row in enumerate(kept[0][0])
     ]
     sheet = contact_sheet(rows, contract.camera_names, [note for _, notes in kept for note in notes], SHEET_COLUMNS)

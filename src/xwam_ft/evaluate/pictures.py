@@ -32,7 +32,7 @@ TITLE = 22  # height of the strip with the camera names
 
 
 @dataclass(frozen=True)
-class Row:
+class PictureRow:
     """One row: what it is, its frames, and what every one of its frames must say (or nothing)."""
 
     label: str
@@ -47,7 +47,7 @@ def enlarge(frames: UInt8[ndarray, "*n h w 3"], width: int = TILE_WIDTH) -> UInt
 
 
 def pages(
-    rows: Sequence[Row], cameras: Sequence[str], notes: Sequence[str], first: int = 0
+    rows: Sequence[PictureRow], cameras: Sequence[str], notes: Sequence[str], first: int = 0
 ) -> Iterator[UInt8[ndarray, "H W 3"]]:
     """Rows below each other, one page a frame, in order; every page of one size.
 
@@ -62,20 +62,22 @@ def pages(
 
 
 def contact_sheet(
-    rows: Sequence[Row], cameras: Sequence[str], notes: Sequence[str], columns: int = 5
+    rows: Sequence[PictureRow], cameras: Sequence[str], notes: Sequence[str], columns: int = 5
 ) -> UInt8[ndarray, "H W 3"]:
     """One picture: for every view a strip of all rows, with up to `columns` frames evenly spread over the rows' T."""
     count = rows[0].frames.shape[1]
     chosen: list[int] = np.unique(np.linspace(0, count - 1, min(columns, count)).round().astype(int)).tolist()
     strips: list[np.ndarray] = []
     for view, camera in enumerate(cameras):
-        per_view = [Row(row.label, row.frames[view : view + 1], row.caption) for row in rows]
+        per_view = [PictureRow(row.label, row.frames[view : view + 1], row.caption) for row in rows]
         strips.append(_page(per_view, [notes[index] for index in chosen], chosen, camera))
     width = max(strip.shape[1] for strip in strips)
     return np.concatenate([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), mode="edge") for s in strips])
 
 
-def _page(rows: Sequence[Row], titles: Sequence[str], chosen: Sequence[int], corner: str) -> UInt8[ndarray, "H W 3"]:
+def _page(
+    rows: Sequence[PictureRow], titles: Sequence[str], chosen: Sequence[int], corner: str
+) -> UInt8[ndarray, "H W 3"]:
     """Rows of tiles: every view of the one chosen frame, or the one view's chosen frames; sides are even."""
     font = ImageFont.load_default(size=14)
     tiles = [[enlarge(view[index]) for view in row.frames for index in chosen] for row in rows]

@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """What a server takes on.
 
     Args:
@@ -71,8 +71,10 @@ class PolicyServer:
         api_key: clients must send `Authorization: Api-Key KEY`; None: anyone may connect.
     """
 
-    def __init__(self, load: Callable[[], Servable], api_key: str | None = None, limits: Limits | None = None) -> None:
-        self.load, self.limits, self.metrics = load, limits or Limits(), Metrics()
+    def __init__(
+        self, load: Callable[[], Servable], api_key: str | None = None, limits: ServerLimits | None = None
+    ) -> None:
+        self.load, self.limits, self.metrics = load, limits or ServerLimits(), Metrics()
         self.answer_seconds = 0.0  # what an answer takes, once it is warm
         self._expected = None if api_key is None else f"Api-Key {api_key}".encode()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -301,7 +303,7 @@ def serving(
     port: int = 0,
     *,
     api_key: str | None = None,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
 ) -> Generator[str]:
     """Serve a policy from a thread while the `with` lasts; gives the address, once it is warm.
 

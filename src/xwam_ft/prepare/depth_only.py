@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.prepare.depth import DepthStage
-    from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Outcome
+    from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome
 
 RECORD = "depth.json"
 MOST = 65534  # millimetres a 16-bit count can say; the largest count means that nothing was seen
@@ -99,7 +99,7 @@ def estimate_depth(
     return EstimatedDepth(files, cameras, rejected)
 
 
-def estimate(job: EpisodeJob) -> Outcome:
+def estimate(job: EpisodeJob) -> JobOutcome:
     """The depth of one episode, in any process."""
     return attempt(job, _estimate)
 

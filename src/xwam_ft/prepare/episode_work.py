@@ -35,7 +35,7 @@ from xwam_ft.prepare.embodiment.cameras import CameraPlan
 from xwam_ft.prepare.embodiment.slots import joint_motion, motion
 from xwam_ft.prepare.episode import EpisodeError
 from xwam_ft.prepare.findings import Finding, Rejected, reject_errors
-from xwam_ft.prepare.jobs import JOINTS, MOTION_FILE, RESULT, EpisodeJob, EpisodeResult, Outcome
+from xwam_ft.prepare.jobs import JOINTS, MOTION_FILE, RESULT, EpisodeJob, EpisodeResult, JobOutcome
 from xwam_ft.shard_writer import encode_segment, segment_bounds, segment_key
 from xwam_ft.shards import Segment
 
@@ -52,12 +52,12 @@ Work = Callable[[EpisodeJob, EpisodeResult, Path, DepthStage | None], None]
 _open_stages: dict[DepthPlan, DepthStage | None] = {}  # the last one: a process works for one preparation
 
 
-def run(job: EpisodeJob) -> Outcome:
+def run(job: EpisodeJob) -> JobOutcome:
     """All the work on one episode."""
     return attempt(job, _work)
 
 
-def attempt(job: EpisodeJob, work: Work) -> Outcome:
+def attempt(job: EpisodeJob, work: Work) -> JobOutcome:
     """Let `work` fill the episode's folder, which appears complete with its result or not at all.
 
     A `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes.

@@ -86,7 +86,7 @@ class EpisodeResult:
         return [finding for finding in self.findings if finding.severity == severity]
 
 
-Outcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
+JobOutcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
 
 
 def finished(job: EpisodeJob) -> EpisodeResult | None:

@@ -32,7 +32,7 @@ from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
 from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
-from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Outcome, finished
+from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
@@ -242,7 +242,7 @@ def run_all(
     ray: str | None,
     strict: bool,
     console: Console,
-    work: Callable[[EpisodeJob], Outcome] | None = None,
+    work: Callable[[EpisodeJob], JobOutcome] | None = None,
 ) -> list[EpisodeResult]:
     """The results of all jobs, those of an earlier run included, with a bar.
 

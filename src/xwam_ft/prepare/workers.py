@@ -20,15 +20,15 @@ from xwam_ft.errors import UserError, require
 from xwam_ft.prepare.jobs import RESULT
 
 if TYPE_CHECKING:
-    from xwam_ft.prepare.jobs import EpisodeJob, Outcome
+    from xwam_ft.prepare.jobs import EpisodeJob, JobOutcome
 
-    Work = Callable[[EpisodeJob], Outcome]
+    Work = Callable[[EpisodeJob], JobOutcome]
 
 AHEAD = 4  # episodes handed out for every worker; the others wait here, so that their number costs no memory there
 RETRIES = 2  # of an episode whose Ray worker or node died
 
 
-def outcomes(work: Work, jobs: list[EpisodeJob], workers: int, ray: str | None) -> Iterator[tuple[int, Outcome]]:
+def outcomes(work: Work, jobs: list[EpisodeJob], workers: int, ray: str | None) -> Iterator[tuple[int, JobOutcome]]:
     """(number of the episode, what `work` says of it) as they come.
 
     Args:
@@ -45,14 +45,14 @@ def outcomes(work: Work, jobs: list[EpisodeJob], workers: int, ray: str | None) 
     return _in_processes(work, jobs, workers) if workers else ((job.number, work(job)) for job in jobs)
 
 
-def _in_processes(work: Work, jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, Outcome]]:
+def _in_processes(work: Work, jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, JobOutcome]]:
     """Processes are spawned, so that they inherit no threads or locks."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     count = min(workers, len(jobs))
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_obey, initargs=(os.getpid(), stop))
     waiting = iter(jobs)
-    running: dict[Future[Outcome], int] = {}
+    running: dict[Future[JobOutcome], int] = {}
     try:
         while True:
             while len(running) < AHEAD * count and (job := next(waiting, None)) is not None:
@@ -103,7 +103,7 @@ def _obey(parent: int, stop: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[int, Outcome]]:
+def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[int, JobOutcome]]:
     try:
         import ray
     except ImportError:
@@ -151,7 +151,7 @@ def _connect(ray: Any, address: str) -> None:
         ) from None
 
 
-def _fetch(ray: Any, reference: Any) -> Outcome:
+def _fetch(ray: Any, reference: Any) -> JobOutcome:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -41,7 +41,7 @@ Shape = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Part:
+class PlanPart:
     """Bytes of one thing, in memory or on disk."""
 
     name: str
@@ -68,11 +68,11 @@ class Plan:
 
     backbone: str
     groups: tuple[SummaryRow, ...]
-    memory: tuple[Part, ...]
+    memory: tuple[PlanPart, ...]
     activations: Activations
     memory_available: int | None
-    disk: tuple[Part, ...]
-    disk_free: tuple[Part, ...]
+    disk: tuple[PlanPart, ...]
+    disk_free: tuple[PlanPart, ...]
     steps: int
     batch_size: int
     batch: int
@@ -141,7 +141,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     gathered = gathered_bytes(network, mixed=mixed) if cut > 1 else None
     parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
     places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or shard_set.folder}
-    free = tuple(Part(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
+    free = tuple(PlanPart(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
     plan = Plan(
         backbone=recipe.backbone.path,
         groups=groups,
@@ -272,7 +272,7 @@ def _memory(
     gathered: Gathered | None,
     *,
     on_gpu: bool,
-) -> tuple[Part, ...]:
+) -> tuple[PlanPart, ...]:
     """Parts of the peak, of one device; the text encoder is never in it, since the cache holds its embeddings.
 
     Args:
@@ -282,28 +282,30 @@ def _memory(
     optim = recipe.optim
     need = memory_need(list(groups), adamw_8bit=optim.adamw_8bit, average=optim.ema_decay is not None)
     frozen = sum(row.bytes for row in groups if not row.trainable)
-    communication: list[Part] = []
+    communication: list[PlanPart] = []
     if gathered is not None:
         step = gathered.weights + gathered.gradients + clip * recipe.trainer.batch_size + activations.of(recipe)
         more = max(gathered.network - step, 0) if vae else 0
         communication = [
-            Part("gathered: two blocks, and what lies outside", gathered.weights),
-            Part("whole gradients of a block, and of what lies outside", gathered.gradients),
-            Part("the whole network in validation, beyond a step's need", more),
+            PlanPart("gathered: two blocks, and what lies outside", gathered.weights),
+            PlanPart("whole gradients of a block, and of what lies outside", gathered.gradients),
+            PlanPart("the whole network in validation, beyond a step's need", more),
         ]
     elif _devices(recipe) > 1:
-        communication = [Part("gradients to be summed over devices", need.gradients)]  # DDP's buckets, a copy of all
+        communication = [
+            PlanPart("gradients to be summed over devices", need.gradients)
+        ]  # DDP's buckets, a copy of all
     parts = [
-        Part("frozen weights", frozen),
-        Part("weights that train, and their groups", need.weights - frozen),
-        Part("gradients", need.gradients),
-        Part("AdamW", need.optimizer),
-        Part("averaged weights", need.average),
+        PlanPart("frozen weights", frozen),
+        PlanPart("weights that train, and their groups", need.weights - frozen),
+        PlanPart("gradients", need.gradients),
+        PlanPart("AdamW", need.optimizer),
+        PlanPart("averaged weights", need.average),
         *communication,
-        Part(BATCH, clip * recipe.trainer.batch_size),
-        Part(ACTIVATIONS, activations.of(recipe)),
-        Part("VAE" if recipe.data.cache == "none" else "VAE, from the first validation on", vae),
-        Part("CUDA itself, assumed", CUDA_BYTES if on_gpu else 0),
+        PlanPart(BATCH, clip * recipe.trainer.batch_size),
+        PlanPart(ACTIVATIONS, activations.of(recipe)),
+        PlanPart("VAE" if recipe.data.cache == "none" else "VAE, from the first validation on", vae),
+        PlanPart("CUDA itself, assumed", CUDA_BYTES if on_gpu else 0),
     ]
     return tuple(part for part in parts if part.bytes)
 
@@ -317,17 +319,17 @@ def _disk(
     prompts: int,
     *,
     depth: bool,
-) -> tuple[Part, ...]:
+) -> tuple[PlanPart, ...]:
     size = 2 if recipe.backbone.dtype == "bfloat16" else 4
     of_clip = math.prod(latents) * size * (2 if depth else 1) + (math.prod(latents[1:]) if depth else 0)
     need = memory_need(list(groups), adamw_8bit=recipe.optim.adamw_8bit, average=recipe.optim.ema_decay is not None)
     trained = 4 * sum(row.trainable for row in groups)
     kept = recipe.checkpoint.keep + (recipe.checkpoint.keep_best if recipe.validation.every_steps else 0)
     written = min(kept + 1, -(-recipe.trainer.max_steps // recipe.checkpoint.every_steps))
-    cache = (Part("latent cache", clips * of_clip), Part("text embeddings", prompts * math.prod(text) * size))
+    cache = (PlanPart("latent cache", clips * of_clip), PlanPart("text embeddings", prompts * math.prod(text) * size))
     return (
         *(cache if recipe.data.cache != "none" else ()),
-        Part(CHECKPOINTS, written * (trained + need.optimizer + need.average)),
+        PlanPart(CHECKPOINTS, written * (trained + need.optimizer + need.average)),
     )
 
 

@@ -44,7 +44,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class StoredTensors:
     """An open checkpoint.
 
     Args:
@@ -62,7 +62,7 @@ class Checkpoint:
     stand_ins: tuple[str, ...] = ()
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> StoredTensors:
     """Find the form of `path` and list its tensors.
 
     Raises:
@@ -118,7 +118,7 @@ def _safetensors_of(folder: Path) -> list[Path]:
 
 def _open_safetensors(
     files: list[Path], where: Path | None = None, config: Mapping[str, Any] | None = None
-) -> Checkpoint:
+) -> StoredTensors:
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, Stored] = {}
@@ -140,7 +140,7 @@ def _open_safetensors(
                 found = json.loads(metadata["config"])
             except json.JSONDecodeError as error:
                 raise UserError(f"its metadata `config` is not JSON ({error})", file, AGAIN) from None
-    return Checkpoint(where or files[0], tensors, found)
+    return StoredTensors(where or files[0], tensors, found)
 
 
 def _getter(file: Path, name: str) -> Callable[[], Tensor]:
@@ -166,7 +166,7 @@ def _dtype(name: str, file: Path) -> torch.dtype:
     return known[name]
 
 
-def _open_torch(path: Path) -> Checkpoint:
+def _open_torch(path: Path) -> StoredTensors:
     archive = TorchZip(path)
     content, ignored = archive.content, dict[str, str]()
     state = content
@@ -182,7 +182,7 @@ def _open_torch(path: Path) -> Checkpoint:
     if odd := _odd(state.items()):
         raise UserError(f"{listed(odd, 4)} in its weights are not tensors", path, f"give {FORMS}")
     tensors = {name: Stored(value.shape, value.dtype, _reader(archive, value)) for name, value in state.items()}
-    return Checkpoint(path, tensors, ignored=ignored, stand_ins=archive.stand_ins)
+    return StoredTensors(path, tensors, ignored=ignored, stand_ins=archive.stand_ins)
 
 
 def _odd(items: Iterable[tuple[Any, Any]]) -> list[str]:

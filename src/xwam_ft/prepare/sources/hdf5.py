@@ -18,7 +18,7 @@ import numpy as np
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
-from xwam_ft.prepare.sources.hdf5_layouts import CAMERA, LAYOUTS, Layout
+from xwam_ft.prepare.sources.hdf5_layouts import CAMERA, LAYOUTS, FileLayout
 from xwam_ft.prepare.sources.hdf5_views import HDF5Pictures, HDF5Table, opened
 from xwam_ft.prepare.sources.resampling import nominal_rate, rate
 from xwam_ft.prepare.sources.views import natural
@@ -54,7 +54,7 @@ def read(path: Path) -> Source:
 
 
 @dataclass
-class Entry:
+class EpisodeGroup:
     """One episode as its file's structure shows it, no data read."""
 
     file: Path
@@ -72,10 +72,10 @@ class Entry:
 class HDF5Set(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.layout: Layout | None = None
+        self.layout: FileLayout | None = None
         self.fps: float | None = None
         self.robot = "unknown"
-        self.entries: list[Entry] = []
+        self.entries: list[EpisodeGroup] = []
         self.rates: list[float] = []  # by the times of each episode
         files = hdf5_files(path)
         for file in files:
@@ -126,7 +126,7 @@ class HDF5Set(Source):
                     group = f"data/{name}" if name else ""
                     self.entries.append(self._entry(file, path, group, len(self.entries)))
         except EpisodeError as error:
-            self.entries.append(Entry(path, len(self.entries), "", problem=Problem.of(error)))
+            self.entries.append(EpisodeGroup(path, len(self.entries), "", problem=Problem.of(error)))
 
     def _attributes(self, file: Any) -> None:
         holder = file["data"] if self.layout is not None and self.layout.many else file
@@ -138,12 +138,12 @@ class HDF5Set(Source):
         if robots:
             self.robot = str(robots[0] if isinstance(robots, list) else robots)
 
-    def _entry(self, file: Any, path: Path, group: str, index: int) -> Entry:
+    def _entry(self, file: Any, path: Path, group: str, index: int) -> EpisodeGroup:
         import h5py
 
         assert self.layout is not None
         layout = self.layout
-        entry = Entry(path, index, group)
+        entry = EpisodeGroup(path, index, group)
         root = file[group] if group else file
         datasets: dict[str, Any] = {}
         root.visititems(lambda name, item: datasets.update({name: item}) if isinstance(item, h5py.Dataset) else None)
@@ -231,7 +231,7 @@ class HDF5Set(Source):
                     found[feature] |= {"kind": "wrist"}
         return found
 
-    def _episode(self, entry: Entry) -> Episode:
+    def _episode(self, entry: EpisodeGroup) -> Episode:
         assert self.layout is not None
         views: dict[str, View] = {
             feature: HDF5Pictures(entry.file, dataset, entry.length, self.layout.swapped)
@@ -248,7 +248,7 @@ class HDF5Set(Source):
         )
 
 
-def _columns(layout: Layout, feature: str, width: int) -> tuple[str, ...]:
+def _columns(layout: FileLayout, feature: str, width: int) -> tuple[str, ...]:
     labels = layout.labels(feature, width) or [str(i) for i in range(width)]
     return (feature,) if width == 1 else tuple(f"{feature}/{label}" for label in labels)
 
@@ -306,7 +306,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
 
 
-def _camera_at(entry: Entry, dataset: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _camera_at(entry: EpisodeGroup, dataset: str) -> tuple[np.ndarray, np.ndarray] | None:
     """intrinsic_cv [F, 3, 3] and extrinsic_cv [F, 3, 4] (none: length 0) beside a RoboTwin camera's pictures."""
     group = dataset.rsplit("/", 1)[0]
     with contextlib.suppress(EpisodeError), opened(entry.file) as file:

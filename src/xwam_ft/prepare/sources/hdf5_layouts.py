@@ -26,7 +26,7 @@ POSE = ["x", "y", "z", "qw", "qx", "qy", "qz"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     name: str
     detect: Callable[[Any], bool]  # an open file
     feature: Callable[[str], str | None]  # dataset path in an episode -> feature name; None: left out
@@ -113,16 +113,16 @@ def _robomind(path: str) -> str | None:
 
 
 LAYOUTS = (
-    Layout(
+    FileLayout(
         "robomimic/LIBERO",
         lambda file: hasattr(file.get("data"), "keys") and any(key.startswith("demo") for key in file["data"]),
         _robomimic,
         _robomimic_labels,
         many=True,
     ),
-    Layout(
+    FileLayout(
         "RoboTwin", lambda file: _has(file, "observation", "joint_action"), _robotwin, _robotwin_labels, swapped=True
     ),
-    Layout("RoboMIND", lambda file: _has(file, "puppet", "observations"), _robomind, lambda feature, width: []),
-    Layout("ACT/ALOHA", lambda file: _has(file, "observations", "action"), _aloha, _aloha_labels),
+    FileLayout("RoboMIND", lambda file: _has(file, "puppet", "observations"), _robomind, lambda feature, width: []),
+    FileLayout("ACT/ALOHA", lambda file: _has(file, "observations", "action"), _aloha, _aloha_labels),
 )

@@ -26,7 +26,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.episode import Episode, EpisodeError, Problem, Table, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
 from xwam_ft.prepare.sources import mcap_messages as messages
-from xwam_ft.prepare.sources.mcap_clock import Clock, clock_of
+from xwam_ft.prepare.sources.mcap_clock import EpisodeClock, clock_of
 from xwam_ft.prepare.sources.mcap_index import Topic, index_file, read_messages, require_mcap, topics_of
 from xwam_ft.prepare.sources.mcap_stamps import by_stamp
 from xwam_ft.prepare.sources.resampling import nearest, nominal_rate, resample, resample_quaternions
@@ -99,7 +99,7 @@ class McapTable:
 
     paths: tuple[Path, ...]
     topics: tuple[Topic, ...]
-    clock: Clock
+    clock: EpisodeClock
 
     def read(self) -> Table:
         ticks = self.clock.seconds
@@ -155,7 +155,7 @@ class _Recording:
 
     paths: tuple[Path, ...]
     topics: dict[str, Topic]
-    clock: Clock | None
+    clock: EpisodeClock | None
     metadata: dict[str, str]
     problem: str | None = None
 
@@ -216,7 +216,7 @@ class Mcap(Source):
         clock, paths = recording.clock, recording.paths
         if clock is None:
             problem = recording.problem or "holds nothing"
-            empty = McapTable(paths, (), Clock.empty())
+            empty = McapTable(paths, (), EpisodeClock.empty())
             return Episode(self.path, index, 0, {}, empty, problems=(problem,))
         problems = [recording.problem] if recording.problem else []
         assert self.info_.fps is not None

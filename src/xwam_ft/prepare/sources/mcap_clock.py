@@ -19,7 +19,7 @@ COVERS = 0.5  # share of the clock's camera a topic must cover
 
 
 @dataclass(frozen=True)
-class Clock:
+class EpisodeClock:
     """The ticks of an episode: the times of its slowest camera's pictures, from the moment all topics are there."""
 
     camera: str
@@ -34,11 +34,13 @@ class Clock:
         return (times - self.origin) * 1e-9
 
     @staticmethod
-    def empty() -> Clock:
-        return Clock("", 0, np.zeros(0), 0.0)
+    def empty() -> EpisodeClock:
+        return EpisodeClock("", 0, np.zeros(0), 0.0)
 
 
-def clock_of(where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.ndarray], commands: set[str]) -> Clock:
+def clock_of(
+    where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.ndarray], commands: set[str]
+) -> EpisodeClock:
     """The clock of one episode from the times (ns) of its topics' messages.
 
     Args:
@@ -83,7 +85,7 @@ def clock_of(where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.
         notes.append(
             f"the last {cut} pictures of {camera} are left out: {early} ends {(last - end) * 1e-9:.2f} s earlier"
         )
-    clock = Clock(camera, int(inside[0]), (inside - inside[0]) * 1e-9, rate(ticks * 1e-9))
+    clock = EpisodeClock(camera, int(inside[0]), (inside - inside[0]) * 1e-9, rate(ticks * 1e-9))
     offsets: list[str] = []
     for name, times in {**pictures, **numbers}.items():
         if name == camera or name in commands or name in faults:
@@ -97,4 +99,4 @@ def clock_of(where: str, pictures: dict[str, np.ndarray], numbers: dict[str, np.
             )
     if offsets:
         notes.append(f"the clock is {camera}; the nearest sample is off by at most: {', '.join(offsets)}")
-    return Clock(clock.camera, clock.origin, clock.seconds, clock.rate, faults, tuple(notes))
+    return EpisodeClock(clock.camera, clock.origin, clock.seconds, clock.rate, faults, tuple(notes))

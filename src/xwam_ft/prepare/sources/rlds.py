@@ -22,7 +22,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.prepare.episode import Episode, EpisodeError, Table, View
 from xwam_ft.prepare.sources import CameraInfo, Source, SourceInfo
-from xwam_ft.prepare.sources.tfrecord import Feature, Place, check_record, example, records
+from xwam_ft.prepare.sources.tfrecord import ExampleFeature, RecordPlace, check_record, example, records
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
@@ -59,7 +59,7 @@ class Field:
     def of_step(self) -> bool:
         return not self.key.startswith("episode_metadata/")
 
-    def read(self, feature: Feature) -> np.ndarray:
+    def read(self, feature: ExampleFeature) -> np.ndarray:
         """The numbers of all steps in a row."""
         if self.encoding == "none":
             return feature.ints().astype(np.float64) if feature.kind == "int" else feature.floats()
@@ -72,7 +72,7 @@ class RldsView:
     """One camera: encoded pictures in a record."""
 
     path: Path
-    place: Place
+    place: RecordPlace
     key: str
     frames: int
 
@@ -118,7 +118,7 @@ class RldsView:
 @dataclass(frozen=True)
 class RldsTable:
     path: Path
-    place: Place
+    place: RecordPlace
     fields: tuple[Field, ...]
     length: int
 
@@ -146,7 +146,7 @@ class Rlds(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         files = _tfrecords(path)
-        self.places: list[tuple[Path, Place]] = []
+        self.places: list[tuple[Path, RecordPlace]] = []
         self.broken: list[tuple[Path, str]] = []
         for file in files:
             places, problem = records(file)
@@ -183,11 +183,11 @@ class Rlds(Source):
     def episodes(self) -> list[Episode]:
         found = [self._episode(index, path, place) for index, (path, place) in enumerate(self.places)]
         for path, problem in self.broken:  # what a broken file held is counted, never passed over
-            nothing = RldsTable(path, Place(0, 0), (), 0)
+            nothing = RldsTable(path, RecordPlace(0, 0), (), 0)
             found.append(Episode(self.path, len(found), 0, {}, nothing, problems=(problem,)))
         return found
 
-    def _episode(self, index: int, path: Path, place: Place) -> Episode:
+    def _episode(self, index: int, path: Path, place: RecordPlace) -> Episode:
         table = RldsTable(path, place, self.fields, 0)
         try:
             features = example(path, place)
@@ -209,7 +209,7 @@ class Rlds(Source):
             notes=(f"not all files are there: {self.missing}",) if index == 0 and self.missing else (),
         )
 
-    def _length(self, path: Path, features: dict[str, Feature]) -> int:
+    def _length(self, path: Path, features: dict[str, ExampleFeature]) -> int:
         """Steps of an episode: its pictures, else its texts, else by its shortest list of numbers."""
         of_step = [field for field in self.fields if field.of_step and field.key in features]
         for kind in ("picture", "text"):
@@ -221,7 +221,7 @@ class Rlds(Source):
         field = min(numbers, key=lambda field: len(features[field.key].body))
         return len(field.read(features[field.key])) // field.width
 
-    def _instructions(self, features: dict[str, Feature]) -> tuple[str, ...]:
+    def _instructions(self, features: dict[str, ExampleFeature]) -> tuple[str, ...]:
         for field in self.fields:
             if field.kind == "text" and TEXTS.search(field.key) and field.key in features:
                 items = [bytes(item).decode(errors="replace").strip() for item in features[field.key].items()]
@@ -302,7 +302,7 @@ def _declared(path: Path) -> tuple[Field, ...]:
     return tuple(found)
 
 
-def _guessed(path: Path, place: Place) -> tuple[Field, ...]:
+def _guessed(path: Path, place: RecordPlace) -> tuple[Field, ...]:
     """The fields of a record nobody described."""
     features = example(path, place)
     items = {key: feature.items() for key, feature in sorted(features.items()) if feature.kind == "bytes"}
@@ -329,7 +329,7 @@ def _depth(items: list[memoryview], picture: bool) -> str:
     return "uint16" if header.startswith(b"\x89PNG") and header[24:26] == b"\x10\x00" else "uint8"
 
 
-def _success(features: dict[str, Feature]) -> bool | None:
+def _success(features: dict[str, ExampleFeature]) -> bool | None:
     for key, feature in features.items():
         if key.startswith("episode_metadata/") and key.endswith("success") and feature.kind == "int":
             return bool(feature.ints().any())

@@ -30,7 +30,7 @@ KINDS: dict[int, Kind] = {1: "bytes", 2: "float", 3: "int"}
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordPlace:
     """One record's data in its file."""
 
     start: int
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Feature:
+class ExampleFeature:
     """One entry of an Example: its list, not yet read."""
 
     kind: Kind
@@ -75,9 +75,9 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def records(path: Path) -> tuple[list[Place], str | None]:
+def records(path: Path) -> tuple[list[RecordPlace], str | None]:
     """Where the records of a file are, and what is wrong where they end early. Lengths are checked, data is not."""
-    data, at, found = map_file(path), 0, list[Place]()
+    data, at, found = map_file(path), 0, list[RecordPlace]()
     while at < len(data):
         if at + LENGTH.size > len(data):
             return found, f"{path} ends in the middle of record {len(found)}"
@@ -88,11 +88,11 @@ def records(path: Path) -> tuple[list[Place], str | None]:
         at = start + length + CRC.size
         if at > len(data):
             return found, f"{path} ends in the middle of record {len(found)}"
-        found.append(Place(start, length))
+        found.append(RecordPlace(start, length))
     return found, None
 
 
-def check_record(path: Path, place: Place) -> None:
+def check_record(path: Path, place: RecordPlace) -> None:
     """Raises an EpisodeError where the data does not fit its checksum."""
     data = map_file(path)
     (crc,) = CRC.unpack_from(data, place.start + place.length)
@@ -100,14 +100,14 @@ def check_record(path: Path, place: Place) -> None:
         raise EpisodeError(f"{path} is damaged: the record at byte {place.start} does not fit its checksum")
 
 
-def example(path: Path, place: Place) -> dict[str, Feature]:
+def example(path: Path, place: RecordPlace) -> dict[str, ExampleFeature]:
     """The entries of an Example by name.
 
     Raises:
         EpisodeError: the record is no Example.
     """
     body = map_file(path)[place.start : place.start + place.length]
-    found: dict[str, Feature] = {}
+    found: dict[str, ExampleFeature] = {}
     try:
         for number, _, features in _fields(body):
             for inner, _, entry in _fields(features) if number == 1 else ():
@@ -115,7 +115,7 @@ def example(path: Path, place: Place) -> dict[str, Feature]:
                     parts = {field: value for field, _, value in _fields(entry)}
                     name = bytes(parts.get(1, b"")).decode()
                     for kind, _, values in _fields(parts.get(2, memoryview(b""))):
-                        found[name] = Feature(KINDS[kind], values)
+                        found[name] = ExampleFeature(KINDS[kind], values)
     except (ValueError, KeyError, IndexError, UnicodeDecodeError):
         raise EpisodeError(f"{path}: the record at byte {place.start} is not a tf.train.Example") from None
     return found
