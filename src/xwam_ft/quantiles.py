@@ -105,7 +105,7 @@ def encoded_chunks(
 
 
 def starts_stride(episodes: Sequence[Motion]) -> int:
-    """Every so manieth clip start is taken, for about `MAX_STARTS` of them."""
+    """Which clip starts are taken: every n-th, for about `MAX_STARTS` of them."""
     return max(1, -(-sum(len(episode.state) for episode in episodes) // MAX_STARTS))
 
 
@@ -210,7 +210,7 @@ def step_ranges(contract: Contract, episodes: Sequence[Motion]) -> tuple[Ranges,
     Valid actions only; absent slots and steps never recorded: -1 and 1.
 
     Actions relative to the chunk's start grow along it, so that under one range a number the first steps hardly differ
-    from nought and noise covers them; scaled by step, every number of every step has mean 0 and spread 1.
+    from 0 and noise covers them; scaled by step, every number of every step has mean 0 and spread 1.
     """
     shape = (contract.timing.action_steps, contract.action_dim)
     count, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)

@@ -1,4 +1,4 @@
-"""The shard sets of a run: opened, held against each other, and seen as one.
+"""The shard sets of a run: opened, compared with each other, and seen as one.
 
 Sets that were prepared apart have quantiles of their own. Trained together they share one contract, whose quantiles
 are those of all training episodes at once, as if all recordings had been prepared in one call.

@@ -1,4 +1,4 @@
-"""A run's checkpoint as it would be exported: opened, held against its run and backbone, and made into a policy.
+"""A run's checkpoint as it would be exported: opened, compared with its run and backbone, and made into a policy.
 
 A bundle is this in files (export.py); `evaluate RUN@1500` and `imagine RUN@1500` ask it without writing any.
 """

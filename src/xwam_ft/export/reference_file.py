@@ -145,7 +145,7 @@ def _bounds(contract: Contract, end: str) -> dict[str, list[float]]:
 
 
 def frozen_parts(backbone: str, revision: str | None, wan: Path) -> dict[str, Stored]:
-    """`vae.*` and `text_encoder.*` of Wan's own files, held against the run's backbone.
+    """`vae.*` and `text_encoder.*` of Wan's own files, compared with the run's backbone.
 
     Raises:
         UserError: no such file, several, unknown names, other shapes, or another VAE's numbers.

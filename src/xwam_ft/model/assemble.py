@@ -37,7 +37,7 @@ def build_network(
 
     Args:
         layout: names of the network's numbers and cameras: what of imported weights still means the same.
-        report: is given sentences that say what was kept of imported weights.
+        report: collects sentences about what was kept of imported weights.
 
     Raises:
         UserError: a depth branch of more blocks than the transformer has.

@@ -24,7 +24,7 @@ def trainable_network(
     """The network of a recipe on a backbone, its new parts and adapters drawn from the recipe's seed.
 
     A depth branch that the backbone brings is taken over as copies, or where the recipe says `adapter`, as the
-    nearest adapter. `report` is given sentences that say what was kept of imported X-WAM weights.
+    nearest adapter. `report` collects sentences about what was kept of imported X-WAM weights.
 
     Raises:
         UserError: that adapter cannot hold it, or the base is quantised: such blocks can be neither copied nor fitted.

@@ -1,4 +1,4 @@
-"""The run folder: what lies in it, how it is made, and how a checkpoint is held against what it belongs to.
+"""The run folder: what lies in it, how it is made, and how a checkpoint is compared with what it belongs to.
 
 recipe.yaml     the recipe with every default and override, paths absolute
 contract.json   the shard set's, byte for byte; of several sets the one they share (data_sets.py)

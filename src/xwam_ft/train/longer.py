@@ -2,7 +2,7 @@
 
 extensions.json    of a run folder: one entry each time `--resume RUN --set trainer.max_steps=N` changed the number.
 
-The weights of a step depend on the steps that were planned then (the rates do), so a checkpoint is held against the
+The weights of a step depend on the steps that were planned then (the rates do), so a checkpoint is compared with the
 number of its own time. The file is written before recipe.yaml follows it: whoever reads a run between the two, or
 after a kill there, takes the file's word.
 """

@@ -175,7 +175,7 @@ class _RebuildTensor(_Builder):
         sound = isinstance(storage, Storage) and len(lists[0]) == len(lists[1])
         sound = sound and all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
         if not sound:
-            raise pickle.UnpicklingError("a tensor that is none")
+            raise pickle.UnpicklingError("what stands for a tensor is not one")
         last = offset + sum((n - 1) * step for n, step in zip(*lists, strict=True))
         if prod(lists[0]) > storage.numel or (prod(lists[0]) and last >= storage.numel):
             raise pickle.UnpicklingError("a tensor larger than its storage")
