@@ -188,3 +188,12 @@ def test_layers_are_named_once_whatever_names_them(recipe: Path) -> None:
         *(f"attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
         *(f"attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
     ]
+
+
+def test_a_wrong_value_is_told_where_it_was_typed_with_the_nearest() -> None:
+    with pytest.raises(UserError) as told:
+        load_recipe(Path("tiny_cpu"), ["optim.schedule=cosin"])
+    assert told.value.where == "--set"
+    assert "not 'cosin' (did you mean 'cosine'?)" in str(told.value)
+    with pytest.raises(UserError, match=r"--set: 'trainer.max_steps': input should be greater than 0, not -4"):
+        load_recipe(Path("tiny_cpu"), {"trainer.max_steps": -4})

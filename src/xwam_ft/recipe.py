@@ -299,14 +299,14 @@ def load_recipe(path: Path, overrides: Overrides | None = None) -> Recipe:
     tree = read_yaml(path)
     _beside(tree, path.parent)
     apply_overrides(tree, overrides or ())
-    return parse(Recipe, tree, path)
+    return parse(Recipe, tree, path, overrides or ())
 
 
 def overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
     """The recipe with other values, checked as a file's are."""
     tree = recipe.model_dump(mode="json")
     apply_overrides(tree, overrides)
-    return parse(Recipe, tree, Path("recipe"))
+    return parse(Recipe, tree, Path("recipe"), overrides)
 
 
 def _beside(tree: dict[str, Any], folder: Path) -> None:

@@ -5,6 +5,7 @@ All mistakes are told at once, each with its place and, for a misspelt key, the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -17,6 +18,8 @@ from xwam_ft.errors import UserError, did_you_mean, listed
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Natural = Annotated[int, Field(ge=0)]
 Schema = TypeVar("Schema", bound=BaseModel)
+Overrides = Sequence[str] | Mapping[str, object]
+"""`section.key=value` texts, or values by `section.key`."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,12 +74,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}  # pyright: ignore[reportUnknownVariableType]
 
 
-def parse(schema: type[Schema], tree: dict[str, Any], path: Path) -> Schema:
-    """Validate `tree` against a strict pydantic schema; every mistake goes into one `UserError`."""
+def parse(schema: type[Schema], tree: dict[str, Any], path: Path, overrides: Overrides = ()) -> Schema:
+    """Validate `tree`, read from `path` and changed by `overrides`, against a strict pydantic schema.
+
+    Raises:
+        UserError: every mistake in one; its place is `--set` where all of them were made there.
+    """
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_describe(schema, error), path, "correct each of them") from None
+        typed, wrong = override_names(overrides), {".".join(map(str, item["loc"])) for item in error.errors()}
+        by_hand = bool(wrong) and all(any(at == name or at.startswith(f"{name}.") for name in typed) for at in wrong)
+        raise UserError(_describe(schema, error), "--set" if by_hand else path, "correct each of them") from None
 
 
 def _describe(schema: type[BaseModel], error: ValidationError) -> str:
@@ -92,12 +101,19 @@ def _describe(schema: type[BaseModel], error: ValidationError) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
             value = item["input"]
-            told = isinstance(value, dict | list) or (isinstance(value, str) and value != "" and value in message)
+            told = isinstance(value, dict | list) or (isinstance(value, str) and value != "" and _names(message, value))
             given = "" if told else f", not {value!r}"
+            if item["type"] == "literal_error":
+                given += did_you_mean(str(value), re.findall(r"'([^']+)'", message))
             place = f"{location!r}: " if location else ""  # none: keys of several sections disagree
             parts.append(f"{place}{message[:1].lower() + message[1:]}{given}")
     count = f"{len(parts)} mistakes: " if len(parts) > 1 else ""
     return count + "; ".join(parts)
+
+
+def _names(message: str, value: str) -> bool:
+    """Whether a message holds the value as a whole word."""
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", message) is not None
 
 
 def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -114,10 +130,6 @@ def _keys_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[s
         if fields:
             current = [found for field in fields for found in models(field.annotation)]
     return [name for found in current for name in found.model_fields]
-
-
-Overrides = Sequence[str] | Mapping[str, object]
-"""`section.key=value` texts, or values by `section.key`."""
 
 
 def parse_override(text: str) -> tuple[str, object]:

@@ -12,6 +12,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
+from xwam_ft.train.best import best_checkpoint
 from xwam_ft.train.checkpoint import (
     EMA_FILE,
     RunState,
@@ -145,9 +146,22 @@ def test_the_best_by_held_out_loss_is_kept_beside_the_newest(tmp_path: Path) -> 
     with metrics.open("a") as stream:
         stream.write('{"step": 6, "held_out/vi')  # a kill cut the line
     for step in (1, 2, 3, 4):
-        spare = best_steps(tmp_path, metrics, weights, 1)
+        spare = best_steps(tmp_path, weights, 1)
         tensors = {"w": torch.zeros(1)}
         write_checkpoint(tmp_path, state(step), tensors, tensors, None, keep=1, spare=spare)
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000002", "step-000004"]
-    assert best_steps(tmp_path, metrics, weights, 5) == [2, 4]
-    assert best_steps(tmp_path, tmp_path / "absent.jsonl", weights, 1) == []
+    assert best_steps(tmp_path, weights, 5) == [2, 4]
+    assert best_steps(tmp_path / "absent", weights, 1) == []
+
+
+def test_losses_over_other_clips_are_not_compared(tmp_path: Path) -> None:
+    rows = [(1, 2.0, 8), (2, 1.0, 8), (3, 0.1, 16), (4, 0.2, 16)]
+    lines = [f'{{"step": {step}, "held_out/video": {loss}, "held_out_clips": {clips}}}\n' for step, loss, clips in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    for step, *_ in rows:
+        write_checkpoint(tmp_path, state(step), {"w": torch.zeros(1)}, {"w": torch.zeros(1)}, None, keep=9)
+    assert best_steps(tmp_path, {"video": 1.0}, 1) == [3, 2]  # each number of clips has its own
+    (tmp_path / "metrics.jsonl").write_text("".join([*lines, lines[0].replace('"step": 1', '"step": 5')]))
+    found = best_checkpoint(tmp_path, "video")
+    assert (found.step, found.value, found.other) == (2, 1.0, (3, 4))
+    assert "not compared, since measured on other clips: step 3, 4" in str(found)

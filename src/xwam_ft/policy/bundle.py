@@ -166,7 +166,8 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
             other texts (`TEXTS`) may be edited, added or removed: a hub wants a licence there.
     """
     if not (bundle / MANIFEST).is_file():
-        raise UserError(f"is not a bundle (no {MANIFEST})", bundle, "give a folder that `xwam-ft export` made")
+        what = f"is not a bundle (no {MANIFEST})" if bundle.exists() else "is not there"
+        raise UserError(what, bundle, "give a folder that `xwam-ft export` made")
     manifest = read_json(bundle / MANIFEST)
     files: Any = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or manifest.get("schema_version") != SCHEMA_VERSION:

@@ -22,9 +22,12 @@ class Best:
     step: int
     value: float
     gone: tuple[int, float] | None
+    other: tuple[int, ...] = ()  # steps whose number is none, or was taken over other clips
 
     def __str__(self) -> str:
         said = f"best by {self.metric}: step {self.step} with {self.value:.4g}"
+        if self.other:
+            said += f" (not compared, since measured on other clips: step {listed(self.other)})"
         if self.gone is None:
             return said
         step, value = self.gone
@@ -49,7 +52,9 @@ def best_checkpoint(run: Path, metric: str) -> Best:
         raise UserError(
             f"is {metric!r}, which {run} did not log{did_you_mean(metric, known)}", "--best", _one_of(known)
         )
-    values = {int(row["step"]): row[name] for row in rows if name in row and math.isfinite(row[name])}
+    alike = History(run).comparable()
+    values = {int(row["step"]): row[name] for row in alike if name in row and math.isfinite(row[name])}
+    other = sorted({int(row["step"]) for row in rows if name in row} - values.keys())
     order = sorted(values, key=lambda step: (values[step], -step))
     kept = kept_steps(run)
     chosen = next((step for step in order if step in kept), None)
@@ -58,7 +63,7 @@ def best_checkpoint(run: Path, metric: str) -> Best:
         raise UserError(said, run, "choose a checkpoint by --step")
     first = order[0]
     better = (first, values[first]) if first != chosen and values[first] < values[chosen] else None
-    return Best(name, chosen, values[chosen], better)
+    return Best(name, chosen, values[chosen], better, tuple(other))
 
 
 def _one_of(known: list[str]) -> str:

@@ -13,7 +13,6 @@ the next position are its generators. The frozen base is not in a checkpoint; it
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 import shutil
 from collections.abc import Collection, Generator, Mapping
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, sha256
 from xwam_ft.places import CHECKPOINTS
+from xwam_ft.train.history import CLIPS, History
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,22 +129,26 @@ def write_checkpoint(
     return folder
 
 
-def best_steps(run: Path, metrics: Path, weights: Mapping[str, float], count: int) -> list[int]:
+def best_steps(run: Path, weights: Mapping[str, float], count: int) -> list[int]:
     """The steps of the `count` checkpoints with the lowest held-out loss, best first.
 
+    Losses over other numbers of clips are not compared: each number has its own best, those of the last one first.
+
     Args:
-        metrics: the run's metrics.jsonl; absent is empty. A checkpoint whose step was not validated has no loss.
+        run: its folder. A checkpoint whose step was not validated has no loss.
         weights: of the loss terms, as training weighs them.
     """
-    found: dict[int, float] = {}
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
-    for line in lines:
-        row: dict[str, float] = json.loads(line) if line.endswith("\n") else {}  # a kill may have cut the last one
+    found: dict[float | None, dict[int, float]] = {}
+    for row in History(run).metrics():
         terms = [weight * row[f"held_out/{name}"] for name, weight in weights.items() if f"held_out/{name}" in row]
         if terms:
-            found[int(row["step"])] = sum(terms)
-    saved = [step for folder in list_checkpoints(run) if (step := _step(folder)) in found]
-    return sorted(saved, key=lambda step: (found[step], -step))[:count]
+            losses = found.pop(row.get(CLIPS), {})  # the last one comes last
+            found[row.get(CLIPS)] = losses | {int(row["step"]): sum(terms)}
+    saved = {_step(folder) for folder in list_checkpoints(run)}
+    best: list[int] = []
+    for losses in reversed(found.values()):
+        best += sorted(saved & losses.keys(), key=lambda step: (losses[step], -step))[:count]
+    return list(dict.fromkeys(best))
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from xwam_ft.train.checkpoint import (
 )
 from xwam_ft.train.data import geometry_of
 from xwam_ft.train.folder import RunFolder, record, require_continuable
-from xwam_ft.train.history import METRICS_FILE
 from xwam_ft.train.optimizer import optimizer_tensors, restore_optimizer, trained_parameters
 from xwam_ft.train.sharding import gathered
 
@@ -125,7 +124,7 @@ class ExactCheckpoints(StepCallback):
             versions=library_versions(),
         )
         kept, path = recipe.checkpoint, self.folder.path
-        best = best_steps(path, path / METRICS_FILE, recipe.loss.model_dump(), kept.keep_best)
+        best = best_steps(path, recipe.loss.model_dump(), kept.keep_best)
         write_checkpoint(path, state, trainable, stored, ema, kept.keep, spare=best)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.model.noise import shift
+from xwam_ft.train.history import CLIPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,11 +37,13 @@ class HeldOutLosses:
         self._weights = recipe.loss.model_dump()
         self._edges = sigma_edges(recipe.noise.shift)
         self._sums: dict[str, list[float]] = {}
+        self._clips = 0
 
     def add(self, loss_terms: LossTerms, batch: Batch, draws: Draws, prediction: Prediction) -> None:
         """The clips of a batch, scored by `loss_terms`."""
         for name, term in loss_terms(batch, draws, prediction).items():
             self._add(f"held_out/{name}", term)
+        self._clips += batch.size
         for row in range(batch.size):
             for name, term in loss_terms(_row(batch, row), _row(draws, row), _row(prediction, row)).items():
                 sigmas = draws.sigmas.action if name in ("action", "proprio") else draws.sigmas.video
@@ -51,12 +54,18 @@ class HeldOutLosses:
     def means(self) -> dict[str, float]:
         """`held_out/<term>`, with `total` as training weighs them, and `held_out_sigma/<term>_<low>_<high>` of clips
         whose noise level lies there (action and proprio: theirs; video and depth: the video's), where there are any.
+        `held_out_clips` says over how many clips: only numbers over the same ones can be compared.
         """
         means = {name: total / max(count, 1.0) for name, (total, count) in self._sums.items()}
         terms = {name.removeprefix("held_out/"): v for name, v in means.items() if name.startswith("held_out/")}
         total = {"held_out/total": sum(self._weights[name] * value for name, value in terms.items())} if terms else {}
         by_sigma = {name: v for name, v in means.items() if name.startswith("held_out_sigma/") and self._sums[name][1]}
-        return {**{f"held_out/{name}": value for name, value in terms.items()}, **total, **by_sigma}
+        return {
+            **{f"held_out/{name}": value for name, value in terms.items()},
+            **total,
+            **by_sigma,
+            CLIPS: float(self._clips),
+        }
 
     def _add(self, name: str, term: LossTerm) -> None:
         entry = self._sums.setdefault(name, [0.0, 0.0])

@@ -19,6 +19,8 @@ from typing import Any
 from xwam_ft.files import atomic_folder, read_json, write_json_atomic
 
 METRICS_FILE = "metrics.jsonl"
+CLIPS = "held_out_clips"
+"""Over how many clips the held-out numbers of a row were taken."""
 VALIDATION, IMAGINED = "validation", "imagined"
 TIME_FILE = "time.json"
 
@@ -46,6 +48,11 @@ class History:
             return []
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def comparable(self) -> list[dict[str, float]]:
+        """Rows of held-out numbers over as many clips as the last ones: `validation.clips` may change on resume."""
+        rows = [row for row in self.metrics() if any(name.startswith("held_out/") for name in row)]
+        return [row for row in rows if row.get(CLIPS) == rows[-1].get(CLIPS)]
 
     def last_step(self) -> int:
         """The last that was logged."""

@@ -5,6 +5,7 @@ Conventions: sigma = 1 is noise; targets are velocities `noise - x`; latent fram
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,7 +281,9 @@ class TrainingModule(pl.LightningModule):
         """Refuse a step that has exploded, before it is taken (on a GPU, before it is saved); log what it was."""
         self._require_steady()
         if self._trainer is not None:
-            losses = {f"train/loss_{name}": loss for name, loss in self.losses.items()}
+            # A term of which the step held no valid number (only clean actions, say) has no loss: 0 would look learned.
+            counts = {"total": math.inf, **self.counts_of_step(self.step)}
+            losses = {f"train/loss_{name}": loss for name, loss in self.losses.items() if counts[name] > 1}
             # Each rank holds its share of the step's loss: the whole is their sum.
             self.log_dict(losses, sync_dist=True, reduce_fx="sum")
             self.log("loss", self.losses["total"], prog_bar=True, logger=False, sync_dist=True, reduce_fx="sum")

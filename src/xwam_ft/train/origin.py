@@ -97,7 +97,7 @@ def _located(place: str) -> tuple[Path, int | None, bool]:
         return path, step, True
     if is_bundle(path):
         return path, None, False
-    what = "is neither a run nor a bundle" if path.is_dir() else "is not there"
+    what = "is neither a run nor a bundle" if path.exists() else "is not there"
     raise UserError(what, place, "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made")
 
 

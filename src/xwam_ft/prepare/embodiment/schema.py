@@ -377,4 +377,4 @@ def load_embodiment(path: Path, overrides: Overrides = ()) -> Embodiment:
     if "slots" not in tree and "trainer" in tree:
         raise UserError("is a training recipe", path, "give an embodiment file (recipes/embodiments/)")
     apply_overrides(tree, overrides)
-    return parse(Embodiment, tree, path)
+    return parse(Embodiment, tree, path, overrides)
