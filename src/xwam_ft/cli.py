@@ -131,7 +131,9 @@ def train(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe: a YAML file, or the name of one that ships.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/<recipe>.")] = None,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run; with --set trainer.max_steps=N to N steps.")
+    ] = None,
     init: Annotated[
         str | None, typer.Option(metavar="RUN|RUN@STEP|BUNDLE", help="Start from what that learned.")
     ] = None,
@@ -164,7 +166,9 @@ def export(
     unmerged: Annotated[bool, typer.Option("--unmerged", help="Keep adapters beside the base.")] = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Of the checkpoint; default the newest.")] = None,
-    best: Annotated[str | None, typer.Option(metavar="METRIC", help="Where a held-out number was lowest.")] = None,
+    best: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="The step where a held-out number was lowest, such as total.")
+    ] = None,
     with_text_encoder: Annotated[
         str | None, typer.Option(metavar="KIND", help="Take any text: bfloat16 (11 GB at 5B) or int8 (7 GB).")
     ] = None,

@@ -42,13 +42,13 @@ def test_constant_stays_and_the_plateau_falls_at_the_end_alone() -> None:
 @pytest.mark.parametrize(
     ("schedule", "step", "before", "after", "said"),
     [
-        ("cosine", 420, 420, 840, "the rates rise again from 0 % to 52.9 % of their full value, and fall to 0"),
-        ("cosine", 400, 840, 420, "the rates fall from 56.8 % to "),
+        ("cosine", 420, 420, 840, "the rates rise again from 0.00162 % to 52.9 % of their full value, and fall to 0"),
+        ("cosine", 400, 840, 420, "the rates fall from 57 % to "),
         ("cosine", 5, 420, 840, "the warm-up goes on as before"),
         ("constant", 420, 420, 840, "the rates stay as they are"),
         ("warmup-stable-decay", 300, 420, 840, "it goes on at the plateau, and falls to 0 from step 672 on"),
-        ("warmup-stable-decay", 420, 420, 840, "(the rates had fallen to 0 % and rise again), and falls to 0"),
-        ("warmup-stable-decay", 420, 420, 430, "the rates go on at 11.6 % of their full value (were at 0 %), and fall"),
+        ("warmup-stable-decay", 420, 420, 840, "(the rates had fallen to 1.19 % and rise again), and falls to 0"),
+        ("warmup-stable-decay", 420, 420, 430, "the rates go on at 11.6 % of their full value (were at 1.19 %),"),
     ],
 )
 def test_what_extending_does_is_one_sentence(schedule: str, step: int, before: int, after: int, said: str) -> None:

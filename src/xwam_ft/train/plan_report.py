@@ -127,7 +127,7 @@ def _run_rows(plan: Plan) -> list[tuple[str, ...]]:
         ("held out", f"{plan.held_out_clips:,} clips of {plan.held_out_episodes} episodes"),
     ]
     if probe is None or plan.seconds is None:
-        return [*rows, ("time", "unknown: --probe measures it")]
+        return [*rows, ("time", "unknown: xwam-ft plan --probe measures it")]
     return [
         *rows,
         ("an optimizer step", f"{probe.step_seconds:.3g} s on {probe.device} (median of {probe.steps})"),

@@ -37,7 +37,7 @@ def decay_start(optim: OptimSpec, max_steps: int) -> int:
 
 def when_extended(optim: OptimSpec, step: int, before: int, after: int) -> str:
     """One sentence: what another number of steps does to the rates of a run that has done `step` steps."""
-    was, now = (learning_rate_factor(step, optim, steps) for steps in (before, after))
+    was, now = learning_rate_factor(max(step - 1, 0), optim, before), learning_rate_factor(step, optim, after)
     change = f"{optim.schedule}, now to step {after} (was {before})"
     if step < optim.warmup_steps:
         return f"{change}: the warm-up goes on as before"
