@@ -18,7 +18,7 @@ from xwam_ft.train.runs import list_runs
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # minutes, and each of its steps has quicker tests of its own
 def test_the_week_goes_as_its_page_says(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "week.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
