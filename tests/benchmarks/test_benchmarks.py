@@ -171,8 +171,9 @@ def test_the_checkpoint_benchmark_prints_a_row_a_form(tmp_path: Path) -> None:
 def test_writing_an_export_keeps_within_the_memory_allowed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     export.main(blocks=3, width=256, folder=tmp_path)
     told = capsys.readouterr().out
-    own, allowed = map(float, re.findall(r"writing itself +([\d.]+) GB, of ([\d.]+) GB", told)[0])
-    assert 0 <= own <= allowed
+    forms = re.findall(r"(\w+) +the writing +([\d.]+) GB, of ([\d.]+) GB allowed", told)
+    assert [name for name, *_ in forms] == ["bundle", "xwam"]
+    assert all(0 <= float(own) <= float(allowed) for _, own, allowed in forms)
     assert "plain copy" in told
     assert not list(tmp_path.iterdir())
 

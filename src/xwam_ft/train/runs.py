@@ -91,12 +91,12 @@ def differences(first: Path, second: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def print_runs(runs: list[RunSummary], folder: Path, console: Console) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     if not runs:
         console.print(f"no runs in {folder}", soft_wrap=True, markup=False)
         return
-    table = Table("run", "step", "state", "held out", "written", title=None)
+    table = Table(Column("run", no_wrap=True), "step", "state", "held out", "written", title=None)
     for run in runs:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in _main(run.held_out))
         at = "" if run.measured_at in (None, run.step) else f" (step {run.measured_at})"
