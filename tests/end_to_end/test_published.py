@@ -45,11 +45,6 @@ def hub(contract: Contract, segment: Any, tmp_path: Path, monkeypatch: pytest.Mo
     return snapshot
 
 
-@pytest.mark.xfail(
-    raises=xwam_ft.UserError,
-    strict=True,
-    reason="open fault: the merged export of this bf16-mixed toy run is refused by its own proof (54 % in float32)",
-)
 def test_from_plan_to_robot(
     hub: Path, contract: Contract, make_shard_set: Callable[[Path, Contract], ShardSet], tmp_path: Path
 ) -> None:
@@ -63,7 +58,8 @@ def test_from_plan_to_robot(
                 "gradient_checkpointing": True, "lora": {"rank": 2, "alpha": 2},
                 "depth": {"blocks": 1, "branch": "adapter"},
             },
-            "optim": {"lr_lora": 1e-3, "lr_heads": 1e-3, "lr_depth": 1e-3, "warmup_steps": 0, "ema_decay": 0.9},
+            # Two steps at usual rates teach adapters less than a bfloat16 base resolves: export would rightly refuse.
+            "optim": {"lr_lora": 1e-1, "lr_heads": 1e-3, "lr_depth": 1e-3, "warmup_steps": 0, "ema_decay": 0.9},
             "trainer": {
                 "max_steps": 2, "batch_size": 1, "accumulate": 2, "accelerator": "cpu", "precision": "bf16-mixed",
                 "threads": 1,
@@ -92,8 +88,7 @@ def test_from_plan_to_robot(
     xwam_ft.train(resume=run)
     assert {path.name: path.read_bytes() for path in last.glob("*.safetensors")} == whole
 
-    exact = {"dtype": "float32"}  # three steps teach adapters less than bfloat16 resolves once they are merged
-    bundle = xwam_ft.export(run, tmp_path / "bundle", **exact)
+    bundle = xwam_ft.export(run, tmp_path / "bundle")
     for name in ("peft", "diffusers"):
         xwam_ft.export(run, tmp_path / name, format=name)
     xwam_ft.export(run, tmp_path / "beside", merged=False)
@@ -103,7 +98,7 @@ def test_from_plan_to_robot(
     torch.save({wan_vae_name(k): v for k, v in backbone.vae.state_dict().items()}, wan / "Wan2.2_VAE.pth")
     encoder = {wan_text_name(k): v for k, v in backbone.text_encoder.state_dict().items() if "embed_tokens" not in k}
     torch.save(encoder, wan / "models_t5_umt5-xxl-enc-bf16.pth")
-    xwam_ft.export(run, tmp_path / "xwam", format="xwam", wan=wan, **exact)
+    xwam_ft.export(run, tmp_path / "xwam", format="xwam", wan=wan)
 
     policy = xwam_ft.Policy.load(bundle.path)
     answer = policy.infer(example_observation(policy.contract, "pick up the cube"), seed=0)
