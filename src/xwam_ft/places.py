@@ -37,3 +37,9 @@ def step_of(folder: Path) -> int | None:
     """The step of a checkpoint's folder in a run; None: it is another folder."""
     name = _NAME.search(folder.name)
     return int(name[1]) if name and folder.absolute().parent.name == CHECKPOINTS and folder.is_dir() else None
+
+
+def neither(place: str | Path) -> UserError:
+    """The error where RUN, RUN@STEP or BUNDLE is asked for and something else is named."""
+    what = "is neither a run nor a bundle" if Path(place).exists() else "is not there"
+    return UserError(what, place, "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made")

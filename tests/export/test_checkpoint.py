@@ -133,3 +133,12 @@ def test_two_runs_are_compared_by_their_recipes(history: Path) -> None:
     assert xwam_ft.runs(history.parent, diff=("a", "a")).differences == {}
     with pytest.raises(UserError, match="absent"):
         xwam_ft.runs(history.parent, diff=("a", "absent"))
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "is not there"), ("empty", "is neither a run nor a bundle")])
+def test_what_is_neither_run_nor_bundle_is_told_with_both_ways(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as told:
+        policy_source(tmp_path / name, QUIET)
+    assert (told.value.what, Path(told.value.where)) == (said, tmp_path / name)
+    assert "give RUN, RUN@STEP or BUNDLE" in told.value.fix

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -302,3 +303,35 @@ def test_an_exploding_loss_names_step_clips_and_checkpoint(
         module.on_before_optimizer_step(optimizer)
     assert all(key in error.value.what for batch in batches for key in batch.keys)
     assert "step-000003" in error.value.fix
+
+
+def test_a_term_that_a_step_does_not_hold_is_not_logged_as_0() -> None:
+    """With clean actions alone nothing of an action is scored: a loss of 0 would look learned."""
+    logged: dict[str, Any] = {}
+    asked: list[int] = []
+
+    def counts(step: int) -> dict[str, float]:
+        asked.append(step)
+        return {"video": 96.0, "action": 1.0, "proprio": 12.0}  # 1: nothing valid, see StepCounts
+
+    losses = {name: torch.tensor(value) for name, value in (("video", 2.0), ("action", 0.0), ("proprio", 0.5))}
+    module: Any = SimpleNamespace(
+        _require_steady=lambda: None,
+        _trainer=object(),
+        step=7,
+        losses={**losses, "total": torch.tensor(2.5)},
+        counts_of_step=counts,
+        log_dict=lambda values, **_: logged.update(values),
+        log=lambda name, value, **_: logged.update({name: value}),
+    )
+    groups: Any = SimpleNamespace(param_groups=[{"name": "heads", "lr": 1e-3}])
+    TrainingModule.on_before_optimizer_step(module, groups)
+    assert asked == [7]
+    assert {name: float(value) for name, value in logged.items()} == {
+        "train/loss_video": 2.0,
+        "train/loss_proprio": 0.5,
+        "train/loss_total": 2.5,
+        "loss": 2.5,
+        "step": 8.0,
+        "lr/heads": 1e-3,
+    }

@@ -21,9 +21,9 @@ from xwam_ft.model.embed import embed_prompts
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.model.tensor_files.stream import Piece, made
 from xwam_ft.model.tiny import UNTRAINED
-from xwam_ft.places import RECIPE_FILE, run_at
+from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy import text_encoder
-from xwam_ft.policy.bundle import bundle_config, make_policy
+from xwam_ft.policy.bundle import MANIFEST, bundle_config, make_policy
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
@@ -165,10 +165,12 @@ def policy_source(place: Path, console: Console) -> PolicySource:
     """What a bundle, `RUN` or `RUN@STEP` names, as a policy to be loaded; neither is read yet.
 
     Raises:
-        UserError: an `@` that names no step of a run.
+        UserError: neither of them, or an `@` that names no step of a run.
     """
     run, step = run_at(place)
     if step is None and not (run / RECIPE_FILE).is_file():
+        if not (run / MANIFEST).is_file():
+            raise neither(place)
         return PolicySource.of(place)
     folder = open_run(run, step=step)
     named = "" if folder.checkpoint is None else f"@{folder.checkpoint.state.step}"

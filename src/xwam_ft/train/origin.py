@@ -20,7 +20,7 @@ from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import part_fingerprints
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.tensor_files.source import open_checkpoint
-from xwam_ft.places import RECIPE_FILE, run_at
+from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy.bundle import MANIFEST, verify_bundle
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
@@ -97,8 +97,7 @@ def _located(place: str) -> tuple[Path, int | None, bool]:
         return path, step, True
     if is_bundle(path):
         return path, None, False
-    what = "is neither a run nor a bundle" if path.exists() else "is not there"
-    raise UserError(what, place, "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made")
+    raise neither(place)
 
 
 def _of_run(place: str, path: Path, step: int | None) -> Origin:
