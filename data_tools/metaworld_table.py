@@ -1,6 +1,7 @@
 """The Meta-World table: what the built-in prior is worth on tasks it has never seen.
 
     python data_tools/metaworld_table.py row lora_prior WORK
+    python data_tools/metaworld_table.py row full_prior WORK --label push_by_step --task push --scaling step
     python data_tools/metaworld_table.py show WORK
 
 A row is a recipe of recipes/metaworld: one model for all tasks, told by the instruction which. `row` records what is
@@ -13,6 +14,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -41,16 +44,28 @@ Work = Annotated[Path, typer.Argument(help="Folder for recordings, shards and ro
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="As in `xwam-ft train`.")]
 
 
-def shards_of(work: Path, episodes: int) -> Path:
-    """The shard set of all tasks, recorded and prepared where it is missing."""
-    recordings, shards = work / f"recordings_{episodes}", work / f"shards_{episodes}"
+class Scaling(str, Enum):
+    """`action_scaling` of the embodiment file."""
+
+    chunk = "chunk"
+    step = "step"
+
+
+def shards_of(work: Path, episodes: int, tasks: Sequence[str] = TASKS, scaling: Scaling = Scaling.chunk) -> Path:
+    """The shard set of these tasks, recorded and prepared where it is missing."""
+    mark = f"{episodes}" if tuple(tasks) == TASKS else "_".join([*tasks, f"{episodes}"])
+    recordings, shards = work / f"recordings_{mark}", work / f"shards_{mark}"
     if not recordings.exists():
         command = [sys.executable, str(Path(__file__).with_name("record_metaworld.py")), str(recordings), "--no-depth"]
-        command += [word for task in TASKS for word in ("--task", task)]
+        command += [word for task in tasks for word in ("--task", task)]
         done = subprocess.run([*command, "--episodes", str(episodes), "--seed", str(RECORD_SEED)], check=False)
         if done.returncode:
             raise typer.Exit(done.returncode)  # it has said why
     embodiment = bundled("recipes/embodiments/metaworld_sawyer_rgb.yaml")
+    if scaling is not Scaling.chunk:
+        shards, changed = shards.with_name(f"{shards.name}_{scaling.value}"), work / f"embodiment_{scaling.value}.yaml"
+        changed.write_text(f"{embodiment.read_text()}\naction_scaling: {scaling.value}\n")
+        embodiment = changed
     options = {"depth": "none", "workers": 2, "strict": True, "urdf_dirs": [], "console": CONSOLE}
     prepare([recordings], shards, embodiment=embodiment, **options)
     return shards
@@ -64,6 +79,8 @@ def row(
     episodes: Annotated[int, typer.Option(min=1, help="Recorded of each task.")] = EPISODES,
     trials: Annotated[int, typer.Option(min=1, help="Closed-loop episodes a cell.")] = TRIALS,
     action_steps: Annotated[list[int] | None, typer.Option(help="Denoising steps; repeatable; default 10, 2.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Repeatable; default the four of the table.")] = None,
+    scaling: Annotated[Scaling, typer.Option(help="A range a number of the action, or one a step.")] = Scaling.chunk,
     overrides: Overrides = None,
 ) -> None:
     """Make one row: recipe -> run -> bundle -> success rates."""
@@ -71,7 +88,8 @@ def row(
     if name not in known:
         raise UserError(f"unknown row {name!r}{did_you_mean(name, known)}", "row", f"choose one of: {listed(known)}")
     recipe, place = bundled(f"recipes/metaworld/{name}.yaml"), work / (label or name)
-    shards = shards_of(work, episodes)
+    tasks = tuple(task or TASKS)
+    shards = shards_of(work, episodes, tasks, scaling)
     run, bundle = place / "run", place / "bundle"
     sets = [f"data.shards={json.dumps(str(shards))}", *(overrides or [])]
     if run.exists() and open_run(run).recipe != load_recipe(recipe, sets):
@@ -86,12 +104,12 @@ def row(
         options = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
         export_run(run, bundle, format="bundle", **options)
     for steps in action_steps or ACTION_STEPS:
-        for task in TASKS:
-            out = place / f"{task}_{steps}"
+        for name in tasks:
+            out = place / f"{name}_{steps}"
             if not out.exists():
                 evaluate_in_environment(
                     bundle,
-                    f"metaworld:{task}",
+                    f"metaworld:{name}",
                     episodes=trials,
                     seed=SEED,
                     out=out,
