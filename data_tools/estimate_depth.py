@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError
 
 
@@ -40,7 +40,7 @@ def main(
             check=depth_check,
             workers=workers,
             ray=ray,
-            console=Console(),
+            console=plain_console(),
             urdf_dirs=urdf_dir,
         )
     except UserError as error:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError
 
 
@@ -43,12 +44,11 @@ def main(
 ) -> None:
     """Write the backbone folder OUT from CKPT and print what was used, ignored and assumed."""
     import torch
-    from rich.console import Console
 
     from xwam_ft.convert.convert import ConvertOptions, import_checkpoint
     from xwam_ft.progress import progress_bar
 
-    console = Console(highlight=False)
+    console = plain_console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped import takes its half-made folder away
     options = ConvertOptions(
         vae_text=vae_text,

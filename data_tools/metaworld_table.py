@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from xwam_ft.bundled import bundled
+from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 from xwam_ft.export.export import export_run
@@ -39,7 +39,7 @@ MAX_STEPS = 200  # the benchmark allows 500
 ACTION_STEPS = (10, 2)
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-CONSOLE = Console(highlight=False)
+CONSOLE = plain_console()
 Work = Annotated[Path, typer.Argument(help="Folder for recordings, shards and rows.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="As in `xwam-ft train`.")]
 

@@ -28,7 +28,6 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -39,6 +38,7 @@ import _tiny_video as video_of
 from _optimizers import Look, MuonAndAdamW, Training
 from _tiny_card import card
 from xwam_ft.bundled import bundled
+from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError
 from xwam_ft.evaluate.metaworld import instruction
 from xwam_ft.files import atomic_folder, atomic_path, read_json, sha256, write_json_atomic, write_text_atomic
@@ -61,7 +61,7 @@ SHIPPED_RUNS = [
     {"minutes": 27, "processes": 2, "steps": 3722, "squared": 2.0, "kl": 1e-7, "woken": 21, "lengths": [1, 5]},
 ]
 """Of the VAE that ships: what `--shipped` goes on from."""
-CONSOLE = Console(highlight=False)
+CONSOLE = plain_console()
 
 
 @app.command()
