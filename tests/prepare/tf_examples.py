@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from xwam_ft.prepare.sources.crc32c import masked_crc32c
+from xwam_ft.prepare.sources.tfrecord import masked_crc32c
 
 
 def encoded(features: dict[str, Any]) -> bytes:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import google_crc32c
 import numpy as np
 
 from xwam_ft.prepare.episode import EpisodeError
-from xwam_ft.prepare.sources.crc32c import masked_crc32c
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LENGTH = struct.Struct("<QI")
 CRC = struct.Struct("<I")
+MASK_DELTA = 0xA282EAD8  # a checksum stored beside its data is rotated and shifted by this
 Kind = Literal["bytes", "float", "int"]
 KINDS: dict[int, Kind] = {1: "bytes", 2: "float", 3: "int"}
 
@@ -65,6 +66,12 @@ class ExampleFeature:
     def items(self) -> list[memoryview]:
         """The entries of a list of bytes."""
         return [value for _, _, value in _fields(self.body)]
+
+
+def masked_crc32c(data: bytes | memoryview) -> int:
+    """The checksum as TFRecord files store it: CRC-32C (RFC 3720), rotated right by 15 bits, plus a constant."""
+    crc = google_crc32c.value(bytes(data))
+    return (((crc >> 15) | (crc << 17)) + MASK_DELTA) & 0xFFFFFFFF
 
 
 def map_file(path: Path) -> memoryview:
