@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from xwam_ft.contract import Contract, DepthCode
 from xwam_ft.errors import UserError
-from xwam_ft.evaluate.fidelity import Fidelity, depth_scores, picture_scores
+from xwam_ft.evaluate.fidelity import Fidelity, depth_scores, picture_scores, structural_similarity
 from xwam_ft.evaluate.imagine import imagine, make_pair, pair_rows, tiles
 from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, enlarge, pages
 from xwam_ft.evaluate.pointcloud import read_ply
@@ -136,6 +137,17 @@ def test_repeating_the_first_frame_scores_like_the_baseline(shard_set: ShardSet)
     table = fidelity.table()
     assert table["psnr"]["imagined"] == table["psnr"]["repeat_first_frame"]
     assert table["ssim"]["imagined"] == table["ssim"]["repeat_first_frame"]
+
+
+def test_ssim_is_torchmetrics_own() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    rng = np.random.default_rng(0)
+    first = rng.random((3, 32, 48, 3))
+    first[0], second = 0.5, np.clip(first + rng.normal(0, [[[[0.02]]], [[[0.2]]], [[[1.0]]]], first.shape), 0, 1)
+    pair = torch.from_numpy(first).movedim(-1, 1), torch.from_numpy(second).movedim(-1, 1)
+    expected = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+    np.testing.assert_allclose(structural_similarity(first, second), expected, rtol=1e-9)
 
 
 def test_scores_in_closed_form() -> None:
