@@ -7,12 +7,17 @@ OUT ?= out/demo
 
 export TOKENIZERS_PARALLELISM := false
 
+EXTRAS := dev,sim,mcap,stereo,ray,viz,serve
+# Two processes, a file's tests in one of them, files in the order in which they are collected.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+UNIT := -m pytest $(TWO) -m 'not slow and not gpu and not sim and not soak'
+
 .PHONY: demo test unit test-lowest test-pythons check style mutants soak clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,sim,mcap,stereo,ray,viz,serve]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@# openpi's own client, for its test; its package asks for numpy below 2, its code does not.
 	@$(BIN)/python -m pip install --quiet --no-deps 'openpi-client==0.1.2' || echo 'no openpi-client: its test will skip'
 	@touch $@
@@ -26,14 +31,11 @@ test unit: export OMP_NUM_THREADS := 1
 
 ## every test this machine can run; two processes, as long ones would otherwise wait for each other
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 8
+	$(BIN)/python -m pytest $(TWO) --durations 8
 
 ## the unit suite alone (under 90 s on two cores)
 unit: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
-
-EXTRAS := dev,sim,mcap,stereo,ray,viz,serve
-UNIT := -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not sim and not soak'
+	$(BIN)/python $(UNIT)
 
 ## the unit suite with the lowest version of every dependency that pyproject.toml allows; needs the network
 test-lowest:
