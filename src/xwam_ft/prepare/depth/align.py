@@ -125,8 +125,8 @@ def _start(x: Float[ndarray, " n"], y: Float[ndarray, " n"]) -> tuple[float, flo
     first, second = first[apart], second[apart]
     slopes = (y[second] - y[first]) / (x[second] - x[first])
     intercepts = y[first] - slopes * x[first]
-    medians = [float(np.median(np.abs(y[some] - (a * x[some] + c)))) for a, c in zip(slopes, intercepts, strict=True)]
-    best = int(np.argmin(medians))
+    residuals = np.abs(y[some] - (slopes[:, None] * x[some] + intercepts[:, None]))
+    best = int(np.argmin(np.median(residuals, axis=1, overwrite_input=True)))
     return float(slopes[best]), float(intercepts[best])
 
 
