@@ -2,7 +2,8 @@
 
     python data_tools/metaworld_table.py row lora_prior WORK
     python data_tools/metaworld_table.py row full_prior WORK --label push_by_step --task push --scaling step
-    python data_tools/metaworld_table.py show WORK
+    python data_tools/metaworld_table.py keep WORK docs/results/metaworld
+    python data_tools/metaworld_table.py show docs/results/metaworld
 
 A row is a recipe of recipes/metaworld: one model for all tasks, told by the instruction which. `row` records what is
 missing, prepares, trains, exports and evaluates every task in closed loop, with 10 and with 2 action steps; what is
@@ -17,18 +18,21 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from xwam_ft.bundled import bundled
 from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 from xwam_ft.export.export import export_run
+from xwam_ft.files import read_json, write_json_atomic
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.recipe import load_recipe
 from xwam_ft.train.folder import open_run
+from xwam_ft.train.history import TIME_FILE, History
 from xwam_ft.train.train import resume_run, train_recipe
 
 TASKS = ("button-press-topdown", "drawer-open", "window-open", "push")
@@ -121,22 +125,66 @@ def row(
 
 
 @app.command()
+def keep(work: Work, folder: Annotated[Path, typer.Argument(help="Small files, as docs/results/metaworld.")]) -> None:
+    """Write what every row made so far gave to FOLDER/ROW.json: what it was, clips, held-out errors, successes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in _rows(work):
+        write_json_atomic(folder / f"{row['row']}.json", row)
+        print(folder / f"{row['row']}.json")
+
+
+@app.command()
 def show(work: Work) -> None:
-    """Print every row made so far as a Markdown table; a mean only where every cell is there."""
-    if not work.is_dir():
-        raise UserError("no such folder", work, "make a row first: metaworld_table.py row lora_prior WORK")
-    print("| row | steps | " + " | ".join(TASKS) + " | mean |")
-    print("|---|---|" + "---|" * (len(TASKS) + 1))
-    for place in sorted(path for path in work.iterdir() if (path / "bundle").is_dir()):
-        for steps in ACTION_STEPS:
-            cells = [place / f"{task}_{steps}" / "metrics.json" for task in TASKS]
-            if not any(cell.is_file() for cell in cells):
-                continue
-            found = [json.loads(cell.read_text()) if cell.is_file() else None for cell in cells]
-            words = ["–" if metrics is None else _cell(metrics) for metrics in found]
-            rates = [metrics["rate"] for metrics in found if metrics is not None]
-            mean = f"{100 * sum(rates) / len(rates):.0f} %" if len(rates) == len(TASKS) else "–"
-            print(f"| {place.name} | {steps} | " + " | ".join(words) + f" | {mean} |")
+    """Print every row made so far, or kept in a folder of results, as a Markdown table.
+
+    A mean stands only where every cell is there.
+    """
+    rows = _rows(work)
+    done = {task for row in rows for task, _ in map(_parts, row["cells"])}
+    tasks = [*TASKS, *sorted(done - {*TASKS})]
+    print("| row | clips | steps | " + " | ".join(tasks) + " | mean |")
+    print("|---|---|---|" + "---|" * (len(tasks) + 1))
+    for row in rows:
+        for steps in sorted({steps for _, steps in map(_parts, row["cells"])}, reverse=True):
+            found = [row["cells"].get(f"{task}_{steps}") for task in tasks]
+            words = ["–" if cell is None else _cell(cell) for cell in found]
+            rates = [cell["rate"] for cell in found if cell is not None]
+            mean = f"{100 * sum(rates) / len(rates):.0f} %" if len(rates) == len(tasks) else "–"
+            clips = f"{row['clips']:,}" if row["clips"] else "–"
+            print(f"| {row['row']} | {clips} | {steps} | " + " | ".join(words) + f" | {mean} |")
+
+
+def _parts(cell: str) -> tuple[str, int]:
+    task, steps = cell.rsplit("_", 1)
+    return task, int(steps)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows by name: of a folder of work, or as `keep` wrote them."""
+    if not folder.is_dir():
+        raise UserError("no such folder", folder, "make a row first: metaworld_table.py row lora_prior WORK")
+    kept = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return kept or [_row(place) for place in sorted(path for path in folder.iterdir() if (path / "bundle").is_dir())]
+
+
+def _row(place: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"row": place.name, "clips": None, "recipe": None, "held_out": {}, "seconds": None}
+    if (place / "run").is_dir():
+        run = open_run(place / "run")
+        history = History(run.path)
+        numbers = next((line for line in reversed(history.metrics()) if "held_out/total" in line), {})
+        recipe = yaml.safe_load(run.recipe.to_yaml())
+        del recipe["data"]["shards"]  # a place on this machine
+        row |= {
+            "clips": run.recipe.trainer.max_steps * run.recipe.trainer.batch_size * run.recipe.trainer.accumulate,
+            "recipe": recipe,
+            "action_scaling": run.contract.action_scaling,
+            "held_out": {name: value for name, value in numbers.items() if name.startswith("held_out/")},
+            "seconds": read_json(run.path / TIME_FILE),
+        }
+    told = ("rate", "successes", "of", "interval_95", "execute", "max_steps", "seed", "seconds_a_chunk")
+    cells = {path.parent.name: json.loads(path.read_text()) for path in sorted(place.glob("*_*/metrics.json"))}
+    return row | {"cells": {cell: {key: found[key] for key in told if key in found} for cell, found in cells.items()}}
 
 
 def _cell(metrics: dict[str, object]) -> str:

@@ -193,14 +193,21 @@ def test_the_table_shows_what_was_evaluated(tmp_path: Path, capsys: pytest.Captu
     (cell / "metrics.json").write_text(json.dumps(metrics))
     table.show(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "| lora_prior | 10 | 49 of 50 (90–100 %) | – | – | – | – |"
+    assert lines[-1] == "| lora_prior | – | 10 | 49 of 50 (90–100 %) | – | – | – | – |"
     assert len(lines) == 3
     for task, rate in zip(table.TASKS, (1.0, 0.5, 0.5, 0.0), strict=True):
         other = tmp_path / "lora_prior" / f"{task}_2"
         other.mkdir()
         (other / "metrics.json").write_text(json.dumps(metrics | {"rate": rate}))
     table.show(tmp_path)
-    assert capsys.readouterr().out.splitlines()[-1].endswith("| 50 % |")
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1].endswith("| 50 % |")
+    table.keep(tmp_path, tmp_path / "kept")
+    kept = json.loads((tmp_path / "kept/lora_prior.json").read_text())
+    assert kept["cells"][f"{table.TASKS[0]}_10"] == metrics
+    capsys.readouterr()
+    table.show(tmp_path / "kept")
+    assert capsys.readouterr().out == shown
 
 
 def test_a_row_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
