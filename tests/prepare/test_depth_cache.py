@@ -15,7 +15,7 @@ from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.depth import Description, Estimator, parse_depth
-from xwam_ft.prepare.depth.estimated import Estimated, pack, unpack
+from xwam_ft.prepare.depth.estimated import Estimated, PackedDepth
 from xwam_ft.prepare.embodiment.cameras import CameraPlan
 from xwam_ft.prepare.embodiment.schema import DepthRange, DepthVideo
 from xwam_ft.prepare.episode import Episode
@@ -93,12 +93,14 @@ def test_packing_rounds_by_no_more_than_it_says(metric: bool) -> None:
     rng = np.random.default_rng(1)
     depth = np.exp(rng.uniform(-3, 3, (3, 8, 10))) if metric else rng.normal(0, 5, (3, 8, 10))
     depth[0, :2], depth[1] = np.nan, np.nan
-    found = unpack(pack(depth, metric=metric))
+    block = PackedDepth.of(depth, metric=metric)
+    found = PackedDepth.unpack(block.pack()).depth()
+    np.testing.assert_array_equal(found, block.depth())
     np.testing.assert_array_equal(np.isnan(found), np.isnan(depth))
     known = np.isfinite(depth)
     bound = 1e-4 * depth[known] if metric else 1e-5 * np.ptp(depth[known])
     assert np.all(np.abs(found - depth)[known] <= bound)
-    assert np.isnan(unpack(pack(np.full((1, 4, 4), np.nan), metric=metric))).all()
+    assert np.isnan(PackedDepth.unpack(PackedDepth.of(np.full((1, 4, 4), np.nan), metric=metric).pack()).depth()).all()
 
 
 @pytest.fixture

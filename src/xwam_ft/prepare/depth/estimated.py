@@ -13,6 +13,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from xwam_ft.prepare.depth.sensor import Sensor
 from xwam_ft.prepare.depth.views import require_length
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Float, UInt8, UInt16
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
@@ -63,10 +64,10 @@ class Estimated(DepthStage):
         path = self._place(self.cache, pictures, focal, prompt)
         if (kept := _load(path)) is not None:
             return kept
-        packed = pack(self._estimate(pictures, focal, prompt), metric=self.description.metric)
+        block = PackedDepth.of(self._estimate(pictures, focal, prompt), metric=self.description.metric)
         with atomic_path(path) as temporary:
-            temporary.write_bytes(packed)
-        return unpack(packed)
+            temporary.write_bytes(block.pack())
+        return block.depth()
 
     def _estimate(self, pictures: ndarray, focal: float | None, prompt: ndarray | None) -> ndarray:
         found = self.estimator.estimate(pictures, focal, prompt)
@@ -108,32 +109,46 @@ def pick_device() -> str:
     return f"cuda:{identity[-1] % torch.cuda.device_count()}"
 
 
-def pack(depth: Float[ndarray, "n h w"], *, metric: bool) -> bytes:
-    """Depth -> bytes; metres are rounded by at most 1e-4 of themselves, inverse depth by 1e-5 of the block's range."""
-    value = np.asarray(depth, dtype=np.float64)
-    valid = np.isfinite(value) & (value > 0) if metric else np.isfinite(value)
-    value = np.log(np.where(valid, value, 1.0)) if metric else np.where(valid, value, 0.0)
-    low, high = (float(value[valid].min()), float(value[valid].max())) if valid.any() else (0.0, 1.0)
-    unit = (value - low) / (high - low) if high > low else np.zeros_like(value)
-    codes = np.where(valid, 1 + np.rint(unit * STEPS), 0).astype(np.uint16)
-    buffer = io.BytesIO()
-    video = np.frombuffer(media.gray16_bytes(codes, 1.0), dtype=np.uint8)
-    np.savez(buffer, video=video, ends=np.array([low, high]), log=np.array(metric))
-    return buffer.getvalue()
+@dataclass(frozen=True)
+class PackedDepth:
+    """Depth as a cache entry holds it: codes [n, h, w], 0 = none, and what 1 and 65535 mean."""
 
+    codes: UInt16[ndarray, "n h w"]
+    low: float
+    high: float
+    log: bool  # low and high are logarithms of metres, not inverse depth
 
-def unpack(data: bytes) -> Float[ndarray, "n h w"]:
-    """The inverse of `pack`, float32, NaN where there is none."""
-    with np.load(io.BytesIO(data)) as archive:
-        codes = media.read_gray16(archive["video"].tobytes())
-        (low, high), log = archive["ends"], bool(archive["log"])
-    value = low + (codes.astype(np.float64) - 1) / STEPS * (high - low)
-    return np.where(codes == 0, np.nan, np.exp(value) if log else value).astype(np.float32)
+    @classmethod
+    def of(cls, depth: Float[ndarray, "n h w"], *, metric: bool) -> PackedDepth:
+        """Metres are rounded by at most 1e-4 of themselves, inverse depth by 1e-5 of the block's range."""
+        value = np.asarray(depth, dtype=np.float64)
+        valid = np.isfinite(value) & (value > 0) if metric else np.isfinite(value)
+        value = np.log(np.where(valid, value, 1.0)) if metric else np.where(valid, value, 0.0)
+        low, high = (float(value[valid].min()), float(value[valid].max())) if valid.any() else (0.0, 1.0)
+        unit = (value - low) / (high - low) if high > low else np.zeros_like(value)
+        return cls(np.where(valid, 1 + np.rint(unit * STEPS), 0).astype(np.uint16), low, high, metric)
+
+    def depth(self) -> Float[ndarray, "n h w"]:
+        """float32, NaN where there is none."""
+        value = self.low + (self.codes.astype(np.float64) - 1) / STEPS * (self.high - self.low)
+        return np.where(self.codes == 0, np.nan, np.exp(value) if self.log else value).astype(np.float32)
+
+    def pack(self) -> bytes:
+        buffer = io.BytesIO()
+        video = np.frombuffer(media.gray16_bytes(self.codes, 1.0), dtype=np.uint8)
+        np.savez(buffer, video=video, ends=np.array([self.low, self.high]), log=np.array(self.log))
+        return buffer.getvalue()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PackedDepth:
+        with np.load(io.BytesIO(data)) as archive:
+            low, high = map(float, archive["ends"])
+            return cls(media.read_gray16(archive["video"].tobytes()), low, high, bool(archive["log"]))
 
 
 def _load(path: Path) -> ndarray | None:
     """A cached block; None where it is absent or damaged, so that it is made again."""
     try:
-        return unpack(path.read_bytes())
+        return PackedDepth.unpack(path.read_bytes()).depth()
     except (OSError, KeyError, ValueError, UserError, zipfile.BadZipFile):
         return None
