@@ -70,10 +70,10 @@ class Prober:
     def seconds(self, batch_size: int, steps: int) -> tuple[float, float]:
         """Median seconds of a micro-batch and of the optimizer's step, after one of each that does not count."""
         recipe = self.recipe
-        module = module_on_random_clips(self.network, recipe, self.text).to(self.device)
         batch = random_batch(
             self.contract, self.latents, self.text, batch_size, self.device, depth=self.network.config.has_depth
         )
+        module = module_on_random_clips(self.network, recipe, batch).to(self.device)
         optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
         spent: list[tuple[float, float]] = []
         for _ in range(steps + 1):
