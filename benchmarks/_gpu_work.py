@@ -19,6 +19,7 @@ from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import PARTS, PUBLISHED, Backbone, Part, cast_weights, load_backbone, locate_backbone
+from xwam_ft.model.precision import uses_tf32
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import INDEX_FILE, ShardSet
@@ -139,6 +140,8 @@ class Day:
 
     def module(self, recipe: Recipe, backbone: Backbone | None = None, *, device: str | None = None) -> TrainingModule:
         """The training module of a recipe, on the day's device, for steps of its micro-batch of `clips`."""
+        if not self.toy:  # as `train` sets it meanwhile; nothing else runs in this process
+            torch.set_float32_matmul_precision("high" if uses_tf32(recipe.trainer) else "highest")
         backbone = backbone or self.backbone("transformer")
         torch.manual_seed(0)
         network = trainable_network(backbone, recipe, self.size.contract).to(device or self.device).train()
