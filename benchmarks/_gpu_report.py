@@ -37,8 +37,7 @@ def write_report(out: Path, names: list[str]) -> dict[str, Any]:
         name: read_json(place) if (place := out / "parts" / f"{name}.json").is_file() else NOT_RUN for name in names
     }
     day = read_json(out / "day.json")
-    if day["weights"] and Path(day["weights"]).is_dir():
-        day["weights"] = Path(day["weights"]).name  # a path says more of a person than of a machine
+    day = scrubbed(day, out, day["weights"])  # a path says more of a person than of a machine
     report = {
         "schema_version": SCHEMA_VERSION,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,6 +78,15 @@ def shown(cell: Any) -> str:
     return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
 
 
-def scrubbed(text: str, out: Path) -> str:
-    """A sentence without the paths of a person's machine."""
-    return text.replace(str(out), "OUT").replace(str(Path.home()), "~")
+def scrubbed(value: Any, out: Path, weights: str | None) -> Any:
+    """What a part has found without the paths of a person's machine, in any of its sentences."""
+    if isinstance(value, dict):
+        return {key: scrubbed(inner, out, weights) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [scrubbed(inner, out, weights) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if weights and Path(weights).is_dir():
+        for path in (str(Path(weights).absolute()), *([weights] if "/" in weights else [])):
+            value = value.replace(path, Path(weights).absolute().name)
+    return value.replace(str(out), "OUT").replace(str(Path.home()), "~")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -132,7 +133,8 @@ class Day:
 
     def recipe(self, *overrides: str) -> Recipe:
         """The 24 GB recipe, for this day's backbone and device; `a.b=c` changes more of it."""
-        contract = [f"data.shards={self.out / 'work' / 'shards'}", f"backbone.path={self.weights or PUBLISHED}"]
+        place, backbone = (json.dumps(str(of)) for of in (self.out / "work" / "shards", self.weights or PUBLISHED))
+        contract = [f"data.shards={place}", f"backbone.path={backbone}"]
         sizes = [f"model.depth.blocks={self.size.depth_blocks}", "trainer.accumulate=1", "trainer.workers=0"]
         here = [f"trainer.accelerator={'cpu' if self.toy else 'gpu'}", f"trainer.precision={self.precision}"]
         dtype = f"backbone.dtype={str(self.dtype).removeprefix('torch.')}"

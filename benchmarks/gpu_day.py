@@ -222,7 +222,7 @@ def _measure(out: Path, settings: dict[str, Any], name: str, say: Callable[[str]
         why = f"its process ended with code {process.exitcode}"
         why = f"not done after {PARTS[name][2]:g} minutes" if late else why
         result = {"status": "failed", "reason": f"{why}{_last(log)}", "tables": [], "says": []}
-    result |= {"seconds": round(time.monotonic() - began, 1), "reason": scrubbed(result["reason"], out)}
+    result = scrubbed(result, out, settings["weights"]) | {"seconds": round(time.monotonic() - began, 1)}
     write_json_atomic(_place(out, name), result)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu_day
-from _gpu_report import NOT_RUN, TITLES, page
+from _gpu_report import NOT_RUN, TITLES, page, scrubbed
 
 SCRIPT = Path(gpu_day.__file__)
 
@@ -136,7 +137,7 @@ def test_parts_that_die_raise_or_hang_are_written_down_and_the_others_go_on(
     parts = {**bad, "text": gpu_day.PARTS["text"]}
     monkeypatch.setattr(gpu_day, "PARTS", parts)
     monkeypatch.setattr("_gpu_report.TITLES", dict.fromkeys(parts, "a part"))
-    monkeypatch.setenv("PYTHONPATH", "")  # put back afterwards
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))  # which a day adds to: put back afterwards
     out = tmp_path / "day"
     result = in_process("--toy", "--out", out)
     assert result.exit_code == 1, result.output
@@ -192,3 +193,14 @@ def test_the_page_says_what_is_not_as_it_should_be_and_what_is_missing() -> None
     assert "<h3>&lt;b&gt;</h3>" in text
     assert "Random weights" in text
     assert Page(text).open == []
+
+
+def test_a_report_names_no_place_of_a_machine(tmp_path: Path) -> None:
+    weights, out = tmp_path / "someone" / "Wan2.2", tmp_path / "day"
+    weights.mkdir(parents=True)
+    found = {"reason": f"{weights}/vae: is cut off", "tables": [{"rows": [[f"{out}/work", 1.5, True]]}]}
+    assert scrubbed(found, out, str(weights)) == {
+        "reason": "Wan2.2/vae: is cut off",
+        "tables": [{"rows": [["OUT/work", 1.5, True]]}],
+    }
+    assert scrubbed("of Wan-AI/Wan2.2", out, "Wan-AI/Wan2.2") == "of Wan-AI/Wan2.2", "a hub id is no place"
