@@ -47,7 +47,7 @@ def main(
     typer.echo(machine(device))
     counted = _Counted(SIZES["5b"]())
     print_table("FLOPs at 5B, 3 views of 256x320, batch 1", ("what", "TFLOP", "saves"), counted.rows())
-    timed = _Timed(SIZES[size](), device, rollout, repeats)
+    timed = Timed(SIZES[size](), device, rollout, repeats)
     counts = [int(count) for count in steps.split(",")]
     print_table(f"one request at size {size}, ms", ("stage", *map(str, counts)), timed.stages(counts, compile))
     header = ("acceleration", "with, ms", "without, ms", "ratio")
@@ -102,7 +102,7 @@ class _Counted:
         ]
 
 
-class _Timed:
+class Timed:
     """Wall time of a policy with random weights."""
 
     def __init__(self, size: Size, device: str, rollout: int, repeats: int) -> None:

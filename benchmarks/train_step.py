@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -22,10 +23,10 @@ import slow_ways
 from _measure import flops, machine, matmul_peak, peak_memory, pick_device, print_table, seconds
 from _sizes import SIZES, Size, command, random_backbone
 from xwam_ft.encode.batch import Batch
-from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe
 from xwam_ft.train.draws import draw
+from xwam_ft.train.memory import module_on_random_clips
 from xwam_ft.train.module import TrainingModule
 
 RANK = 32
@@ -96,9 +97,7 @@ def training(
     backbone = random_backbone(size, device, dtype, parts=("transformer",))
     with torch.device(device):
         network = trainable_network(backbone, recipe, size.contract).train()
-    empty = torch.zeros(size.text_len, size.transformer["text_dim"])
-    counts = dict.fromkeys(("video", "action", "proprio", "depth"), 1000.0 * batch)
-    return TrainingModule(network, recipe, StepGeometry(batch), lambda step: counts, empty).to(device)
+    return module_on_random_clips(network, recipe, clips(size, batch, "meta")).to(device)
 
 
 def clips(size: Size, batch: int, device: str) -> Batch:
@@ -191,7 +190,7 @@ class _Timed:
         if module is None:
             return (form, ABSENT, None, None, None)
         batch = clips(self.size, count, self.device)
-        step = _step(module, replace(batch, text=batch.text[:3].repeat(count, 1, 1)[:count]), self.precision)
+        step = optimizer_step(module, replace(batch, text=batch.text[:3].repeat(count, 1, 1)[:count]), self.precision)
         spent: dict[str, list[float]] = {"short": [], "plain": []}
         for _ in range(self.repeats + 1):
             for way, taken in spent.items():
@@ -208,17 +207,17 @@ class _Timed:
         options: Any = {"checkpointing": self.checkpointing, "dtype": dtype}
         module = training(form, self.size, self.device, count, **options)
         assert module is not None
-        step = _step(module, clips(self.size, count, self.device), self.precision)
+        step = optimizer_step(module, clips(self.size, count, self.device), self.precision)
         return count / seconds(step, self.device, self.repeats), peak_memory(step, self.device)
 
 
-def _step(module: TrainingModule, batch: Batch, precision: str) -> Any:
-    """One optimizer step, as Lightning takes it."""
+def optimizer_step(module: TrainingModule, batch: Batch, precision: str) -> Callable[[], torch.Tensor]:
+    """One optimizer step, as Lightning takes it; called, it returns the loss before the step."""
     made = module.configure_optimizers()
     optimizer: torch.optim.Optimizer = made["optimizer"]
     device = batch.latents.device.type
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         mixed = torch.autocast(device, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
         with mixed:
             loss = module.training_step(batch, 0)
@@ -227,6 +226,7 @@ def _step(module: TrainingModule, batch: Batch, precision: str) -> Any:
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
         optimizer.zero_grad()
+        return loss.detach()
 
     return step
 

@@ -196,6 +196,7 @@ class TrainerSpec(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "auto"] = "32-true"
+    tf32: bool | Literal["auto"] = "auto"  # products that stay float32 on a GPU; auto: under bf16-mixed
     workers: Natural = 0  # DataLoader worker processes; the run does not depend on it
     threads: Natural = 0  # torch CPU threads; 0 leaves torch's own choice
     callbacks: list[str] = Field(default=[])

@@ -27,7 +27,7 @@ from xwam_ft.shards import ShardSet
 from xwam_ft.train.memory import count_activations, is_out_of_memory, random_batch
 from xwam_ft.train.plan import CHECKPOINTS, Plan, fitting_batch, make_plan, shape_network, warnings
 from xwam_ft.train.plan_report import duration, plan_recipe
-from xwam_ft.train.probe import largest
+from xwam_ft.train.probe import Prober, largest
 from xwam_ft.train.sharding import gathered_bytes, shard, share
 
 from . import training
@@ -215,6 +215,16 @@ def test_each_warning_names_the_value_to_change(
         ),
     )
     assert any("a clip spans 9 frames and most episodes are shorter" in line for line in warnings(plan, recipe, long))
+
+
+def test_steps_on_pictures_of_the_5b_size_are_not_taken_for_a_broken_vae(
+    recipe: Recipe, shard_set: ShardSet, plan: Plan
+) -> None:
+    """The losses of made-up clips are means, whatever their size: the guard of a first step looks at them too."""
+    device, latents = torch.device("cpu"), (48, 2, 2, 16, 20)
+    micro, step = Prober(recipe, shard_set.contract, device, latents, plan.text).seconds(3, 1)
+    assert micro > 0
+    assert step > 0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 8, 9, 100, 127, 128, 500])

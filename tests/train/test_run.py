@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,6 +165,24 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path,
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     training.resume(run, console)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_run_computes_its_float32_products_as_its_recipe_says(
+    recipe_file: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xwam_ft.model.precision.runs_on_gpu", lambda spec: True)  # the step itself is on the CPU
+    seen: list[str] = []
+    step = TrainingModule.training_step
+
+    def noted(self: TrainingModule, *given: Any) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return step(self, *given)
+
+    monkeypatch.setattr(TrainingModule, "training_step", noted)
+    training.train(recipe_file, tmp_path / "run", ["trainer.max_steps=1", "trainer.tf32=true"], console)
+    assert set(seen) == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_an_existing_run_is_not_overwritten(finished: Path, recipe_file: Path, console: Console) -> None:

@@ -76,13 +76,16 @@ def random_batch(
     )
 
 
-def module_on_random_clips(network: JointNetwork, recipe: Recipe, text: tuple[int, int]) -> TrainingModule:
-    """The training module with made-up loss counts, for clips of `random_batch`."""
+def module_on_random_clips(network: JointNetwork, recipe: Recipe, batch: Batch) -> TrainingModule:
+    """The training module for steps of this micro-batch of `random_batch`, whose losses are means over its numbers.
+
+    They have to be: the guard of a first step takes a loss far above 1 for a broken VAE.
+    """
     spec = recipe.trainer
-    number = 1000.0 * spec.batch_size * spec.accumulate
-    counts: dict[str, float] = {name: number for name in ("video", "action", "proprio", "depth")}  # noqa: C420
+    terms = {"video": batch.latents, "action": batch.action, "proprio": batch.proprio, "depth": batch.latents}
+    counts = {name: float(tensor.numel() * spec.accumulate) for name, tensor in terms.items()}
     geometry = StepGeometry(spec.batch_size, spec.accumulate)
-    return TrainingModule(network, recipe, geometry, lambda step: counts, torch.zeros(text))
+    return TrainingModule(network, recipe, geometry, lambda step: counts, torch.zeros(batch.text.shape[1:]))
 
 
 def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, scores: bool) -> Activations:
@@ -106,8 +109,7 @@ def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, sc
 
 
 def _kept_bytes(network: JointNetwork, recipe: Recipe, batch: Batch, *, scores: bool) -> int:
-    text = (batch.text.shape[1], batch.text.shape[2])
-    module = module_on_random_clips(network, recipe, text).to(network.device)
+    module = module_on_random_clips(network, recipe, batch).to(network.device)
     held = {_storage(tensor) for tensor in (*module.parameters(), *module.buffers())}
     heads = int(network.transformer.config.num_attention_heads)
     seen: dict[int, Tensor] = {}

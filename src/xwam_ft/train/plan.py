@@ -19,7 +19,7 @@ import torch
 from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
-from xwam_ft.model.precision import chosen_precision
+from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.train.enough import too_few_clips
@@ -125,7 +125,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     network = shape_network(skeleton, recipe, shard_set)
     groups = tuple(_packed(row, packed) for row in summary_table(network))
     batch = random_batch(contract, latents, text, 1, "meta", depth=depth)
-    on_gpu = spec.accelerator == "gpu" or (spec.accelerator == "auto" and torch.cuda.is_available())
+    on_gpu = runs_on_gpu(spec)
     activations = count_activations(network, recipe, batch, scores=not on_gpu)
     train, held_out = (shard_set.clips(split, recipe.data.clip_stride) for split in ("train", "held_out"))
     if not train:

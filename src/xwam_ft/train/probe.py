@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.precision import chosen_precision
+from xwam_ft.model.precision import chosen_precision, float32_products
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.train.memory import is_out_of_memory, module_on_random_clips, random_batch
 
@@ -70,23 +70,24 @@ class Prober:
     def seconds(self, batch_size: int, steps: int) -> tuple[float, float]:
         """Median seconds of a micro-batch and of the optimizer's step, after one of each that does not count."""
         recipe = self.recipe
-        module = module_on_random_clips(self.network, recipe, self.text).to(self.device)
         batch = random_batch(
             self.contract, self.latents, self.text, batch_size, self.device, depth=self.network.config.has_depth
         )
+        module = module_on_random_clips(self.network, recipe, batch).to(self.device)
         optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
         spent: list[tuple[float, float]] = []
-        for _ in range(steps + 1):
-            first = self._now()
-            with self._precision():
-                loss = module.training_step(batch, 0)
-            loss.backward()
-            middle = self._now()
-            module.on_before_optimizer_step(optimizer)
-            module.configure_gradient_clipping(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-            spent.append((middle - first, self._now() - middle))
+        with float32_products(recipe.trainer):
+            for _ in range(steps + 1):
+                first = self._now()
+                with self._precision():
+                    loss = module.training_step(batch, 0)
+                loss.backward()
+                middle = self._now()
+                module.on_before_optimizer_step(optimizer)
+                module.configure_gradient_clipping(optimizer)
+                optimizer.step()
+                optimizer.zero_grad()
+                spent.append((middle - first, self._now() - middle))
         return statistics.median(row[0] for row in spent[1:]), statistics.median(row[1] for row in spent[1:])
 
     def measure(self, steps: int = 3) -> Probe:

@@ -29,7 +29,7 @@ from xwam_ft.files import atomic_folder, write_json_atomic
 from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
-from xwam_ft.model.precision import chosen_precision
+from xwam_ft.model.precision import chosen_precision, float32_products
 from xwam_ft.train.callbacks import AdaptersMove, Averaging, Clock, Signals, StepBar, signals_restored
 from xwam_ft.train.checkpoint import run_disk_errors
 from xwam_ft.train.data import ClipDataModule
@@ -192,7 +192,13 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
         checkpoints.require_belonging(trainer, module)
         return
     try:
-        with _quiet(), _deterministic(trainer), signals_restored(), run_disk_errors(folder.path):
+        with (
+            _quiet(),
+            _deterministic(trainer),
+            float32_products(recipe.trainer),
+            signals_restored(),
+            run_disk_errors(folder.path),
+        ):
             trainer.fit(module, datamodule=data)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into an exit with 1
