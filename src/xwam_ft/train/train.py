@@ -181,7 +181,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     trainer = make_trainer(
         recipe,
         callbacks=callbacks,
-        logger=[*run_loggers(folder.path, folder.first_step, recipe), *own.loggers],
+        logger=[*run_loggers(folder.path, folder.first_step, recipe, look.missed), *own.loggers],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # a user's own
         enable_progress_bar=first_rank() and not console.quiet,
         num_sanity_val_steps=-1 if "validate" in look.missed else 0,
