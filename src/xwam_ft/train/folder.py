@@ -166,6 +166,17 @@ def keep_length(run: RunFolder) -> RunFolder:
     return replace(run, extends=False)
 
 
+def keep_places(run: RunFolder) -> bool:
+    """Write down where the run's shards lie now, once they are known to be its own; True where that is new."""
+    recipe = load_recipe(run.path / RECIPE_FILE)
+    shards = _absolute(run.recipe).data.shards
+    if shards == recipe.data.shards:
+        return False
+    data = recipe.data.model_copy(update={"shards": shards})
+    write_text_atomic(run.path / RECIPE_FILE, recipe.model_copy(update={"data": data}).to_yaml())
+    return True
+
+
 def require_sealed(run: RunFolder) -> None:
     """Raise a `UserError` unless recipe and contract are those that the checkpoint was trained under.
 
@@ -199,8 +210,8 @@ def require_shards(run: RunFolder) -> None:
             raise UserError(
                 f"trains on {source.path}, and there is no such folder",
                 run.path,
-                f"where the shards were moved, give their new place: data.shards in {run.path / RECIPE_FILE}, or --set "
-                "data.shards=FOLDER to `xwam-ft train --resume`; they are known by their content",
+                "where the shards were moved, give their new place, which the run keeps, also when it is finished: "
+                f"xwam-ft train --resume {quote(str(run.path))} --set data.shards=FOLDER (they are known by their content)",
             )
 
 

@@ -125,9 +125,7 @@ class Look(StepCallback):
             else:
                 module.log_dict(errors, rank_zero_only=True)
         elif self.signals.cut:
-            module.held_out = HeldOutLosses(
-                self.recipe
-            )  # nothing is logged of it: it is made up for as a whole
+            module.held_out = HeldOutLosses(self.recipe)  # nothing is logged of it: it is made up for as a whole
         trainer.strategy.barrier()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

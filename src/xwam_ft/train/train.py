@@ -41,6 +41,7 @@ from xwam_ft.train.folder import (
     RECIPE_FILE,
     RunFolder,
     keep_length,
+    keep_places,
     make_run,
     open_run,
     require_free,
@@ -102,8 +103,8 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 
     Args:
-        overrides: of keys that the result does not depend on (folder.FREE, CUT), this call's alone; and
-            `trainer.max_steps`, which makes the run longer for good.
+        overrides: of keys that the result does not depend on (folder.FREE, CUT), this call's alone; and for good
+            `trainer.max_steps`, which makes the run longer, and `data.shards`, where they were moved.
 
     Raises:
         UserError: not a run folder, a damaged checkpoint, another contract, backbone, shard set or recipe, or an
@@ -125,6 +126,8 @@ def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
     require_shards(folder)
     inputs, own = open_inputs(folder.recipe, console, contract=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
+    if first_rank() and keep_places(folder):
+        console.print(f"data.shards of the run: {folder.recipe.data.where}", soft_wrap=True, markup=False)
     clips = inputs.clips()
     if folder.extends:
         console.print(folder.extensions[-1].said, soft_wrap=True, markup=False)
