@@ -17,7 +17,6 @@ report.html     how it learned and what it was (report.py)
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, write_text_atomic
+from xwam_ft.files import atomic_folder, remove_folder, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
@@ -162,7 +161,8 @@ def keep_length(run: RunFolder) -> RunFolder:
         write_text_atomic(run.path / RECIPE_FILE, followed.to_yaml())
     if run.first_step < run.recipe.trainer.max_steps:
         for name in (ADAPTER, DEPTH_ADAPTER):
-            shutil.rmtree(run.path / name, ignore_errors=True)
+            if (run.path / name).exists():
+                remove_folder(run.path / name)
     return replace(run, extends=False)
 
 
@@ -211,7 +211,7 @@ def require_shards(run: RunFolder) -> None:
                 f"trains on {source.path}, and there is no such folder",
                 run.path,
                 "where the shards were moved, give their new place, which the run keeps, also when it is finished: "
-                f"xwam-ft train --resume {quote(str(run.path))} --set data.shards=FOLDER (they are known by their content)",
+                f"xwam-ft train --resume {quote(str(run.path))} --set data.shards=FOLDER",
             )
 
 

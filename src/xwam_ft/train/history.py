@@ -9,14 +9,13 @@ time.json                                seconds by what was done, over all the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xwam_ft.files import atomic_folder, read_json, write_json_atomic
+from xwam_ft.files import atomic_folder, read_json, remove_folder, write_json_atomic
 
 METRICS_FILE = "metrics.jsonl"
 CLIPS = "held_out_clips"
@@ -111,7 +110,8 @@ class History:
     def imagining(self, step: int) -> Generator[Path]:
         """A folder for what is imagined at a step, there once the block has ended well."""
         target = self.folder(step) / IMAGINED
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            remove_folder(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(target) as folder:
             yield folder
@@ -123,4 +123,4 @@ class History:
         """Remove validations of later steps, which a resumed run repeats."""
         for one in self.validated():
             if one.step > step:
-                shutil.rmtree(one.folder)
+                remove_folder(one.folder)
