@@ -17,7 +17,7 @@ import re
 import shutil
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,8 @@ class RunState:
         shards: SHA-256 of the shard set's index.
         network: the network's configuration.
         versions: of the libraries that wrote it.
+        logged: what the loggers are told of the step, if anything; they are after this is written, and a kill may come
+            between.
     """
 
     step: int
@@ -72,6 +74,7 @@ class RunState:
     network: dict[str, Any]
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
+    logged: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

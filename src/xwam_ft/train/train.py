@@ -206,7 +206,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
         default_root_dir=folder.path,
     )
     has_adapter = recipe.model.train != "lora" or (folder.path / ADAPTER).exists()
-    if folder.first_step >= recipe.trainer.max_steps and not look.missed and has_adapter:
+    if folder.first_step >= recipe.trainer.max_steps and not (look.missed or checkpoints.unlogged) and has_adapter:
         checkpoints.require_belonging(trainer, module)
         return
     try:
