@@ -230,6 +230,7 @@ def test_shards_may_be_moved_and_are_known_by_their_content(finished: Path, tmp_
     assert ends[0].read_bytes() == ends[1].read_bytes()
     tree["data"]["shards"] = str(tmp_path / "gone")
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    (run / "moved.json").unlink()  # no other place is known
     with pytest.raises(UserError, match=r"gone, and there is no such folder\. Fix: where the shards were moved") as no:
         training.resume(run, console)
     assert f"xwam-ft train --resume {run} --set data.shards=FOLDER" in no.value.fix
@@ -259,6 +260,12 @@ def test_the_new_place_of_shards_is_kept_of_a_finished_run_too(
     monkeypatch.undo()
     assert load_recipe(run / "recipe.yaml").data.where == str(tmp_path / "new")
     training.resume(run, console)
+    (tmp_path / "new").rename(away)  # back to where they were: found without a word
+    assert open_run(run).recipe.data.where == str(away)
+    training.resume(run, console)
+    assert load_recipe(run / "recipe.yaml").data.where == str(away)
+    with pytest.raises(UserError, match="nowhere"):  # what is typed is meant
+        training.resume(run, console, [f"data.shards={tmp_path / 'nowhere'}"])
     [row] = list_runs(tmp_path)
     assert (row.step, row.state) == (6, "finished")
     assert export_run(run, tmp_path / "bundle", console=console).is_dir()

@@ -5,6 +5,7 @@ contract.json   the shard set's, byte for byte; of several sets the one they sha
 plan.json       what was known of the run beforehand (see plan.py)
 wandb.json      the id of its W&B run, where there is one (loggers.py)
 extensions.json where it was given another number of steps than it began with (longer.py)
+moved.json      where its shards lay before, where they were moved (moved.py)
 checkpoints/    see checkpoint.py
 init/           what a run started as that started from another (warm_start.py)
 adapter/        the transformer's LoRA in peft's folder form, written at the end
@@ -41,6 +42,7 @@ from xwam_ft.train.longer import (
     with_steps,
     write_extensions,
 )
+from xwam_ft.train.moved import found_again, moved_to, places, remember
 
 if TYPE_CHECKING:
     from xwam_ft.encode.cache import CacheIdentity
@@ -118,6 +120,8 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
         elif before != written:
             after = with_steps(after, before.trainer.max_steps)
         recipe = _changed(before, after, (*FREE, LENGTH) if checkpoint is None else (*FREE, LENGTH, *CUT), path)
+    if not overrides or "data.shards" not in override_names(overrides):
+        recipe = found_again(recipe, path)
     done, steps = checkpoint.state.step if checkpoint else 0, recipe.trainer.max_steps
     if extends := steps != before.trainer.max_steps:
         extensions = (*extensions, extension(before, done, steps, path))
@@ -169,11 +173,11 @@ def keep_length(run: RunFolder) -> RunFolder:
 def keep_places(run: RunFolder) -> bool:
     """Write down where the run's shards lie now, once they are known to be its own; True where that is new."""
     recipe = load_recipe(run.path / RECIPE_FILE)
-    shards = _absolute(run.recipe).data.shards
-    if shards == recipe.data.shards:
+    before, now = places(recipe.data), places(_absolute(run.recipe).data)
+    if before == now:
         return False
-    data = recipe.data.model_copy(update={"shards": shards})
-    write_text_atomic(run.path / RECIPE_FILE, recipe.model_copy(update={"data": data}).to_yaml())
+    remember(run.path, before)
+    write_text_atomic(run.path / RECIPE_FILE, moved_to(recipe, now).to_yaml())
     return True
 
 
