@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import (
+    TEMPORARY,
     atomic_folder,
     atomic_path,
     json_bytes,
     read_json,
+    remove_folder,
+    remove_temporaries,
     sha256,
     write_bytes_atomic,
     write_json_atomic,
@@ -156,3 +160,21 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be written"), atomic_folder(place):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_removed_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "step-000001"
+    folder.mkdir()
+    (folder / "weights").write_text("")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(folder)
+    [left] = tmp_path.iterdir()
+    assert TEMPORARY.fullmatch(left.name)
+    remove_temporaries(folder)
+    assert list(tmp_path.iterdir()) == []

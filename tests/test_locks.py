@@ -16,7 +16,7 @@ import pytest
 
 from xwam_ft import locks
 from xwam_ft.errors import UserError
-from xwam_ft.locks import sole_writer
+from xwam_ft.locks import sole_folder, sole_writer
 
 HOLD = """
 import sys, time
@@ -141,3 +141,26 @@ def test_on_a_disk_without_locks_what_is_written_counts(
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_killed_writers_left_half_written_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "run [a]"
+    left = [tmp_path / ".run [a].ab_cd012.tmp", target / "x/.metrics.01234567.tmp.json", target / ".step.abcdefgh.tmp"]
+    kept = [tmp_path / ".run a.ab_cd012.tmp", target / ".mine.tmp", target / "x/.notes.tmp.md", tmp_path / ".b.tmp"]
+    for path in (left[0] / "half", left[1], left[2] / "half", *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    with sole_writer(target, "training it"):
+        assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+
+
+def test_a_new_folder_is_made_by_one(tmp_path: Path) -> None:
+    with (
+        sole_folder(tmp_path / "out", "evaluating into it") as folder,
+        pytest.raises(UserError, match=r"is in use: process .* is evaluating into it since"),
+        sole_folder(tmp_path / "out", "evaluating into it"),
+    ):
+        pytest.fail("two at once")
+    assert folder.name.startswith(".out.")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -89,11 +89,11 @@ def runs(
 
     Args:
         folder: that they lie in, up to three folders deep; or a run.
-        diff: two runs (paths, or names below `folder`), whose recipes are compared instead of listing all.
+        diff: two runs (paths, or names below `folder`) or recipes, which are compared instead of listing all.
         progress: print a table.
 
     Raises:
-        UserError: no such folder, or no such run.
+        UserError: no such folder, or neither a run nor a recipe.
     """
     from xwam_ft.train.runs import differences, list_runs, print_differences, print_runs
 
@@ -102,8 +102,8 @@ def runs(
         found = list_runs(place)
         print_runs(found, place, console)
         return Runs(place, tuple(found), {})
-    first, second = (path if path.exists() else place / path for path in map(place_of, diff))
-    keys = differences(first, second)
+    first, second = map(place_of, diff)
+    keys = differences(first, second, place)
     print_differences(first, second, keys, console)
     return Runs(place, (), keys)
 

@@ -198,7 +198,7 @@ def export(
 def runs(
     folder: Annotated[Path, typer.Argument(help="Folder that runs lie in, or a run.")] = Path("runs"),
     diff: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Show by which keys two runs' recipes differ.")
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Show by which keys two runs or recipes differ.")
     ] = None,
 ) -> None:
     """List runs: step, state, held-out numbers."""

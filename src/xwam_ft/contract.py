@@ -291,7 +291,7 @@ class Contract(Part):
     slots: tuple[Slot, ...] = Field(min_length=1)
     depth: DepthCode
     quantiles: Quantiles
-    prompts: tuple[str, ...]  # every instruction seen, sorted
+    prompts: tuple[str, ...]  # every instruction seen, in each of its wordings, sorted
     recorded: Recorded | None = None
     action_scaling: Literal["chunk", "step"] = "chunk"  # one range a number, or one for it at each step of a chunk
     prompt_form: Literal["recorded", "plain"] = "recorded"  # plain: no two of them are the same (see prompts.py)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -44,8 +45,7 @@ def atomic_folder(target: Path) -> Generator[Path]:
     Raises:
         UserError: `target` exists already and is not an empty folder (nothing is ever overwritten).
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("exists already and is not an empty folder", target, "choose another folder or remove it")
+    require_new(target)
     with disk_errors(target, UNWRITABLE):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
@@ -56,6 +56,33 @@ def atomic_folder(target: Path) -> Generator[Path]:
             move_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_new(target: Path) -> None:
+    """Raise a `UserError` unless `target` is free to be made: absent, or an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("exists already and is not an empty folder", target, "choose another folder or remove it")
+
+
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\.\w+)?")
+"""The names that `atomic_path` and `atomic_folder` write to."""
+
+
+def remove_temporaries(target: Path) -> None:
+    """Remove what killed processes left half-written of a file or folder: beside it and in it.
+
+    Only for whoever keeps others from writing there meanwhile (locks.py).
+    """
+    for path in (*target.parent.glob(f".{glob.escape(target.name)}.*.tmp*"), *target.rglob(".*.tmp*")):
+        if TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder whole or not at all: what a kill leaves of it has a temporary name."""
+    gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    folder.replace(gone)
+    shutil.rmtree(gone)
 
 
 def full_disk(error: OSError, where: Path) -> UserError | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import UNWRITABLE, disk_errors
+from xwam_ft.files import UNWRITABLE, atomic_folder, disk_errors, remove_temporaries
 
 PATIENCE = 0.3
 """Seconds in which another's look at the lock is over."""
@@ -33,8 +33,9 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
     """Keep others from writing `target` (a file or folder, there or not yet) meanwhile.
 
     The lock is the operating system's own on a hidden file beside `target`, so one that a killed process left behind
-    holds nobody up. It holds between machines too where their shared disk supports it (NFS 4 does); on a disk without
-    locks the process that the file names counts, unless it was on this machine and has ended.
+    holds nobody up; what that process left half-written is removed. It holds between machines too where their shared
+    disk supports it (NFS 4 does); on a disk without locks the process that the file names counts, unless it was on this
+    machine and has ended.
 
     Args:
         doing: what this process does with it ("exporting to it").
@@ -51,11 +52,19 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
         owner["since"] = datetime.now().astimezone().isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        remove_temporaries(target.absolute())
         yield
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)  # before it is let go: whoever opened it meanwhile sees that it is gone
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def sole_folder(target: Path, doing: str) -> Generator[Path]:
+    """`atomic_folder` under `sole_writer`: a new folder that nobody else makes meanwhile."""
+    with sole_writer(target, doing), atomic_folder(target) as folder:
+        yield folder
 
 
 def holder(target: Path) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 import xwam_ft
@@ -131,8 +132,29 @@ def test_two_runs_are_compared_by_their_recipes(history: Path) -> None:
     found = xwam_ft.runs(history.parent, diff=("a", other))
     assert found.differences == {"optim.lr_lora": (0.01, 0.02)}
     assert xwam_ft.runs(history.parent, diff=("a", "a")).differences == {}
-    with pytest.raises(UserError, match="absent"):
-        xwam_ft.runs(history.parent, diff=("a", "absent"))
+    assert xwam_ft.runs(history.parent, diff=("tiny_cpu", "tiny_cpu.yaml")).differences == {}
+    assert "trainer.max_steps" in xwam_ft.runs(history.parent, diff=("a", "tiny_cpu")).differences
+    said = r"othr: is neither a run nor a recipe \(did you mean 'other'\?\).* a run of .* \(a, other\).*tiny_cpu"
+    with pytest.raises(UserError, match=said):
+        xwam_ft.runs(history.parent, diff=("a", "othr"))
+
+
+def test_names_are_whole_however_narrow_the_console(history: Path) -> None:
+    long = "push the red cube, second try with forty demonstrations"
+    shutil.copytree(history, history.parent / long)
+    for width, header in ((200, "written"), (100, "held out"), (80, "state"), (70, "step"), (40, "")):
+        said = io.StringIO()
+        xwam_ft.runs(history.parent, progress=Console(file=said, width=width))
+        lines = said.getvalue().splitlines()
+        assert any(long in line for line in lines)
+        assert any("30 of 2" in line for line in lines)
+        table = [line for line in lines if line[:1] in "┏┃┡│└"]
+        assert all(cell_len(line) <= width for line in table)
+        assert bool(table) == bool(header)
+        assert not table or header in table[1]
+    said = io.StringIO()
+    xwam_ft.runs(history.parent, diff=(long, "tiny_cpu"), progress=Console(file=said, width=60))
+    assert f"    {long}: 2\n" in said.getvalue()
 
 
 @pytest.mark.parametrize(("name", "said"), [("nowhere", "is not there"), ("empty", "is neither a run nor a bundle")])

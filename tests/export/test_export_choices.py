@@ -6,15 +6,18 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from shared import QUIET
 from xwam_ft.errors import UserError
+from xwam_ft.export import export
 from xwam_ft.export.export import export_run
 from xwam_ft.locks import sole_writer
-from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
+from xwam_ft.train import checkpoint
+from xwam_ft.train.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 
 @pytest.fixture
@@ -89,6 +92,50 @@ def test_two_exports_to_one_place_do_not_meet(run: Path, tmp_path: Path) -> None
         export_run(run, out, format="peft", console=QUIET)
     assert export_run(run, out, format="peft", console=QUIET) == out
     assert json.loads((out / "adapter_config.json").read_text())["lora_alpha"] == 2
+
+
+def test_an_export_that_another_ended_since_is_not_written_over(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, out = export.sole_writer, tmp_path / "out"
+
+    def late(target: Path, doing: str) -> Any:
+        out.mkdir()
+        (out / "theirs").write_text("")
+        return honest(target, doing)
+
+    monkeypatch.setattr(export, "sole_writer", late)
+    with pytest.raises(UserError, match="out: exists already and is not an empty folder"):
+        export_run(run, out, format="peft", console=QUIET)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+
+
+def test_a_checkpoint_that_a_training_removes_is_told_or_passed_over(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, gone = checkpoint.read_checkpoint, run / "checkpoints" / "step-000007"
+
+    def removed(folder: Path) -> Checkpoint:
+        if folder == gone:
+            shutil.rmtree(gone)
+        return honest(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "read_checkpoint", removed)
+        newest = latest_checkpoint(run)
+    assert newest is not None
+    assert newest.state.step == 2
+
+    def slow(job: Any, *others: object) -> Any:
+        shutil.rmtree(job.checkpoint.folder)
+        return needs(job, *others)
+
+    needs = export.needs_of
+    monkeypatch.setattr(export, "needs_of", slow)
+    with pytest.raises(UserError, match=r"step-000002: was removed while it was read.*run the same command again"):
+        export_run(run, tmp_path / "out", format="peft", console=QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_with_brackets_and_blanks_is_printed_as_it_is_and_can_be_pasted(run: Path, tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer.main
 from rich.console import Console
 from safetensors.torch import load_file
 
+from xwam_ft.cli import app
 from xwam_ft.contract import load_contract
 from xwam_ft.convert.convert import import_checkpoint
 from xwam_ft.errors import UserError
@@ -109,6 +112,13 @@ def test_a_bundle_in_a_backbone_s_place_is_started_from_and_said(
     by_path, said = trained("path", [f"backbone.path={place}"])
     by_init, _ = trained("init", [f"init_from={advice[4]}", advice[6]])
     assert f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone tiny" in said
+    run = shutil.copytree(trained_run, tmp_path / "my [b]: run")
+    with pytest.raises(UserError, match=r"is a bundle, and .* goes on on the backbone that it was trained on") as error:
+        resume_run(run, QUIET, {"backbone.path": str(place), "trainer.max_steps": 3})
+    words = shlex.split(error.value.fix.partition(": ")[2])
+    verbs: Any = typer.main.get_command(app)
+    verbs.main([*words[1:], "--set", "trainer.max_steps=1"], standalone_mode=False)
+    assert (Path(f"{run}-2") / "init").is_dir()
     ours, theirs = (load_file(run / "checkpoints/step-000001/trainable.safetensors") for run in (by_path, by_init))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     shutil.rmtree(place)

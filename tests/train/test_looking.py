@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,21 @@ from rich.console import Console
 
 from xwam_ft.train import budget, look
 from xwam_ft.train.budget import Budget
-from xwam_ft.train.callbacks import Clock
+from xwam_ft.train.callbacks import SPEED, Clock
+from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.module import TrainingModule
 
 from . import training
 from .test_run import cut_back, same_checkpoint
 
 QUIET = Console(quiet=True)
+
+
+def looks(run: Path) -> list[tuple[int, str]]:
+    """Step and numbers of every row of a look in metrics.jsonl."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = [row for row in rows if any(name.startswith(("held_out", "imagine/", "blackout/")) for name in row)]
+    return sorted((row["step"], json.dumps(row, sort_keys=True)) for row in seen)
 
 
 def test_looks_may_take_their_share_of_training_time_and_a_minute() -> None:
@@ -79,9 +90,79 @@ def test_ctrl_c_ends_a_look_at_once_and_saves_what_is_done(
     assert "Ctrl-C: stopping; what is done is saved" in shown.getvalue()
     assert "stopped after step 4, which is saved" in shown.getvalue()
     assert not list((run / "validation").glob("step-000004/*.json"))
+    assert not looks(run)
     monkeypatch.undo()
-    training.resume(run, QUIET)
+    training.resume(run, QUIET, often)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+    whole = cut_back(finished, tmp_path / "whole", 3)
+    training.resume(whole, QUIET, often)
+    assert looks(run) == looks(whole)
+    assert {step for step, _ in looks(run)} == {4, 6}
+
+
+@pytest.mark.slow
+def test_a_look_that_a_kill_halved_is_made_again_as_a_whole(finished: Path, tmp_path: Path) -> None:
+    whole = cut_back(finished, tmp_path / "whole", 3)
+    imagined = ["validation.imagine_clips=1"]
+    training.resume(whole, QUIET, imagined)
+    tables = [path.relative_to(whole) for path in whole.glob("validation/**/metrics.json")]
+    assert len(looks(whole)) == len(tables) == 2
+    for name in ("rows", "tables"):  # the one was written, and the other was not
+        run = Path(shutil.copytree(whole, tmp_path / name))
+        if name == "rows":
+            (run / tables[0]).unlink()
+            (run / tables[1]).unlink()
+        else:
+            lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+            kept = [line for line in lines if not set(json.loads(line)) & {"held_out/total", "imagine/psnr"}]
+            (run / "metrics.jsonl").write_text("".join(kept))
+            assert not looks(run)
+        training.resume(run, QUIET, imagined)
+        assert looks(run) == looks(whole)
+        for table in tables:
+            assert (run / table).read_bytes() == (whole / table).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_row_of_a_step_that_a_kill_kept_back_is_told_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(run: Path) -> list[dict[str, float]]:
+        found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k != SPEED} for row in found if "train/loss_total" in row]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args: Any) -> None:
+        raise Killed  # the checkpoint is written, and Lightning has logged nothing of the step yet
+
+    def checkpoint(run: Path, step: int) -> dict[str, Any]:
+        return json.loads((run / f"checkpoints/step-{step:06d}/state.json").read_text())
+
+    for steps, told in (("checkpoint.every_steps=4", 4), ("checkpoint.every_steps=6", 6)):
+        run = cut_back(finished, tmp_path / f"{told}", 3)
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 3))
+        with monkeypatch.context() as patched:
+            patched.setattr(ExactCheckpoints, "save", _then(ExactCheckpoints.save, killed))
+            with pytest.raises(Killed):
+                training.resume(run, QUIET, [steps])
+        assert [row["step"] for row in rows(run)] == [step for step in (2, 4, 6) if step < told]
+        assert checkpoint(run, told)["logged"].keys() == rows(finished)[-1].keys() - {"step"}
+        training.resume(run, QUIET)
+        assert rows(run) == rows(finished)
+        training.resume(run, QUIET)
+        assert rows(run) == rows(finished)
+        same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
+
+
+def _then(first: Callable[..., Any], after: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **options: Any) -> None:
+        first(*args, **options)
+        after(*args)
+
+    return both
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import xwam_ft
 from xwam_ft.encode.encode import encode, identify
 from xwam_ft.errors import UserError
 from xwam_ft.locks import sole_writer
+from xwam_ft.prepare import pipeline
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.recipe import Recipe, load_recipe, overridden
 from xwam_ft.results import Run
@@ -74,6 +77,28 @@ def test_prepare_beside_prepare(tmp_path: Path) -> None:
             console=QUIET,
         )  # fmt: skip
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_preparation_that_another_ended_since_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = Path(xwam_ft.__file__).parent / "bundled/recordings/metaworld_demo"
+    honest, said = pipeline.sole_writer, io.StringIO()
+
+    def prepared(out: Path, shown: Console) -> None:
+        options: dict[str, Any] = {"depth": "none", "workers": 0, "strict": False, "urdf_dirs": [], "console": shown}
+        prepare([raw], out, embodiment=Path("metaworld_sawyer"), **options)
+
+    def late(target: Path, doing: str) -> Any:
+        monkeypatch.setattr(pipeline, "sole_writer", honest)
+        prepared(tmp_path / "set", QUIET)
+        return honest(target, doing)
+
+    monkeypatch.setattr(pipeline, "sole_writer", late)
+    prepared(tmp_path / "set", Console(file=said, width=200))
+    assert "already prepared from these inputs" in said.getvalue()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.slow

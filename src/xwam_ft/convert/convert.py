@@ -21,7 +21,8 @@ from xwam_ft.convert.released import Released, find_config, read_released, relea
 from xwam_ft.convert.report import ImportReport, PartRow
 from xwam_ft.convert.sizes import SUPPORTED, is_joint, network_config, refuse_other_wan, transformer_config
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, disk_errors, json_bytes, link_tree, read_json, require_room
+from xwam_ft.files import disk_errors, json_bytes, link_tree, read_json, require_room
+from xwam_ft.locks import sole_folder
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import PUBLISHED, check_part
 from xwam_ft.model.joint import JOINT
@@ -118,7 +119,7 @@ def import_checkpoint(
         list(checkpoint.stand_ins),
         notes,
     )
-    with disk_errors(out), atomic_folder(out) as folder:
+    with disk_errors(out), sole_folder(out, "importing to it") as folder:
         require_room(folder, size)
         with progress(size) if progress else nullcontext(_silent) as advance:
             for part in parts:

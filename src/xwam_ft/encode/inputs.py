@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from xwam_ft.contract import load_contract
@@ -153,7 +154,7 @@ def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
         return recipe  # where both are named, the backbone is refused
     console.print(
         f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone {backbone}, as "
-        f"with --init {place}",
+        f"with --init {quote(place)}",
         soft_wrap=True,
         markup=False,
     )

@@ -22,7 +22,8 @@ from xwam_ft.evaluate.environment import Environment, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
 from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
-from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic, write_text_atomic
+from xwam_ft.files import atomic_path, write_json_atomic, write_text_atomic
+from xwam_ft.locks import sole_folder
 from xwam_ft.media import write_preview
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
@@ -66,7 +67,7 @@ def evaluate_in_environment(
             or does not fit the bundle's contract.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(atomic_folder(out)) if out is not None else None
+        folder = stack.enter_context(sole_folder(out, "evaluating into it")) if out is not None else None
         make = environment_maker(env)
         source = PolicySource.of(bundle)
         policy = source.load()

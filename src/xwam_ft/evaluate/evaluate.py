@@ -11,7 +11,8 @@ from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
 from xwam_ft.evaluate.open_loop import open_loop
 from xwam_ft.evaluate.report import horizon_plot, html, print_table
 from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
-from xwam_ft.files import atomic_folder, write_bytes_atomic, write_json_atomic, write_text_atomic
+from xwam_ft.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from xwam_ft.locks import sole_folder
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
@@ -49,7 +50,7 @@ def evaluate_bundle(
             holds no clips.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(atomic_folder(out)) if out is not None else None
+        folder = stack.enter_context(sole_folder(out, "evaluating into it")) if out is not None else None
         shard_set = ShardSet.open(shards)
         source = PolicySource.of(bundle)
         policy = source.load()

@@ -26,7 +26,8 @@ from xwam_ft.evaluate.fidelity import Fidelity
 from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
 from xwam_ft.evaluate.pointcloud import chamfer, write_ply
 from xwam_ft.evaluate.scene import left_out, preview, scene_cloud, why_no_cloud
-from xwam_ft.files import atomic_folder, atomic_path, write_json_atomic
+from xwam_ft.files import atomic_path, write_json_atomic
+from xwam_ft.locks import sole_folder
 from xwam_ft.media import write_preview
 from xwam_ft.pictures import centre_crop, centre_crop_nearest
 from xwam_ft.policy.policy import clip_observation
@@ -68,7 +69,7 @@ def imagine(bundle: Path | PolicySource, shards: Path, episode: int, out: Path, 
         UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; no such
             episode, or it is too short.
     """
-    with atomic_folder(out) as folder:
+    with sole_folder(out, "imagining into it") as folder:
         shard_set = ShardSet.open(shards)
         entry = shard_set.episode(episode)
         refs = tiles(shard_set, entry)

@@ -29,6 +29,7 @@ from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import clean_prompt
 from xwam_ft.train.best import best_checkpoint
+from xwam_ft.train.checkpoint import still_there
 from xwam_ft.train.folder import RunFolder, open_run, require_sealed
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def open_job(
         raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {quote(str(run))}")
     require_sealed(folder)
     _require_base(folder, folder.checkpoint, encoders=encoders)
-    weights = open_weights(folder.recipe, folder.checkpoint, ema=ema, depth=depth)
+    with still_there(folder.checkpoint):
+        weights = open_weights(folder.recipe, folder.checkpoint, ema=ema, depth=depth)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Job(folder, folder.checkpoint, weights, device, dtype or folder.recipe.backbone.dtype, merged, encoder)
 
@@ -184,7 +186,8 @@ def _run_policy(folder: RunFolder, console: Console) -> Policy:
     prompts, text_len = job.embedded()
     pieces, where = job.pieces(), job.checkpoint.folder
     state: dict[str, Tensor] = {}
-    with progress_bar(console, "read", "bytes", sum(piece.bytes for piece in pieces)) as advance:
+    size = sum(piece.bytes for piece in pieces)
+    with still_there(job.checkpoint), progress_bar(console, "read", "bytes", size) as advance:
         for piece in pieces:
             state[piece.name] = made(piece, where)
             advance(piece.bytes)

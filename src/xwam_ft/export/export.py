@@ -28,6 +28,7 @@ from xwam_ft.files import (
     UNWRITABLE,
     disk_errors,
     move_folder,
+    require_new,
     write_bytes_atomic,
     write_text_atomic,
 )
@@ -44,6 +45,7 @@ from xwam_ft.policy.bundle import PICTURE, SELFCHECK, load_policy, read_parts, s
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
+from xwam_ft.train.checkpoint import still_there
 from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_shards
 
 if TYPE_CHECKING:
@@ -105,7 +107,8 @@ def export_run(
     kind: Any = with_text_encoder
     job = open_job(folder, ema=ema, depth=depth, dtype=dtype, merged=merged, encoders=encoders, encoder=kind)
     weights, checkpoint = job.weights, job.checkpoint
-    adapters = proof.require_adapter(weights.trained, checkpoint.folder)
+    with still_there(checkpoint):
+        adapters = proof.require_adapter(weights.trained, checkpoint.folder)
     if not adapters and not merged:
         raise UserError("has no adapters that could stay unmerged", run, "leave --unmerged out")
     averaged = ", averaged weights" if weights.averaged else ""
@@ -118,7 +121,8 @@ def export_run(
     if kind is not None:
         spec = folder.recipe.backbone
         console.print(f"text encoder: {text_encoder.licence(spec.path, spec.revision)}", soft_wrap=True, markup=False)
-    with sole_writer(out, "exporting to it"), _proved(out) as draft:
+    with sole_writer(out, "exporting to it"), still_there(checkpoint), _proved(out) as draft:
+        require_new(out)  # another may have ended since
         require_disk(draft, needs)
         if format == "bundle":
             assert shards is not None
@@ -189,8 +193,7 @@ def _check_options(
     for option, given in idle.items():
         if given:
             raise UserError(f"changes nothing with --format {format}", option, "leave it out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists already and is not an empty folder", out, "choose another folder or remove it")
+    require_new(out)
 
 
 def _recordings(folder: RunFolder) -> ShardSet:

@@ -61,7 +61,7 @@ def contract_of(
         for camera in accepted[0].cameras
     )
     _write_alike([results[job.number] for job in accepted])
-    prompts = sorted({results[job.number].instruction for job in accepted} - {""})
+    prompts = sorted({text for job in accepted for text in results[job.number].instructions} - {""})
     draft = quantiles.placeholder(
         {
             "embodiment": spec.name,

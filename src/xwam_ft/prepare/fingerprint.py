@@ -34,6 +34,8 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
         if any(slot.calibration for slot in spec.slots.values()):  # what the calibration file said
             readings = [reading for slot in jobs[0].slots for reading in (slot.state, slot.command) if reading]
             parts.append([[reading.scale, reading.offset] for reading in readings])
+    if any(len(job.episode.instructions) > 1 for job in jobs):
+        parts.append("contract.prompts hold every wording")  # the first alone, when FORMAT became 2
     for raw in raws:
         inside = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
         files = [raw] if raw.is_file() else inside  # one HDF5 file may be a dataset

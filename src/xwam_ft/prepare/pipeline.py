@@ -90,14 +90,8 @@ def prepare(
         sources = [open_source(raw) for raw in raws]
         jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out), check=depth_check)
         fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
-    if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
-        from xwam_ft.shards import ShardSet
-
-        shutil.rmtree(_staging(out), ignore_errors=True)  # of a run that was killed when all but this was done
-        return _already(out, ShardSet.open(out), console)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"
-        raise UserError(what, out, "give another OUT")
+    if (made := _made_before(out, fingerprint, console)) is not None:
+        return made
     if plan.note:
         console.print(f"depth: {plan.spec} ({plan.note})", markup=False)
     if plan.cache is not None:
@@ -112,6 +106,8 @@ def prepare(
         console.print(size, markup=False, soft_wrap=True)
     try:
         with sole_writer(out, "preparing it"):
+            if (made := _made_before(out, fingerprint, console)) is not None:  # by another, since we looked
+                return made
             _take_up(_staging(out), fingerprint, console)
             results = run_all(jobs, workers, ray, strict, console)
             check_together(jobs, results, strict=strict)
@@ -349,6 +345,19 @@ def _finish(
         depth=depth,
         names=names_of(results),
     )
+
+
+def _made_before(out: Path, fingerprint: str, console: Console) -> PrepareReport | None:
+    """What is there already, where it is the same; a `UserError` where it is anything else."""
+    if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
+        from xwam_ft.shards import ShardSet
+
+        shutil.rmtree(_staging(out), ignore_errors=True)  # of a run that was killed when all but this was done
+        return _already(out, ShardSet.open(out), console)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"
+        raise UserError(what, out, "give another OUT")
+    return None
 
 
 def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:

@@ -12,7 +12,7 @@ counts.py      what the masked losses divide by: valid numbers of a whole optimi
 module.py      the Lightning module: one training step, one validation step; held_out.py sums up the latter
 folder.py      the run folder, and whether a checkpoint still belongs to its surroundings
 sharding.py    FSDP2: a network cut over processes, and whole again for checkpoints and validation
-longer.py      a run of another length than it began with
+longer.py      a run of another length than it began with; moved.py one whose shards were moved
 optimizer.py   AdamW's groups, the averaged weights; schedule.py how the rates go
 best.py        which checkpoint was best by a held-out number; runs.py the runs of a folder
 checkpoint.py  what trained, and all that a bit-exact continuation needs, as safetensors

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.train.module import TrainingModule
 
+SPEED = "train/samples_per_second"
 MOVED_BY = 20
 """Steps after which every adapter must have left zero; AdamW moves whatever has a gradient at its first."""
 
@@ -77,7 +78,7 @@ class Clock(StepCallback):
         worked = self.spent.get("network", 0.0) + self.spent.get("data", 0.0)
         rate = module.geometry.samples / (worked - self._worked)
         self._worked = worked
-        module.log("train/samples_per_second", rate, prog_bar=True)
+        module.log(SPEED, rate, prog_bar=True)
 
 
 class Averaging(StepCallback):
@@ -228,7 +229,7 @@ class StepBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, module.step - 1)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        known = {"loss": "loss", "train/samples_per_second": "clips/s"}
+        known = {"loss": "loss", SPEED: "clips/s"}
         found = super().get_metrics(trainer, pl_module)
         return {shown: found[name] for name, shown in known.items() if name in found}
 

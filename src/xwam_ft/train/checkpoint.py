@@ -17,13 +17,13 @@ import re
 import shutil
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, sha256
+from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, remove_folder, sha256
 from xwam_ft.places import CHECKPOINTS
 from xwam_ft.train.history import CLIPS, History
 
@@ -56,6 +56,8 @@ class RunState:
         shards: SHA-256 of the shard set's index.
         network: the network's configuration.
         versions: of the libraries that wrote it.
+        logged: what the loggers are told of the step, if anything; they are after this is written, and a kill may come
+            between.
     """
 
     step: int
@@ -72,6 +74,7 @@ class RunState:
     network: dict[str, Any]
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
+    logged: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def write_checkpoint(
         (temporary / STATE_FILE).write_bytes(json_bytes({**asdict(state), "files": files}))
     for old in list_checkpoints(run)[:-keep]:
         if _step(old) not in spare:
-            shutil.rmtree(old)
+            remove_folder(old)
     return folder
 
 
@@ -188,8 +191,28 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
     """The newest checkpoint of a run, or None before the first."""
-    folders = list_checkpoints(run)
-    return read_checkpoint(folders[-1]) if folders else None
+    while folders := list_checkpoints(run):
+        try:
+            return read_checkpoint(folders[-1])
+        except (UserError, FileNotFoundError):
+            if folders[-1].is_dir():
+                raise  # otherwise a training has removed it meanwhile, and has written a newer one
+    return None
+
+
+@contextmanager
+def still_there(checkpoint: Checkpoint) -> Generator[None]:
+    """Says so where a checkpoint that is read piece by piece was removed meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoint.folder.is_dir():
+            raise
+        raise UserError(
+            "was removed while it was read, by a training that keeps only its newest checkpoints (checkpoint.keep)",
+            checkpoint.folder,
+            "run the same command again",
+        ) from error
 
 
 def checkpoint_of(run: Path, step: int) -> Checkpoint:

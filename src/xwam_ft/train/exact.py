@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 
 from xwam_ft.errors import listed
 from xwam_ft.model.adapters import load_trainable, trainable_state, zero_adapters
-from xwam_ft.train.callbacks import Averaging, Clock, StepCallback
+from xwam_ft.train.callbacks import SPEED, Averaging, Clock, StepCallback
 from xwam_ft.train.checkpoint import (
     OPTIMIZER_FILE,
     TRAINABLE_FILE,
@@ -24,6 +24,7 @@ from xwam_ft.train.checkpoint import (
 )
 from xwam_ft.train.data import geometry_of
 from xwam_ft.train.folder import RunFolder, record, require_continuable
+from xwam_ft.train.history import History
 from xwam_ft.train.optimizer import optimizer_tensors, restore_optimizer, trained_parameters
 from xwam_ft.train.sharding import gathered
 
@@ -58,6 +59,15 @@ class ExactCheckpoints(StepCallback):
         self._clips = len(source.of_split("train"))
         self.average, self.clock, self.console = average, clock, console
         self.saved_at = folder.first_step
+        self.unlogged = self._unlogged()
+
+    def _unlogged(self) -> dict[str, float]:
+        """What a kill kept the loggers from being told of the checkpoint's step."""
+        if self.folder.checkpoint is None:
+            return {}
+        step, logged = self.folder.first_step, self.folder.checkpoint.state.logged
+        rows = [row for row in History(self.folder.path).metrics() if row["step"] == step]
+        return {} if any(logged.keys() & row.keys() for row in rows) else logged
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Counters and weights of the checkpoint."""
@@ -83,11 +93,15 @@ class ExactCheckpoints(StepCallback):
         if checkpoint is not None:
             names = trained_parameters(module.network)  # pyright: ignore[reportArgumentType]
             restore_optimizer(trainer.optimizers[0], names, checkpoint.optimizer(), checkpoint.folder / OPTIMIZER_FILE)
+        if self.unlogged and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.unlogged, self.folder.first_step)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         if step % module.recipe.checkpoint.every_steps == 0 or step == module.max_steps or trainer.should_stop:
             self.clock.lap("network")
-            self.save(trainer, module)
+            due = step % trainer.log_every_n_steps == 0 or step == module.max_steps
+            self.save(trainer, module, _row(trainer) if due else {})
             self.clock.lap("checkpoints")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,8 +110,12 @@ class ExactCheckpoints(StepCallback):
         if module.step != self.saved_at:
             self.save(trainer, module)
 
-    def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Write a checkpoint; the first rank does, and the others go on once they have sent their shards."""
+    def save(self, trainer: pl.Trainer, module: TrainingModule, logged: dict[str, float] | None = None) -> None:
+        """Write a checkpoint; the first rank does, and the others go on once they have sent their shards.
+
+        Args:
+            logged: what the loggers will be told of this step.
+        """
         module.settle()
         recipe, step, first = module.recipe, module.step, trainer.is_global_zero
         optimizer: Any = trainer.optimizers[0]
@@ -122,10 +140,17 @@ class ExactCheckpoints(StepCallback):
             shards=self.identity.shards,
             network=module.network.config.to_dict(),
             versions=library_versions(),
+            logged=logged or {},
         )
         kept, path = recipe.checkpoint, self.folder.path
         best = best_steps(path, recipe.loss.model_dump(), kept.keep_best)
         write_checkpoint(path, state, trainable, stored, ema, kept.keep, spare=best)
+
+
+def _row(trainer: pl.Trainer) -> dict[str, float]:
+    """What Lightning will tell the loggers of the step at hand, but for its speed."""
+    found: dict[str, Any] = trainer._logger_connector.metrics["log"]  # pyright: ignore[reportPrivateUsage]
+    return {name: float(value) for name, value in found.items() if name not in ("step", SPEED)}
 
 
 def restore_weights(checkpoint: Checkpoint, network: JointNetwork, console: Console) -> None:

@@ -5,6 +5,7 @@ contract.json   the shard set's, byte for byte; of several sets the one they sha
 plan.json       what was known of the run beforehand (see plan.py)
 wandb.json      the id of its W&B run, where there is one (loggers.py)
 extensions.json where it was given another number of steps than it began with (longer.py)
+moved.json      where its shards lay before, where they were moved (moved.py)
 checkpoints/    see checkpoint.py
 init/           what a run started as that started from another (warm_start.py)
 adapter/        the transformer's LoRA in peft's folder form, written at the end
@@ -17,7 +18,6 @@ report.html     how it learned and what it was (report.py)
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, write_text_atomic
+from xwam_ft.files import atomic_folder, remove_folder, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
@@ -42,6 +42,7 @@ from xwam_ft.train.longer import (
     with_steps,
     write_extensions,
 )
+from xwam_ft.train.moved import found_again, moved_to, places, remember
 
 if TYPE_CHECKING:
     from xwam_ft.encode.cache import CacheIdentity
@@ -119,6 +120,8 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
         elif before != written:
             after = with_steps(after, before.trainer.max_steps)
         recipe = _changed(before, after, (*FREE, LENGTH) if checkpoint is None else (*FREE, LENGTH, *CUT), path)
+    if not overrides or "data.shards" not in override_names(overrides):
+        recipe = found_again(recipe, path)
     done, steps = checkpoint.state.step if checkpoint else 0, recipe.trainer.max_steps
     if extends := steps != before.trainer.max_steps:
         extensions = (*extensions, extension(before, done, steps, path))
@@ -162,8 +165,20 @@ def keep_length(run: RunFolder) -> RunFolder:
         write_text_atomic(run.path / RECIPE_FILE, followed.to_yaml())
     if run.first_step < run.recipe.trainer.max_steps:
         for name in (ADAPTER, DEPTH_ADAPTER):
-            shutil.rmtree(run.path / name, ignore_errors=True)
+            if (run.path / name).exists():
+                remove_folder(run.path / name)
     return replace(run, extends=False)
+
+
+def keep_places(run: RunFolder) -> bool:
+    """Write down where the run's shards lie now, once they are known to be its own; True where that is new."""
+    recipe = load_recipe(run.path / RECIPE_FILE)
+    before, now = places(recipe.data), places(_absolute(run.recipe).data)
+    if before == now:
+        return False
+    remember(run.path, before)
+    write_text_atomic(run.path / RECIPE_FILE, moved_to(recipe, now).to_yaml())
+    return True
 
 
 def require_sealed(run: RunFolder) -> None:
@@ -199,8 +214,8 @@ def require_shards(run: RunFolder) -> None:
             raise UserError(
                 f"trains on {source.path}, and there is no such folder",
                 run.path,
-                f"where the shards were moved, give their new place: data.shards in {run.path / RECIPE_FILE}, or --set "
-                "data.shards=FOLDER to `xwam-ft train --resume`; they are known by their content",
+                "where the shards were moved, give their new place, which the run keeps, also when it is finished: "
+                f"xwam-ft train --resume {quote(str(run.path))} --set data.shards=FOLDER",
             )
 
 

@@ -55,7 +55,10 @@ class HeldOutLosses:
         """`held_out/<term>`, with `total` as training weighs them, and `held_out_sigma/<term>_<low>_<high>` of clips
         whose noise level lies there (action and proprio: theirs; video and depth: the video's), where there are any.
         `held_out_clips` says over how many clips: only numbers over the same ones can be compared.
+        Nothing, where there was no clip.
         """
+        if not self._clips:
+            return {}
         means = {name: total / max(count, 1.0) for name, (total, count) in self._sums.items()}
         terms = {name.removeprefix("held_out/"): v for name, v in means.items() if name.startswith("held_out/")}
         total = {"held_out/total": sum(self._weights[name] * value for name, value in terms.items())} if terms else {}

@@ -9,20 +9,26 @@ time.json                                seconds by what was done, over all the 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xwam_ft.files import atomic_folder, read_json, write_json_atomic
+from xwam_ft.files import atomic_folder, read_json, remove_folder, write_json_atomic
 
 METRICS_FILE = "metrics.jsonl"
 CLIPS = "held_out_clips"
 """Over how many clips the held-out numbers of a row were taken."""
 VALIDATION, IMAGINED = "validation", "imagined"
+LOOKS = {"validate": ("held_out",), "imagine": ("imagine/", "blackout/")}
+"""What the names of a look's numbers begin with."""
 TIME_FILE = "time.json"
+
+
+def of_look(name: str, *looks: str) -> bool:
+    """Whether a number is of one of some looks."""
+    return any(name.startswith(LOOKS[look]) for look in looks)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,14 @@ class History:
         """The last that was logged."""
         rows = self.metrics()
         return int(rows[-1]["step"]) if rows else 0
+
+    def looked(self, step: int) -> set[str]:
+        """The looks of a step that are whole: their tables are there, and their row of metrics.jsonl."""
+        names = [name for row in self.metrics() if row["step"] == step for name in row]
+        rows = {look for look in LOOKS if any(of_look(name, look) for name in names)}
+        seen = next((one for one in self.validated() if one.step == step), None)
+        tables = {"validate": seen.tables, "imagine": seen.imagined} if seen is not None else {}
+        return {look for look in rows if tables.get(look) is not None}
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -96,7 +110,8 @@ class History:
     def imagining(self, step: int) -> Generator[Path]:
         """A folder for what is imagined at a step, there once the block has ended well."""
         target = self.folder(step) / IMAGINED
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            remove_folder(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(target) as folder:
             yield folder
@@ -108,4 +123,4 @@ class History:
         """Remove validations of later steps, which a resumed run repeats."""
         for one in self.validated():
             if one.step > step:
-                shutil.rmtree(one.folder)
+                remove_folder(one.folder)

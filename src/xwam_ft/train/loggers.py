@@ -1,6 +1,7 @@
 """Where the numbers of a run go: Lightning's loggers by `logging.to`, and always metrics.jsonl, which the report reads.
 
-A resumed run repeats the steps after its checkpoint. metrics.jsonl and TensorBoard forget what they were told of them;
+A resumed run repeats the steps after its checkpoint, and a look that was broken off after the checkpoint's own step.
+metrics.jsonl forgets what it was told of both, TensorBoard of the steps;
 CSV tables begin anew in a folder of their own, named by the step they begin at; W&B goes on in the same run, whose id
 lies in wandb.json, and is not told of a step twice.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from xwam_ft.encode.inputs import first_rank
 from xwam_ft.files import read_json, write_json_atomic, write_text_atomic
-from xwam_ft.train.history import METRICS_FILE, History
+from xwam_ft.train.history import METRICS_FILE, History, of_look
 
 if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
 WANDB_FILE = "wandb.json"
 
 
-def run_loggers(run: Path, first_step: int, recipe: Recipe) -> list[Logger]:
-    """metrics.jsonl, and what `logging.to` names, each once; nothing is written before the first number."""
-    made: dict[str, Logger] = {"jsonl": MetricsFile(run / METRICS_FILE, first_step)}
+def run_loggers(run: Path, first_step: int, recipe: Recipe, missed: Sequence[str] = ()) -> list[Logger]:
+    """metrics.jsonl, and what `logging.to` names, each once; nothing is written before the first number.
+
+    Args:
+        missed: the looks (history.LOOKS) after the first step that are made up for.
+    """
+    made: dict[str, Logger] = {"jsonl": MetricsFile(run / METRICS_FILE, first_step, missed)}
     for name in recipe.logging.to:
         if name == "tensorboard":
             made[name] = Events(run, name="", version="tensorboard", purge_step=first_step + 1)
@@ -92,9 +97,9 @@ class Events(TensorBoardLogger):
 class MetricsFile(Logger):
     """metrics.jsonl: a line of JSON a step that was logged, `{"step": 10, "train/loss_total": ...}`."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, missed: Sequence[str] = ()) -> None:
         super().__init__()
-        self.path, self._first_step = path, first_step
+        self.path, self._first_step, self._missed = path, first_step, tuple(missed)
         self._pruned = False
 
     @property
@@ -117,13 +122,17 @@ class MetricsFile(Logger):
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def _prune(self) -> None:
-        """Forget later steps, which this session repeats, and the half line that a killed process left."""
+        """Forget what this session repeats, and the half line that a killed process left."""
         self._pruned = True
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self._first_step]
+            kept = [line for line in lines if line.endswith("\n") and not self._repeated(json.loads(line))]
             if kept != lines:
                 write_text_atomic(self.path, "".join(kept))
+
+    def _repeated(self, row: Mapping[str, float]) -> bool:
+        first, step = self._first_step, row["step"]
+        return step > first or (step == first and any(of_look(name, *self._missed) for name in row))
 
 
 def log_picture(loggers: list[Logger], name: str, path: Path, step: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 
 from xwam_ft.encode.inputs import first_rank
 from xwam_ft.evaluate.open_loop import open_loop, summary_lines
@@ -21,6 +22,7 @@ from xwam_ft.files import write_json_atomic
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.train.budget import Budget, look_bar
 from xwam_ft.train.callbacks import Averaging, Clock, Signals, StepCallback
+from xwam_ft.train.held_out import HeldOutLosses
 from xwam_ft.train.history import IMAGINED, History
 from xwam_ft.train.loggers import log_picture
 from xwam_ft.train.report import write_report
@@ -85,14 +87,9 @@ class Look(StepCallback):
         last = step >= self.recipe.trainer.max_steps
         if not last and self.budget.exceeded():
             return []
-        seen = next((one for one in self.history.validated() if one.step == step), None)
-        missed: list[str] = []
-        if (last or (spec.every_steps and step % spec.every_steps == 0)) and (seen is None or seen.tables is None):
-            missed.append("validate")
-        due = last or (spec.imagine_every_steps and step % spec.imagine_every_steps == 0)
-        if due and spec.imagine_clips and (seen is None or seen.imagined is None):
-            missed.append("imagine")
-        return missed
+        every = {"validate": spec.every_steps} | ({"imagine": spec.imagine_every_steps} if spec.imagine_clips else {})
+        whole = self.history.looked(step)
+        return [look for look, n in every.items() if look not in whole and (last or (n and step % n == 0))]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if first_rank():
@@ -122,10 +119,13 @@ class Look(StepCallback):
             if trainer.is_global_zero:
                 self._tell(module.step, losses, scores)
             if trainer.sanity_checking:  # a look made up for, of which Lightning logs nothing
+                alike = {name: float(np.float32(value)) for name, value in {**errors, **losses}.items()}
                 for logger in trainer.loggers:
-                    logger.log_metrics({**losses, **errors}, module.step)
+                    logger.log_metrics(alike, module.step)
             else:
                 module.log_dict(errors, rank_zero_only=True)
+        elif self.signals.cut:
+            module.held_out = HeldOutLosses(self.recipe)  # nothing is logged of it: it is made up for as a whole
         trainer.strategy.barrier()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

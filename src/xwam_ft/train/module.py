@@ -221,7 +221,8 @@ class TrainingModule(pl.LightningModule):
         self.held_out = HeldOutLosses(self.recipe)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({"step": float(self.step), **self.held_out.means()})
+        if means := self.held_out.means():  # none of a look that was broken off
+            self.log_dict({"step": float(self.step), **means})
 
     def add_noise(self, batch: Batch, draws: Draws) -> Noised:
         video = add_noise(batch.latents, draws.video, draws.sigmas.video)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xwam_ft.errors import UserError
+from xwam_ft.bundled import named_file, shipped_names
+from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.locks import holder
 from xwam_ft.places import CHECKPOINTS, RECIPE_FILE
 from xwam_ft.recipe import load_recipe
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 DEPTH = 3  # folders below the one that is given
 SHOWN = 4  # held-out numbers in the table
+EVERY = ("run", "step", "state", "held out", "written")
+CHOICES = [
+    (EVERY[:columns], numbers) for columns, numbers in ((5, SHOWN), (4, SHOWN), (5, 2), (4, 2), (4, 1), (3, 0), (2, 0))
+]
+"""Columns, and numbers in them: the first that fit are shown, so that no name is ever broken."""
 
 
 @dataclass(frozen=True)
@@ -79,45 +85,74 @@ def summary(run: Path, above: Path) -> RunSummary:
     return RunSummary(run, name, step, steps, kept, state, held_out, at, when)
 
 
-def differences(first: Path, second: Path) -> dict[str, tuple[Any, Any]]:
-    """Keys of two runs' recipes (or of two recipe files) that differ, with both values; None where one lacks it.
+def differences(first: Path, second: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Keys of two recipes that differ, with both values; None where one lacks it.
+
+    Args:
+        first, second: each a run (its path, or its name below `folder`) or a recipe (its file, or the name of one).
 
     Raises:
         UserError: neither a run nor a recipe.
     """
-    left, right = (by_key(load_recipe(_recipe_of(place))) for place in (first, second))
+    left, right = (by_key(load_recipe(_recipe_of(place, folder))) for place in (first, second))
     keys = sorted(left.keys() | right.keys())
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
 def print_runs(runs: list[RunSummary], folder: Path, console: Console) -> None:
-    from rich.table import Column, Table
-
     if not runs:
         console.print(f"no runs in {folder}", soft_wrap=True, markup=False)
         return
-    table = Table(Column("run", no_wrap=True), "step", "state", "held out", "written", title=None)
-    for run in runs:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in _main(run.held_out))
-        at = "" if run.measured_at in (None, run.step) else f" (step {run.measured_at})"
-        step = f"{run.step} of {run.max_steps}" if run.max_steps else str(run.step)
-        table.add_row(run.name, step, run.state, numbers + at if numbers else "–", f"{run.written:%Y-%m-%d %H:%M}")
-    console.print(table, markup=False)
+    rows = [_row(run) for run in runs]
+    for columns, numbers in CHOICES:
+        cells = [[row[name] for name in columns] for row in (_row(run, numbers) for run in runs)]
+        if _print_table(columns, cells, console):
+            break
+    else:  # not even a name and its step fit
+        for row in rows:
+            console.print(row.pop("run"), soft_wrap=True, markup=False)
+            console.print(f"    {', '.join(row.values())}", soft_wrap=True, markup=False)
     for run in runs:
         if run.trouble is not None:
             console.print(f"{run.name}: {run.trouble}", soft_wrap=True, markup=False)
 
 
-def print_differences(first: Path, second: Path, found: Mapping[str, tuple[Any, Any]], console: Console) -> None:
-    from rich.table import Table
+def _row(run: RunSummary, numbers: int = SHOWN) -> dict[str, str]:
+    """The cells of a run's row, with so many of its held-out numbers."""
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in _main(run.held_out)[:numbers])
+    at = "" if run.measured_at in (None, run.step) else f" (step {run.measured_at})"
+    return {
+        "run": run.name,
+        "step": f"{run.step} of {run.max_steps}" if run.max_steps else str(run.step),
+        "state": run.state,
+        "held out": shown + at if shown else "–",
+        "written": f"{run.written:%Y-%m-%d %H:%M}",
+    }
 
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> bool:
+    """Print a table no cell of which is broken; False, and nothing is printed, where the console is too narrow."""
+    from rich.cells import cell_len
+    from rich.table import Column, Table
+
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    if sum(width + 3 for width in widths) + 1 > console.width:  # a blank on either side of each, and the lines between
+        return False
+    table = Table(*(Column(name, no_wrap=True) for name in columns))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
+    return True
+
+
+def print_differences(first: Path, second: Path, found: Mapping[str, tuple[Any, Any]], console: Console) -> None:
     if not found:
         console.print(f"{first} and {second} have equal recipes", soft_wrap=True, markup=False)
         return
-    table = Table("key", str(first), str(second))
-    for key, (left, right) in found.items():
-        table.add_row(key, _shown(left), _shown(right))
-    console.print(table, markup=False)
+    rows = [(key, _shown(left), _shown(right)) for key, (left, right) in found.items()]
+    if not _print_table(("key", str(first), str(second)), rows, console):
+        for key, left, right in rows:
+            console.print(f"{key}\n    {first}: {left}\n    {second}: {right}", soft_wrap=True, markup=False)
 
 
 def _main(held_out: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -131,8 +166,25 @@ def _shown(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _recipe_of(place: Path) -> Path:
-    return place / RECIPE_FILE if (place / RECIPE_FILE).is_file() else place
+def _recipe_of(given: Path, folder: Path) -> Path:
+    for place in (given, folder / given):
+        if (place / RECIPE_FILE).is_file():
+            return place / RECIPE_FILE
+        if place.is_file():
+            return place
+    try:
+        if (shipped := named_file(given, "recipes")).is_file():
+            return shipped
+    except UserError:
+        pass
+    names = [run.name if run == folder else str(run.relative_to(folder)) for run in sorted(_run_folders(folder))]
+    runs = f"a run of {folder} ({listed(names)})" if names else f"a run ({folder} holds none)"
+    recipes = shipped_names("recipes")
+    raise UserError(
+        f"is neither a run nor a recipe{did_you_mean(str(given), [*names, *recipes])}",
+        given,
+        f"give the path of a run or of a recipe, {runs}, or a recipe that ships ({listed(recipes, 20)})",
+    )
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rich.console import Console
 from rich.table import Table
 
+from xwam_ft.consoles import setting, typed
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
@@ -30,6 +31,7 @@ from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision, float32_products
+from xwam_ft.model.tensor_files.source import bundle_backbone
 from xwam_ft.train.callbacks import AdaptersMove, Averaging, Clock, Signals, StepBar, signals_restored
 from xwam_ft.train.checkpoint import run_disk_errors
 from xwam_ft.train.data import ClipDataModule
@@ -41,6 +43,7 @@ from xwam_ft.train.folder import (
     RECIPE_FILE,
     RunFolder,
     keep_length,
+    keep_places,
     make_run,
     open_run,
     require_free,
@@ -102,8 +105,8 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     """Go on with a run from its newest checkpoint, to the same weights as if it had not been stopped.
 
     Args:
-        overrides: of keys that the result does not depend on (folder.FREE, CUT), this call's alone; and
-            `trainer.max_steps`, which makes the run longer for good.
+        overrides: of keys that the result does not depend on (folder.FREE, CUT), this call's alone; and for good
+            `trainer.max_steps`, which makes the run longer, and `data.shards`, where they were moved.
 
     Raises:
         UserError: not a run folder, a damaged checkpoint, another contract, backbone, shard set or recipe, or an
@@ -122,9 +125,12 @@ def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
     finished = done >= steps
     said = f"{run}: {done} of {steps} steps are done" if finished else f"{run}: at step {done} of {steps}"
     console.print(said, soft_wrap=True, markup=False)
+    _refuse_bundle(folder)
     require_shards(folder)
     inputs, own = open_inputs(folder.recipe, console, contract=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
+    if first_rank() and keep_places(folder):
+        console.print(f"data.shards of the run: {folder.recipe.data.where}", soft_wrap=True, markup=False)
     clips = inputs.clips()
     if folder.extends:
         console.print(folder.extensions[-1].said, soft_wrap=True, markup=False)
@@ -137,6 +143,18 @@ def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
     if finished:
         longer = f"xwam-ft train --resume {quote(str(run))} --set trainer.max_steps={2 * steps}"
         console.print(f"to train longer: {longer}", soft_wrap=True, markup=False)
+
+
+def _refuse_bundle(folder: RunFolder) -> None:
+    """A bundle in the backbone's place means to start from what it learned, which is a run of its own."""
+    place, run = folder.recipe.backbone.path, folder.path
+    if (backbone := bundle_backbone(Path(place))) is not None:
+        new = typed("xwam-ft", "train", run / RECIPE_FILE, "--init", place, "--run", f"{run}-2")
+        raise UserError(
+            f"is a bundle, and {run} goes on on the backbone that it was trained on",
+            place,
+            f"begin a new run with what the bundle learned: {new} {setting('backbone.path', backbone)}",
+        )
 
 
 def _finish(folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, console: Console) -> None:
@@ -181,14 +199,14 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     trainer = make_trainer(
         recipe,
         callbacks=callbacks,
-        logger=[*run_loggers(folder.path, folder.first_step, recipe), *own.loggers],
+        logger=[*run_loggers(folder.path, folder.first_step, recipe, look.missed), *own.loggers],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # a user's own
         enable_progress_bar=first_rank() and not console.quiet,
         num_sanity_val_steps=-1 if "validate" in look.missed else 0,
         default_root_dir=folder.path,
     )
     has_adapter = recipe.model.train != "lora" or (folder.path / ADAPTER).exists()
-    if folder.first_step >= recipe.trainer.max_steps and not look.missed and has_adapter:
+    if folder.first_step >= recipe.trainer.max_steps and not (look.missed or checkpoints.unlogged) and has_adapter:
         checkpoints.require_belonging(trainer, module)
         return
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import setting
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.tensor_files.torch_zip import AGAIN, StoredTensor, TorchZip
@@ -216,6 +217,6 @@ def refuse_bundle(path: Path) -> None:
         raise UserError(
             "is a bundle, not a backbone",
             path,
-            f"start from what it learned: xwam-ft train RECIPE --init {quote(str(path))} --set "
-            f"backbone.path={quote(backbone)}",
+            f"start from what it learned: xwam-ft train RECIPE --init {quote(str(path))} "
+            f"{setting('backbone.path', backbone)}",
         )
