@@ -114,7 +114,8 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
         ):
             place.mkdir(parents=True, exist_ok=True)
             if not os.access(place, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+                number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(number, os.strerror(number), str(place))
             with sole_writer(folder, "encoding it"):
                 _make(recipe, shard_set, identity, folder, plan, device, console)
     with progress_bar(
