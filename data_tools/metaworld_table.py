@@ -85,6 +85,7 @@ def row(
     action_steps: Annotated[list[int] | None, typer.Option(help="Denoising steps; repeatable; default 10, 2.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Repeatable; default the four of the table.")] = None,
     scaling: Annotated[Scaling, typer.Option(help="A range a number of the action, or one a step.")] = Scaling.chunk,
+    execute: Annotated[int | None, typer.Option(min=1, help="Commands before planning anew; default half.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Make one row: recipe -> run -> bundle -> success rates."""
@@ -109,7 +110,7 @@ def row(
         export_run(run, bundle, format="bundle", **options)
     for steps in action_steps or ACTION_STEPS:
         for name in tasks:
-            out = place / f"{name}_{steps}"
+            out = place / (f"{name}_{steps}" if execute is None else f"{name}_{steps}x{execute}")
             if not out.exists():
                 evaluate_in_environment(
                     bundle,
@@ -119,6 +120,7 @@ def row(
                     out=out,
                     max_steps=MAX_STEPS,
                     action_steps=steps,
+                    execute=execute,
                     films=1,
                     console=CONSOLE,
                 )
@@ -145,18 +147,21 @@ def show(work: Work) -> None:
     print("| row | clips | steps | " + " | ".join(tasks) + " | mean |")
     print("|---|---|---|" + "---|" * (len(tasks) + 1))
     for row in rows:
-        for steps in sorted({steps for _, steps in map(_parts, row["cells"])}, reverse=True):
-            found = [row["cells"].get(f"{task}_{steps}") for task in tasks]
+        for how in sorted(
+            {how for _, how in map(_parts, row["cells"])}, key=lambda how: [-int(n) for n in how.split("x")]
+        ):
+            found = [row["cells"].get(f"{task}_{how}") for task in tasks]
             words = ["–" if cell is None else _cell(cell) for cell in found]
             rates = [cell["rate"] for cell in found if cell is not None]
             mean = f"{100 * sum(rates) / len(rates):.0f} %" if len(rates) == len(tasks) else "–"
             clips = f"{row['clips']:,}" if row["clips"] else "–"
-            print(f"| {row['row']} | {clips} | {steps} | " + " | ".join(words) + f" | {mean} |")
+            print(f"| {row['row']} | {clips} | {how} | " + " | ".join(words) + f" | {mean} |")
 
 
-def _parts(cell: str) -> tuple[str, int]:
-    task, steps = cell.rsplit("_", 1)
-    return task, int(steps)
+def _parts(cell: str) -> tuple[str, str]:
+    """Task, and how it was asked: `4` denoising steps, or `4x16` with 16 commands before planning anew."""
+    task, how = cell.rsplit("_", 1)
+    return task, how
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
