@@ -100,7 +100,7 @@ class ExactCheckpoints(StepCallback):
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         if step % module.recipe.checkpoint.every_steps == 0 or step == module.max_steps or trainer.should_stop:
             self.clock.lap("network")
-            due = step % trainer.log_every_n_steps == 0 or step == module.max_steps
+            due = step % trainer.log_every_n_steps == 0 or step == module.max_steps  # pyright: ignore[reportAttributeAccessIssue]
             self.save(trainer, module, _row(trainer) if due else {})
             self.clock.lap("checkpoints")
 
