@@ -376,12 +376,12 @@ def load_contract(path: Path) -> Contract:
         raise UserError(f"is not a valid contract ({reasons})", path, "make it again with `xwam-ft prepare`") from None
 
 
-def require_compatible(ours: Contract, ours_at: Path, theirs: Contract, theirs_at: Path) -> None:
+def require_compatible(ours: Contract, ours_at: Path | str, theirs: Contract, theirs_at: Path) -> None:
     """Like `require_same`, but each preparation of the same robot may have its own quantiles and prompts."""
     require_same(ours, ours_at, theirs.model_copy(update={name: getattr(ours, name) for name in COUNTED}), theirs_at)
 
 
-def require_same(ours: Contract, ours_at: Path, theirs: Contract, theirs_at: Path) -> None:
+def require_same(ours: Contract, ours_at: Path | str, theirs: Contract, theirs_at: Path) -> None:
     """Raise a `UserError` naming both files and the first fields that differ, unless the contracts are equal."""
     if ours.sha256 == theirs.sha256:
         return

@@ -261,7 +261,7 @@ class ShardSet:
             if (found := self.damage(shard)) is not None:
                 raise UserError(found, self.folder / shard.name, f"copy it again, or {AGAIN}")
 
-    def under(self, contract: Contract, contract_at: Path) -> ShardSet:
+    def under(self, contract: Contract, contract_at: Path | str) -> ShardSet:
         """The same shards with another preparation's contract, whose quantiles then normalise them.
 
         Raises:

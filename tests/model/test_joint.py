@@ -112,6 +112,14 @@ def test_unknown_cameras_and_unnamed_numbers(backbone: Backbone, joint: JointWei
     assert report[2] == "action: 0 of 3 numbers kept by name, new and zero: all, since nobody named them"
 
 
+def test_views_by_order_say_which_camera_takes_which(backbone: Backbone) -> None:
+    report: list[str] = []
+    layout = dataclasses.replace(LAYOUT, cameras=("head", "wrist"))
+    build_network(backbone, CONFIG, seed=0, layout=layout, report=report)
+    said = "views: 2 of 2 kept by order, since no camera has the same name: head as left, wrist as right"
+    assert report[0] == said
+
+
 @pytest.mark.parametrize(
     ("depth_blocks", "sentence"),
     [

@@ -318,6 +318,7 @@ def test_a_term_that_a_step_does_not_hold_is_not_logged_as_0() -> None:
     module: Any = SimpleNamespace(
         _require_steady=lambda: None,
         _trainer=object(),
+        trainer=SimpleNamespace(_results=None),
         step=7,
         losses={**losses, "total": torch.tensor(2.5)},
         counts_of_step=counts,

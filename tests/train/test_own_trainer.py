@@ -22,6 +22,8 @@ from xwam_ft.model.adapters import trainable_state
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.data import ClipDataModule
+from xwam_ft.train.history import History
+from xwam_ft.train.loggers import MetricsFile
 from xwam_ft.train.module import TrainingModule
 
 Change = Callable[..., Recipe]
@@ -93,6 +95,20 @@ def test_lightnings_callbacks_and_loggers_just_work(recipe: Recipe, cache: Laten
     assert names
     assert not names & frozen
     assert stored["xwam_ft"] == {"contract": cache.identity.contract, "backbone": module.backbone}
+
+
+@pytest.mark.slow
+def test_each_steps_losses_are_its_own(changed: Change, cache: LatentCache, tmp_path: Path) -> None:
+    """Steps of one clip: where its actions are clean they have no loss, and none of an earlier step stands there."""
+    one = changed(trainer={"batch_size": 1, "accumulate": 1, "max_steps": 8})
+    fit(one, make_trainer(tmp_path, logger=MetricsFile(tmp_path / "metrics.jsonl", 0)))
+    rows = [row for row in History(tmp_path).metrics() if "train/loss_total" in row]
+    assert len(rows) == 8
+    assert 0 < sum("train/loss_action" in row for row in rows) < 8
+    weights = one.loss.model_dump()
+    for row in rows:
+        terms = [row.get(f"train/loss_{name}", 0.0) * weights[name] for name in TERMS if name != "total"]
+        assert sum(terms) == pytest.approx(row["train/loss_total"], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -191,6 +191,8 @@ def test_an_existing_run_is_not_overwritten(finished: Path, recipe_file: Path, c
     with pytest.raises(UserError, match="the run folder exists already") as error:
         training.train(recipe_file, finished, [], console)
     assert f"--resume {finished}" in error.value.fix
+    with pytest.raises(UserError, match=r"toy.yaml: is a file, and a run is a folder\. Fix: name another by --run"):
+        training.train(recipe_file, recipe_file, [], console)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, console: Console) -> None:

@@ -25,6 +25,7 @@ from xwam_ft.shards import ShardSet
 from xwam_ft.train.carry import Carried, carry
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.origin import open_origin
+from xwam_ft.train.warm_start import other_clock
 
 from . import training
 from .test_run import same_checkpoint
@@ -147,6 +148,22 @@ def test_slots_and_cameras_are_taken_by_name_and_new_ones_start_at_nothing(
     assert not torch.any(rows[1])
     assert "views: 2 of 3 kept by name, 1 new" in done.sentences
     assert "proprio: 8 of 9 numbers kept by name, new and zero: lift" in done.sentences
+
+
+def test_another_pace_of_pictures_or_actions_is_said(contract: Contract) -> None:
+    timing = contract.timing
+    slower = contract.model_copy(update={"timing": timing.model_copy(update={"fps": timing.fps / 2})})
+    skipping = contract.model_copy(
+        update={"timing": timing.model_copy(update={"fps": timing.fps * 2, "frame_skip": timing.frame_skip * 2})}
+    )
+    picture, action = timing.frame_skip / timing.fps, timing.action_skip / timing.fps
+    pictures = (
+        f"timing: pictures are {2 * picture:.4g} s apart here and were {picture:.4g} s in old, which learned that pace"
+    )
+    actions = "timing: actions are {:.4g} s apart here and were {:.4g} s in old, which learned that pace".format
+    assert other_clock(contract, contract, "old") == []
+    assert other_clock(slower, contract, "old") == [pictures, actions(2 * action, action)]
+    assert other_clock(skipping, contract, "old") == [actions(action / 2, action)]
 
 
 def test_what_has_no_place_is_left_behind_by_name(finished: Path, recipe: Recipe, contract: Contract) -> None:

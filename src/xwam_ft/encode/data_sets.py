@@ -139,7 +139,7 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
 
 def _fitting(sets: Sequence[ShardSet], contract: Contract) -> Contract:
     for one in sets:
-        one.under(contract, one.folder / CONTRACT_FILE)
+        one.under(contract, "the run's contract.json")
     return contract
 
 

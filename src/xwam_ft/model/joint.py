@@ -164,7 +164,10 @@ def _graft_views(network: JointNetwork, joint: JointWeights, layout: Layout | No
     for index, source in pairs:
         weight[index] = known[source].to(weight)
     fresh = len(weight) - len(pairs)
-    return f"views: {len(pairs)} of {len(weight)} kept by {by}" + (f", {fresh} new" if fresh else "")
+    sentence = f"views: {len(pairs)} of {len(weight)} kept by {by}" + (f", {fresh} new" if fresh else "")
+    if by == "order" and ours and theirs:
+        sentence += f", since no camera has the same name: {', '.join(f'{ours[i]} as {theirs[j]}' for i, j in pairs)}"
+    return sentence
 
 
 def _graft_stream(network: JointNetwork, joint: JointWeights, layout: Layout | None, stream: str) -> str:

@@ -221,6 +221,8 @@ def require_shards(run: RunFolder) -> None:
 
 def require_free(path: Path) -> None:
     """Raise a `UserError` if `path` cannot be made, or is there already: no run is ever overwritten."""
+    if path.is_file():
+        raise UserError("is a file, and a run is a folder", path, "name another by --run")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(
             "the run folder exists already",

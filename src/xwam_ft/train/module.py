@@ -285,6 +285,10 @@ class TrainingModule(pl.LightningModule):
             # A term of which the step held no valid number (only clean actions, say) has no loss: 0 would look learned.
             counts = {"total": math.inf, **self.counts_of_step(self.step)}
             losses = {f"train/loss_{name}": loss for name, loss in self.losses.items() if counts[name] > 1}
+            # Lightning keeps what is not logged anew: a term that is missing would show an earlier step's loss.
+            for shown in (self.trainer._results or {}).values():  # pyright: ignore[reportPrivateUsage]
+                if shown.meta.name.startswith("train/loss_"):
+                    shown.reset()
             # Each rank holds its share of the step's loss: the whole is their sum.
             self.log_dict(losses, sync_dist=True, reduce_fx="sum")
             self.log("loss", self.losses["total"], prog_bar=True, logger=False, sync_dist=True, reduce_fx="sum")

@@ -61,7 +61,8 @@ class StartReport:
             ends = (f"{low:.4g}..{high:.4g}" for low, high in (row.old, row.new))
             used = "kept" if row.kept else "refitted"
             table.add_row(escape(row.slot), row.stream, escape(row.number), *ends, f"{row.reach:.2f}", used)
-        console.print(table)
+        if self.ranges:
+            console.print(table)
         for note in self.notes:
             console.print(note, soft_wrap=True, markup=False)
 
@@ -106,7 +107,25 @@ def start_report(recipe: Recipe, contract: Contract, origin: Origin, carried: Ca
     from xwam_ft.encode.data_sets import open_sets
 
     _, ranges, signs = inherit(open_sets(recipe.data).contract, origin.contract, recipe.init_quantiles)
-    notes = [*carried.sentences, *sentences(ranges, recipe.init_quantiles), *signs]
+    notes = [*carried.sentences, *other_clock(contract, origin.contract, origin.place)]
+    notes += [*sentences(ranges, recipe.init_quantiles), *signs]
     if carried.left:
         notes.append(f"left behind, since nothing here holds it: {listed(carried.left, 6)}")
     return StartReport(origin, carried, ranges, notes)
+
+
+def other_clock(ours: Contract, theirs: Contract, of: str) -> list[str]:
+    """Seconds that lie otherwise between pictures or actions: what moves seems faster or slower than was learned.
+
+    Args:
+        of: whose contract `theirs` is, for the sentences.
+    """
+    steps = {
+        "pictures": [one.timing.frame_skip / one.timing.fps for one in (ours, theirs)],
+        "actions": [one.timing.action_period for one in (ours, theirs)],
+    }
+    return [
+        f"timing: {what} are {here:.4g} s apart here and were {there:.4g} s in {of}, which learned that pace"
+        for what, (here, there) in steps.items()
+        if abs(here - there) > 0.01 * there
+    ]
