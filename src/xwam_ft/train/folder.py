@@ -30,7 +30,7 @@ from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, remove_folder, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at, step_of
-from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.recipe import DataSpec, Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
 from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints
 from xwam_ft.train.longer import (
@@ -173,7 +173,7 @@ def keep_length(run: RunFolder) -> RunFolder:
 def keep_places(run: RunFolder) -> bool:
     """Write down where the run's shards lie now, once they are known to be its own; True where that is new."""
     recipe = load_recipe(run.path / RECIPE_FILE)
-    before, now = places(recipe.data), places(_absolute(run.recipe).data)
+    before, now = places(recipe.data), places(_absolute_data(run.recipe.data))
     if before == now:
         return False
     remember(run.path, before)
@@ -328,15 +328,18 @@ def _short(value: object) -> str:
 
 def _absolute(recipe: Recipe) -> Recipe:
     """Paths that do not depend on where the command was typed."""
-    backbone, data = recipe.backbone, recipe.data
+    backbone, origin = recipe.backbone, recipe.init_from
     if Path(backbone.path).is_dir() and backbone.path != "tiny":
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
-    places = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
-    cache = None if data.cache_dir is None else str(Path(data.cache_dir).resolve())
-    shards = places[0].path if isinstance(data.shards, str) else places
-    data = data.model_copy(update={"shards": shards, "cache_dir": cache})
-    origin = recipe.init_from
     if origin is not None:
         path, step = run_at(origin)
         origin = f"{path.resolve()}{'' if step is None else f'@{step}'}"
+    data = _absolute_data(recipe.data)
     return recipe.model_copy(update={"backbone": backbone, "data": data, "init_from": origin})
+
+
+def _absolute_data(data: DataSpec) -> DataSpec:
+    sources = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
+    cache = None if data.cache_dir is None else str(Path(data.cache_dir).resolve())
+    shards = sources[0].path if isinstance(data.shards, str) else sources
+    return data.model_copy(update={"shards": shards, "cache_dir": cache})
