@@ -164,3 +164,17 @@ def test_a_new_folder_is_made_by_one(tmp_path: Path) -> None:
         pytest.fail("two at once")
     assert folder.name.startswith(".out.")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_others_write_inside_or_under_a_longer_name_is_left_alone(tmp_path: Path) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "run" / "bundle"
+    run.mkdir()
+    with sole_folder(bundle, "exporting to it") as inside, sole_folder(tmp_path / "run.v2", "training it") as longer:
+        (inside / "deep").mkdir()
+        half = inside / "deep" / ".model.safetensors.abcd_123.tmp"
+        half.touch()
+        with sole_writer(run, "training it"):
+            assert half.is_file()
+            assert longer.is_dir()
+    assert bundle.is_dir()
+    assert (tmp_path / "run.v2").is_dir()

@@ -64,18 +64,34 @@ def require_new(target: Path) -> None:
         raise UserError("exists already and is not an empty folder", target, "choose another folder or remove it")
 
 
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\.\w+)?")
-"""The names that `atomic_path` and `atomic_folder` write to."""
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp(\.\w+)?")
+"""The names that `atomic_path` and `atomic_folder` write to, and of what they are."""
 
 
-def remove_temporaries(target: Path) -> None:
+def remove_temporaries(target: Path, written: Callable[[Path], bool] = lambda place: False) -> None:
     """Remove what killed processes left half-written of a file or folder: beside it and in it.
 
     Only for whoever keeps others from writing there meanwhile (locks.py).
+
+    Args:
+        written: whether somebody else writes a place inside now (a bundle that is exported into its run): it stays.
     """
-    for path in (*target.parent.glob(f".{glob.escape(target.name)}.*.tmp*"), *target.rglob(".*.tmp*")):
-        if TEMPORARY.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    beside = [
+        path for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp*") if _made_of(path) == target.name
+    ]
+    inside: list[Path] = []
+    for path in target.rglob(".*.tmp*"):
+        way = (path, *path.parents[: len(path.relative_to(target).parts) - 1])
+        if _made_of(path) and not any(written(place.with_name(_made_of(place) or place.name)) for place in way):
+            inside.append(path)
+    for path in (*beside, *inside):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _made_of(path: Path) -> str | None:
+    """The name that a temporary one stands for; None: it is no such name."""
+    found = TEMPORARY.fullmatch(path.name)
+    return found[1] if found else None
 
 
 def remove_folder(folder: Path) -> None:

@@ -52,7 +52,7 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
         owner["since"] = datetime.now().astimezone().isoformat(timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-        remove_temporaries(target.absolute())
+        remove_temporaries(target.absolute(), lambda place: holder(place) is not None)
         yield
     finally:
         with contextlib.suppress(OSError):
