@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hub_server import LocalHub, at_this_hub
 from shared import QUIET
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Contract, DepthCode, Image, Quantiles, Slot, Timing
 from xwam_ft.depth_code import metres_to_code
@@ -276,6 +277,14 @@ def real_data() -> Path:
     if not place:
         pytest.skip("XWAM_FT_TEST_DATA is not set: no real recordings here")
     return Path(place)
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A Hub on this machine that this process asks, not logged in, with an empty cache."""
+    local = at_this_hub(monkeypatch, tmp_path / "hf")
+    yield local
+    local.stop()
 
 
 @pytest.fixture(scope="session")

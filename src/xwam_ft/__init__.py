@@ -23,6 +23,7 @@ The hall
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
     quantiles.py      what numbers are normalised by, from the recorded motion
     limits.py         what commands are held in, stated or recorded
+    hub.py            the Hugging Face Hub: what a name means there, fetched by its commit
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     aliases.py        a robot's own names and units of what it observes
     prompts.py        prompts as people type them

@@ -32,6 +32,8 @@ def export(
     step: int | None = None,
     best: str | None = None,
     with_text_encoder: str | None = None,
+    push: str | None = None,
+    private: bool = False,
     progress: bool | Console = False,
 ) -> Bundle:
     """Write a checkpoint of a run: a bundle that has proved itself, or the weights in another form.
@@ -49,15 +51,27 @@ def export(
         step: of the checkpoint; default the newest.
         best: a held-out number as logged ("total", "held_out/tool_position"): the checkpoint where it was lowest.
         with_text_encoder: bfloat16 or int8: put the text encoder into the bundle, so that it takes any text.
+        push: upload the bundle to the Hub under this name, ORG/NAME.
+        private: let nobody else see it there.
         progress: print the proofs.
 
     Raises:
-        UserError: no run, no checkpoint, no such number, another backbone, a proof that fails, or `out` is taken.
+        UserError: no run, no checkpoint, no such number, another backbone, a proof that fails, or `out` is taken; no
+            right to upload, or no network.
     """
     from xwam_ft.export.checkpoint import chosen_checkpoint
     from xwam_ft.export.export import export_run
 
     console = plain_console(progress)
+    if private and push is None:
+        raise UserError("changes nothing without --push", "--private", "leave it out, or add --push ORG/NAME")
+    if push is not None:
+        from xwam_ft.export.push import push as upload
+        from xwam_ft.export.push import require_pushable
+
+        if format != "bundle":
+            raise UserError(f"uploads bundles, and the format is {format}", "--push", "leave --format out")
+        require_pushable(push, private=private, console=console)
     place, step, choice = chosen_checkpoint(place_of(run), step, best)
     if choice is not None:
         console.print(choice, soft_wrap=True, markup=False)
@@ -73,10 +87,13 @@ def export(
         wan=None if wan is None else Path(wan),
         step=step,
         with_text_encoder=with_text_encoder,
+        name=push,
         console=console,
     )
+    pushed = None if push is None else upload(Path(out), push, private=private, console=console)
     page = Path(out) / "README.md"
-    return Bundle(Path(out), format, Run.open(place).step if step is None else step, page if page.is_file() else None)
+    step = Run.open(place).step if step is None else step
+    return Bundle(Path(out), format, step, page if page.is_file() else None, pushed)
 
 
 def runs(

@@ -44,13 +44,13 @@ def _main(
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the file; repeatable.")
 ]
-Bundle = Annotated[Path, typer.Argument(help="Bundle made by `xwam-ft export`; or a checkpoint: RUN, RUN@STEP.")]
+Bundle = Annotated[Path, typer.Argument(help="Bundle (or ORG/NAME of the Hub); or a checkpoint: RUN, RUN@STEP.")]
 Shards = Annotated[Path, typer.Argument(help="Shard set made by `xwam-ft prepare`.")]
 
 
 @app.command()
 def inspect(
-    raw: Annotated[Path, typer.Argument(help="Folder of recordings.")],
+    raw: Annotated[Path, typer.Argument(help="Recordings: a folder, or ORG/DATASET[@REV] of the Hub.")],
     write: Annotated[Path | None, typer.Option(help="Write a commented starter embodiment file here.")] = None,
 ) -> None:
     """Show what recordings hold, and propose how to read them."""
@@ -61,7 +61,9 @@ def inspect(
 
 @app.command()
 def prepare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RAW... OUT", help="Recordings, then the new shard set.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RAW... OUT", help="Recordings or ORG/DATASET, then the new set.")
+    ],
     embodiment: Annotated[
         Path, typer.Option(help="Embodiment file (cameras, timing, slots), or the name of one that ships.")
     ],
@@ -173,6 +175,8 @@ def export(
         str | None, typer.Option(metavar="KIND", help="Take any text: bfloat16 (11 GB at 5B) or int8 (7 GB).")
     ] = None,
     wan: Annotated[Path | None, typer.Option(help="xwam: folder of Wan's own VAE and text encoder files.")] = None,
+    push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload the bundle to the Hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: nobody else sees it.")] = False,
 ) -> None:
     """Write a bundle that has proved itself, or another format."""
     from xwam_ft import api
@@ -190,6 +194,8 @@ def export(
         step=step,
         best=best,
         with_text_encoder=with_text_encoder,
+        push=push,
+        private=private,
         progress=plain_console(),
     )
 
@@ -272,7 +278,7 @@ def evaluate(
 @app.command()
 def serve(
     ctx: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder; with --replay a shard set.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle, or ORG/NAME of the Hub; with --replay a shard set.")],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, cpu, ...")] = "auto",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from xwam_ft.errors import UserError
+from xwam_ft.hub import hint
 
 RECIPE_FILE = "recipe.yaml"
 """What makes a folder a run."""
@@ -41,5 +42,8 @@ def step_of(folder: Path) -> int | None:
 
 def neither(place: str | Path) -> UserError:
     """The error where RUN, RUN@STEP or BUNDLE is asked for and something else is named."""
-    what = "is neither a run nor a bundle" if Path(place).exists() else "is not there"
-    return UserError(what, place, "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made")
+    what, more = "is neither a run nor a bundle", ""
+    if not Path(place).exists():
+        what, more = "is not there", hint(place, "model")
+    fix = f"give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made{more}"
+    return UserError(what, place, fix)

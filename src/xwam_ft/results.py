@@ -98,12 +98,14 @@ class Runs:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `export` wrote: its folder, the format, the run's step, and for a bundle the page about it."""
+    """What `export` wrote: its folder, the format, the run's step, for a bundle the page about it, and ORG/NAME@COMMIT
+    where it was pushed."""
 
     path: Path
     format: str
     step: int
     report: Path | None
+    pushed: str | None = None
 
     def load(self, device: str = "auto") -> Policy:
         """The policy, for a bundle; proves itself first."""

@@ -13,12 +13,14 @@ from diffusers import AutoencoderKLWan
 from toy import make_transformer
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from hub_server import LocalHub
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.media import read_rgb
 from xwam_ft.model.assemble import build_network
 from xwam_ft.model.backbone import Backbone, load_backbone
 from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.tiny import TINY, tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -173,17 +175,26 @@ def test_a_part_that_is_no_wan_model_is_refused(folder: Path, tmp_path: Path) ->
         load_backbone(str(copy), parts=("vae",))
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, local_hub: LocalHub) -> None:
     with pytest.raises(UserError, match=r"no such folder.*or 'tiny'"):
         load_backbone(str(tmp_path / "none"))
-    import huggingface_hub
-
-    def offline(*args: object, **options: object) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match=r"nobody/none: neither a folder nor a hub id.*LocalEntryNotFoundError"):
+    with pytest.raises(UserError, match=r"nobody/none: is not there: neither a folder here nor on the Hub"):
         load_backbone("nobody/none")
+    local_hub.stop()
+    with pytest.raises(UserError, match=r"nobody/none of the Hub: cannot be fetched"):
+        load_backbone("nobody/none")
+
+
+def test_a_backbone_of_the_hub_is_that_of_its_folder(local_hub: LocalHub) -> None:
+    old = local_hub.add("models/org/wan", tiny_folder())
+    here = load_backbone(TINY, parts=("vae",))
+    there = load_backbone("org/wan", parts=("vae",))
+    assert there.part_fingerprint("vae") == here.part_fingerprint("vae")
+    assert not [name for name in local_hub.fetched() if name.startswith(("transformer/diff", "text_encoder"))]
+    local_hub.repos["models/org/wan"].commit({"README.md": b"emptied"})
+    assert load_backbone(f"org/wan@{old}", parts=("vae",)).part_fingerprint("vae") == here.part_fingerprint("vae")
+    with pytest.raises(UserError, match="the part 'vae' is missing"):
+        load_backbone("org/wan", parts=("vae",))
 
 
 def test_pictures_the_vae_cannot_divide_are_refused(wan: Backbone) -> None:

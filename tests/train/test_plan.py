@@ -180,7 +180,7 @@ def test_shapes_that_do_not_go_together_are_refused_before_weights_are_read(
     odd = replace(shard_set, contract=contract_with(image=Image(height=48, width=64)))
     with pytest.raises(UserError, match=r"pictures of 48x64\. Fix: make their height a multiple of 32"):
         make_plan(changed(), odd)
-    with pytest.raises(UserError, match="absent/folder/x: neither a folder nor a hub id"):
+    with pytest.raises(UserError, match="absent/folder/x: no such folder"):
         make_plan(changed(backbone={"path": "absent/folder/x"}), shard_set)
 
 

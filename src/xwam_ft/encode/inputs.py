@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from xwam_ft import hub
 from xwam_ft.contract import load_contract
 from xwam_ft.encode.cache import INDEX_FILE, LatentCache, cache_place
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
 from xwam_ft.encode.inherit import inherit
 from xwam_ft.errors import UserError, require_installed
-from xwam_ft.places import run_at
+from xwam_ft.places import neither, run_at
 from xwam_ft.shards import CONTRACT_FILE
 from xwam_ft.versions import require_supported
 
@@ -128,6 +129,8 @@ def open_inputs(
     shown = console or Console(quiet=True)
     recipe = _on_its_own_backbone(recipe, shown)
     _refuse_released_weights(recipe)
+    if computes and contract is None:
+        recipe = _pinned(recipe, shown)
     if computes:
         _require_extras(recipe)
     if recipe.trainer.threads:
@@ -143,6 +146,21 @@ def open_inputs(
     _require_prefix_fits(recipe, inputs.contract)
     episode_weights(recipe.data, inputs.sets)
     return inputs
+
+
+def _pinned(recipe: Recipe, console: Console) -> Recipe:
+    """The recipe with the commits of what it takes from the Hub, so that its run goes on with the very same.
+
+    Raises:
+        UserError: what it names is not on the Hub, or there is no network and it was never fetched.
+    """
+    backbone, origin = recipe.backbone, recipe.init_from
+    if (repo := hub.repo_of(backbone.path, "model")) is not None:
+        repo = replace(repo, revision=repo.revision or backbone.revision)
+        backbone = backbone.model_copy(update={"path": repo.id, "revision": hub.pinned(repo, console).revision})
+    if origin is not None and (repo := hub.repo_of(origin, "model")) is not None:
+        origin = str(hub.pinned(repo, console))
+    return recipe.model_copy(update={"backbone": backbone, "init_from": origin})
 
 
 def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
@@ -165,10 +183,10 @@ def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
 def _started(recipe: Recipe, contract: Contract) -> Contract:
     """The contract of recordings for a network that starts from another: the quantiles it knows, where they fit."""
     assert recipe.init_from is not None
-    folder = run_at(recipe.init_from)[0]
+    repo = hub.repo_of(recipe.init_from, "model")
+    folder = run_at(recipe.init_from)[0] if repo is None else hub.fetch(repo, allow=[CONTRACT_FILE])
     if not (folder / CONTRACT_FILE).is_file():
-        fix = "give RUN, RUN@STEP or BUNDLE: a folder that `xwam-ft train` or `export` made"
-        raise UserError("is neither a run nor a bundle" if folder.is_dir() else "is not there", recipe.init_from, fix)
+        raise neither(recipe.init_from if repo is None else folder)
     return inherit(contract, load_contract(folder / CONTRACT_FILE), recipe.init_quantiles)[0]
 
 

@@ -13,6 +13,7 @@ from xwam_ft.evaluate.imagine import UNTRAINED, make_pair, pair_rows
 from xwam_ft.evaluate.open_loop import figure, open_loop
 from xwam_ft.evaluate.pictures import contact_sheet
 from xwam_ft.export import pictures_proof
+from xwam_ft.export.hub_card import header
 from xwam_ft.policy.bundle import PICTURE
 from xwam_ft.policy.policy import clip_observation
 
@@ -75,8 +76,10 @@ def readme(
     prompts: Sequence[str],
     shards: ShardSet,
     shown: Shown,
+    name: str | None = None,
 ) -> str:
-    """The text of README.md."""
+    """The text of README.md; `name`: of the bundle on the Hub, where it goes there."""
+    place, title = name or "PATH_OF_THIS_FOLDER", f"A policy for {contract.embodiment}"
     timing = contract.timing
     slots = "\n".join(
         f"- `{slot.name}` ({slot.kind}): {len(slot.columns)} numbers: {', '.join(slot.columns)}"
@@ -88,7 +91,8 @@ def readme(
     if kind := config.get("text_encoder"):
         known += f"\n\nAny other text too: it holds its own text encoder ({kind}), under its backbone's licence."
     backbone = config["backbone"]["path"] + ("" if config["backbone_trained"] else " (untrained)")
-    return f"""# A policy for {contract.embodiment}
+    return f"""{header(contract, recipe, shown.metrics, title)}
+# {title}
 
 An xwam-ft bundle: X-WAM fine-tuned on backbone {backbone}, run {config["run"]}, step {config["step"]}. Weights:
 {_weights(config)}
@@ -96,13 +100,13 @@ An xwam-ft bundle: X-WAM fine-tuned on backbone {backbone}, run {config["run"]},
 ## Serve it, call it
 
 ```
-xwam-ft serve PATH_OF_THIS_FOLDER
+xwam-ft serve {place}
 ```
 
 ```python
 from xwam_ft import Policy
 
-policy = Policy.load("PATH_OF_THIS_FOLDER")  # or without a server, in your own process
+policy = Policy.load("{place}")  # or without a server, in your own process
 out = policy.infer({{"images": {{camera: rgb}}, "state": {{slot: numbers}}, "prompt": text}})
 out.commands.slots  # {timing.action_steps} steps, {timing.action_period:.4g} s apart; metres and radians
 ```

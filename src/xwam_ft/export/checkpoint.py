@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xwam_ft import hub
 from xwam_ft.errors import UserError
 from xwam_ft.export.weights import DTYPES, RunWeights, open_weights
 from xwam_ft.files import read_json
@@ -24,6 +25,7 @@ from xwam_ft.model.tiny import UNTRAINED
 from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy import text_encoder
 from xwam_ft.policy.bundle import MANIFEST, bundle_config, make_policy
+from xwam_ft.policy.from_hub import bundle_at
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
@@ -166,9 +168,14 @@ def chosen_checkpoint(place: Path, step: int | None, best: str | None) -> tuple[
 def policy_source(place: Path, console: Console) -> PolicySource:
     """What a bundle, `RUN` or `RUN@STEP` names, as a policy to be loaded; neither is read yet.
 
+    A bundle may be one of the Hub, which is fetched.
+
     Raises:
         UserError: neither of them, or an `@` that names no step of a run.
     """
+    if (repo := hub.repo_of(place, "model")) is not None:
+        folder = bundle_at(place, console)
+        return PolicySource(str(hub.fetched_from(folder) or repo), folder, lambda: Policy.load(folder))
     run, step = run_at(place)
     if step is None and not (run / RECIPE_FILE).is_file():
         if not (run / MANIFEST).is_file():

@@ -81,11 +81,13 @@ def export_run(
     wan: Path | None = None,
     step: int | None = None,
     with_text_encoder: str | None = None,
+    name: str | None = None,
     console: Console,
 ) -> Path:
     """Write a checkpoint of a run.
 
     Args:
+        name: of the bundle on the Hub, for its card.
         with_text_encoder: "bfloat16" or "int8": put the text encoder into the bundle, for texts nobody embedded.
         step: that of the checkpoint; default the newest.
         format: "bundle"; "peft" or "diffusers" (the adapter alone); "xwam" (the reference implementation's names).
@@ -126,7 +128,7 @@ def export_run(
         require_disk(draft, needs)
         if format == "bundle":
             assert shards is not None
-            _bundle(job, shards, draft, prompts or [], table, console)
+            _bundle(job, shards, draft, prompts or [], table, console, name)
         elif format == "xwam":
             for row in reference_file.write(weights, folder.contract, DTYPES[job.dtype], wan, draft, console):
                 table.add_row(*row)
@@ -204,7 +206,9 @@ def _recordings(folder: RunFolder) -> ShardSet:
     return shards
 
 
-def _bundle(job: Job, shards: ShardSet, draft: Path, further: list[str], table: Table, console: Console) -> None:
+def _bundle(
+    job: Job, shards: ShardSet, draft: Path, further: list[str], table: Table, console: Console, name: str | None
+) -> None:
     contract, weights = job.folder.contract, job.weights
     inputs = _recorded(job.folder, shards)
     console.print("embedding instructions")
@@ -244,7 +248,7 @@ def _bundle(job: Job, shards: ShardSet, draft: Path, further: list[str], table: 
         gc.collect()  # one network at a time: the next is what a robot loads
         torch.cuda.empty_cache()
     write_text_atomic(
-        draft / "README.md", card.readme(contract, config, job.folder.recipe, sorted(prompts), shards, shown)
+        draft / "README.md", card.readme(contract, config, job.folder.recipe, sorted(prompts), shards, shown, name)
     )
     seal(draft, contract, job.origin)
     if lacks is None:

@@ -15,12 +15,14 @@ from xwam_ft.consoles import marked, plain_console
 from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_text_atomic
+from xwam_ft.hub import fetched_from, name_of
 from xwam_ft.inspect.evidence import Evidence, gather
 from xwam_ft.inspect.grouping import HAND
 from xwam_ft.inspect.known_robots import known_embodiments, said_of
 from xwam_ft.inspect.starter import starter
 from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
 from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings, shape_of
+from xwam_ft.prepare.from_hub import is_partial, recordings_at
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.upside_down import upside_down
@@ -65,15 +67,18 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     console = plain_console(console)
     if write is not None and write.exists():
         raise UserError("exists already", write, "choose another name for the starter file")
+    named, raw = raw, recordings_at(raw, console)
     source = open_source(raw)
     info, episodes = source.info, source.episodes()
     lengths = np.array([max(episode.length, 0) for episode in episodes])
     proposal = propose_timing(info.fps or info.measured_fps, lengths)
     tables, problems = _read_tables(episodes)
+    if is_partial(raw):  # the first films alone were fetched
+        problems = {i: found if _whole(episodes[i]) else [] for i, found in problems.items()}
     columns = summarise(info, list(tables.values()))
     evidence = gather(info, episodes, tables)
     if write is not None:  # before anything is printed, so that a reader who stops reading still gets the file
-        write_text_atomic(write, starter(info, evidence, proposal, raw))
+        write_text_atomic(write, starter(info, evidence, proposal, named))
     _print_overview(info, episodes, lengths, console)
     _print_cameras(info, episodes, console)
     if (hint := upside_down(info)) is not None:
@@ -173,6 +178,11 @@ def _read_tables(episodes: list[Episode]) -> tuple[dict[int, Table], dict[int, l
     return tables, problems
 
 
+def _whole(episode: Episode) -> bool:
+    """Whether every film of an episode is here."""
+    return all(view.path.exists() for view in episode.views.values())
+
+
 def _table_there(episode: Episode) -> bool:
     path = getattr(episode.table, "path", None)
     return path is None or path.exists()
@@ -182,7 +192,7 @@ def _print_problems(
     info: SourceInfo, episodes: list[Episode], problems: dict[int, list[str]], console: Console
 ) -> None:
     """Each different fault once, with its episodes and what to do; then what belongs to no episode."""
-    names = {i: (info.path.name, episode.index) for i, episode in enumerate(episodes)}
+    names = {i: (name_of(info.path), episode.index) for i, episode in enumerate(episodes)}
     groups = grouped((i, finding) for i, texts in problems.items() for finding in problem_findings(texts))
     told: set[str] = set()
     for group in groups[:MOST_PROBLEMS]:
@@ -217,7 +227,7 @@ def _print_overview(info: SourceInfo, episodes: list[Episode], lengths: np.ndarr
     rate += f", {info.measured_fps:g} fps by its timestamps" if info.measured_fps is not None else ""
     whole = "" if info.fps is None else f", {seconds.sum() / 60:.1f} min"
     texts = sorted({text for episode in episodes for text in (episode.instructions or tuple(episode.tasks.values()))})
-    table = RichTable(title=str(info.path), show_header=False)
+    table = RichTable(title=str(fetched_from(info.path) or info.path), show_header=False)
     table.add_row("format", info.format)
     table.add_row("robot", info.robot)
     table.add_row("episodes", str(len(episodes)))

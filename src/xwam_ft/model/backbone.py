@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from xwam_ft import hub
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
@@ -312,7 +312,8 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     if path in (TINY, UNTRAINED):
         return tiny_folder()
     refuse_unimported(Path(path))
-    folder = Path(path) if Path(path).is_dir() else _download(path, parts, revision)
+    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in _fingerprinted(part)), "README.md"]
+    folder = hub.folder_of(path, revision, patterns, _FIX)
     require_kin(folder, _FIX)
     return folder
 
@@ -365,21 +366,6 @@ def check_part(folder: Path, part: Part) -> None:
             raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, _FIX)
         for path in sorted((folder / name).glob("*.safetensors")):
             require_whole(path)
-
-
-def _download(path: str, parts: Sequence[Part], revision: str | None) -> Path:
-    """Fetch the asked-for parts of a hub id (from the local cache where they are)."""
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
-        raise UserError(f"no such folder; looked at {Path(path).absolute()}", path, _FIX)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in _fingerprinted(part))]
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        kind = type(error).__name__
-        raise UserError(f"neither a folder nor a hub id that can be fetched ({kind})", path, _FIX) from error
 
 
 def _part_fingerprint(path: str, folder: Path, part: Part) -> str:

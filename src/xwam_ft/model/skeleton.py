@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from xwam_ft import hub
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import (
@@ -102,7 +103,7 @@ def _configurations(
         folder = tiny_folder()
     else:
         refuse_unimported(Path(path))
-        folder = Path(path) if Path(path).is_dir() else _fetched(path, revision)
+        folder = hub.folder_of(path, revision, [*CONFIGS, *KINDS], "check the path, or download the folder first")
         require_kin(folder, f"give a folder like {PUBLISHED}")
     for name in CONFIGS[:3]:
         if not (folder / name).is_file():
@@ -114,17 +115,3 @@ def _configurations(
     depth_blocks = int(read_json(joint)["network"]["depth_blocks"]) if joint.is_file() else 0
     text_len = min(int(tokenizer.get("model_max_length", MAX_TEXT_LEN)), MAX_TEXT_LEN)
     return transformer, vae, text_len, depth_blocks, read_clip_lengths(folder)
-
-
-def _fetched(path: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=[*CONFIGS, *KINDS]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"neither a folder nor a hub id whose configuration can be fetched ({type(error).__name__})",
-            path,
-            "check the path, or download the folder first",
-        ) from error

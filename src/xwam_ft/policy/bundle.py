@@ -33,6 +33,7 @@ from xwam_ft.files import (
     sha256,
     write_json_atomic,
 )
+from xwam_ft.hub import hint
 from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
@@ -167,7 +168,7 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
     """
     if not (bundle / MANIFEST).is_file():
         what = f"is not a bundle (no {MANIFEST})" if bundle.exists() else "is not there"
-        raise UserError(what, bundle, "give a folder that `xwam-ft export` made")
+        raise UserError(what, bundle, f"give a folder that `xwam-ft export` made{hint(bundle, 'model')}")
     manifest = read_json(bundle / MANIFEST)
     files: Any = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
@@ -180,7 +181,7 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
         raise UserError("is not the file that was exported (its own hash differs)", bundle / MANIFEST, _AGAIN)
     for name, entry in files.items():
         path = bundle / name
-        if _is_text(name):
+        if is_text(name):
             continue
         if not path.is_file():
             raise UserError("the file is missing", path, _AGAIN)
@@ -190,7 +191,7 @@ def verify_bundle(bundle: Path) -> dict[str, Any]:
     entries = {path.name for path in bundle.iterdir() if not path.name.startswith(".")}
     for name in entries & {name.partition("/")[0] for name in files if "/" in name}:
         entries = entries - {name} | {path.relative_to(bundle).as_posix() for path in (bundle / name).rglob("*")}
-    strangers = sorted(name for name in entries - {*files, MANIFEST} if not _is_text(name))
+    strangers = sorted(name for name in entries - {*files, MANIFEST} if not is_text(name))
     if strangers:
         raise UserError(f"holds files that were not exported: {listed(strangers)}", bundle, "remove them")
     return read_json(bundle / "config.json")
@@ -201,7 +202,8 @@ def _are_files_of_a_bundle(names: Collection[str]) -> bool:
     return set(FILES) <= plain <= {*FILES, *OPTIONAL}
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a file is one of `TEXTS`."""
     return any(fnmatchcase(name.lower(), pattern) for pattern in TEXTS)
 
 

@@ -137,13 +137,17 @@ class Policy:
     ) -> Policy:
         """Read a bundle: every file's hash is checked, then its recorded request is repeated (and so compiled).
 
+        Args:
+            bundle: its folder, or `ORG/NAME[@REVISION]` of the Hub.
+
         Raises:
             UserError: not a bundle, a file changed, or an action other than the one recorded; a step that cannot be
                 compiled here, or an attention kernel that does not run here.
         """
         from xwam_ft.policy.bundle import load_policy
+        from xwam_ft.policy.from_hub import bundle_at
 
-        return load_policy(Path(bundle), device, selfcheck=selfcheck, compile=compile, attention=attention)
+        return load_policy(bundle_at(bundle), device, selfcheck=selfcheck, compile=compile, attention=attention)
 
     @property
     def device(self) -> torch.device:

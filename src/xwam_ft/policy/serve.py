@@ -43,15 +43,17 @@ def serve_bundle(
     Raises:
         UserError: the bundle, the key file or the address is not usable.
     """
+    from xwam_ft.policy.from_hub import bundle_at
     from xwam_ft.policy.server import PolicyServer
 
     api_key = None if api_key_file is None else read_api_key(api_key_file)
+    named, bundle = bundle, bundle if replay is not None else bundle_at(bundle, console)
     logging.getLogger("xwam_ft.serve").addHandler(logging.StreamHandler())  # stderr: what failed, with a traceback
     chosen = {name: value for name, value in (settings or {}).items() if value is not None}
     server = PolicyServer(_loader(bundle, device, compile, chosen, replay), api_key)
 
     def listening(address: str) -> None:
-        console.print(marked(address, f" loads {bundle}", "bold"), soft_wrap=True)
+        console.print(marked(address, f" loads {named}", "bold"), soft_wrap=True)
         if api_key is None and not _loopback(host):
             console.print("Anyone who reaches this address can ask it: --api-key-file keeps others out.")
 

@@ -123,12 +123,16 @@ def difference(encoder: Callable[[str], Tensor], prompts: Mapping[str, Tensor]) 
     return max(float((encoder(text) - known.float()).norm() / known.float().norm()) for text, known in prompts.items())
 
 
+def stated_licence(backbone: str, revision: str | None) -> str | None:
+    """The licence that a backbone's README.md states, as the Hub calls it."""
+    page = locate_backbone(backbone, ("text",), revision) / "README.md"
+    lines = page.read_text(encoding="utf-8", errors="replace").splitlines() if page.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None) or None
+
+
 def licence(backbone: str, revision: str | None) -> str:
     """Whose licence the encoder is under, for people."""
-    folder = locate_backbone(backbone, ("text",), revision)
-    page = folder / "README.md"
-    lines = page.read_text(encoding="utf-8", errors="replace").splitlines() if page.is_file() else []
-    said = next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
+    said = stated_licence(backbone, revision)
     if said is None:
         return f"its licence is that of {backbone}, whose folder does not state it: look before you pass the bundle on"
     return f"its licence is that of {backbone}: {json.dumps(said)}"

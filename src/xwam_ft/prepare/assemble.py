@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft import quantiles
 from xwam_ft.contract import Contract
 from xwam_ft.files import write_bytes_atomic, write_json_atomic
+from xwam_ft.hub import fetched_from, name_of
 from xwam_ft.prepare.embodiment.cameras import contract_camera
 from xwam_ft.prepare.embodiment.naming import aliases_of
 from xwam_ft.prepare.fingerprint import RECORD
@@ -135,10 +136,16 @@ def write_records(
     record = {
         "fingerprint": fingerprint,
         "depth": plan.spec,
-        "recordings": [{"name": source.info.path.name, "format": source.info.format} for source in sources],
+        "recordings": [_recordings(source) for source in sources],
         "embodiment": spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
     }
     write_json_atomic(folder / RECORD, record)
+
+
+def _recordings(source: Source) -> dict[str, str]:
+    path = source.info.path
+    record = {"name": name_of(path), "format": source.info.format}
+    return record if (repo := fetched_from(path)) is None else {**record, "hub": str(repo)}
 
 
 def write_depth(folder: Path, depth: Mapping[str, DepthOutcome], plan: DepthPlan) -> None:

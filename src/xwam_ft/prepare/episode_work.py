@@ -19,6 +19,7 @@ import numpy as np
 from xwam_ft import depth_code
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, full_disk, reserve, write_json_atomic
+from xwam_ft.hub import name_of
 from xwam_ft.pictures import resize_nearest, resize_pictures
 from xwam_ft.prepare.checks import depth as depth_checks
 from xwam_ft.prepare.checks import pictures as picture_checks
@@ -62,7 +63,7 @@ def attempt(job: EpisodeJob, work: Work) -> JobOutcome:
 
     A `UserError` (of the depth estimator) comes back as its three parts, since it crosses processes.
     """
-    result = EpisodeResult(job.number, job.episode.index, job.episode.dataset.name)
+    result = EpisodeResult(job.number, job.episode.index, name_of(job.episode.dataset))
     try:
         if job.depth not in _open_stages:
             _open_stages.clear()

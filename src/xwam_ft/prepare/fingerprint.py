@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.bundled import bundled
 from xwam_ft.files import sha256
+from xwam_ft.hub import fetched_from
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan
@@ -26,7 +27,7 @@ LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow
 def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embodiment, plan: DepthPlan) -> str:
     """Embodiment, depth, URDF chains, metadata and text by content, data and video files by name and size.
 
-    Absolute paths and dates are left out, so that a copied dataset is the same one.
+    Absolute paths and dates are left out, so that a copied dataset is the same one; one of the Hub is its commit.
     """
     parts: list[Any] = [FORMAT, spec.model_dump(mode="json"), plan.spec, plan.code.model_dump(mode="json")]
     if jobs:
@@ -37,6 +38,9 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
     if any(len(job.episode.instructions) > 1 for job in jobs):
         parts.append("contract.prompts hold every wording")  # the first alone, when FORMAT became 2
     for raw in raws:
+        if (repo := fetched_from(raw)) is not None:  # of which more or fewer files may lie here
+            parts.append([repo.kind, repo.id, repo.revision])
+            continue
         inside = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
         files = [raw] if raw.is_file() else inside  # one HDF5 file may be a dataset
         parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])

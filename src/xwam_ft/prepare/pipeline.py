@@ -32,6 +32,7 @@ from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
 from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.from_hub import recordings_at
 from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
@@ -86,6 +87,7 @@ def prepare(
     embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
     require_apart(raws, out)
     spec = load_embodiment(embodiment, overrides)
+    raws = [recordings_at(raw, console, spec) for raw in raws]
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
         jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out), check=depth_check)

@@ -25,6 +25,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft import hub
 from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
@@ -331,7 +332,7 @@ def _absolute(recipe: Recipe) -> Recipe:
     backbone, origin = recipe.backbone, recipe.init_from
     if Path(backbone.path).is_dir() and backbone.path != "tiny":
         backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
-    if origin is not None:
+    if origin is not None and hub.repo_of(origin, "model") is None:
         path, step = run_at(origin)
         origin = f"{path.resolve()}{'' if step is None else f'@{step}'}"
     data = _absolute_data(recipe.data)

@@ -1,7 +1,7 @@
 """What a run may start from: a checkpoint of another run, or a bundle. Opened, checked, its weights read on demand.
 
-`init_from` names it: RUN (the newest checkpoint), RUN@STEP, or BUNDLE. Where a run keeps averaged weights, these are
-what it starts from, since these are what is exported.
+`init_from` names it: RUN (the newest checkpoint), RUN@STEP, or BUNDLE, which may be one of the Hub. Where a run keeps
+averaged weights, these are what it starts from, since these are what is exported.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft import hub
 from xwam_ft.contract import load_contract
 from xwam_ft.errors import UserError
 from xwam_ft.files import sha256
@@ -22,6 +23,7 @@ from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy.bundle import MANIFEST, verify_bundle
+from xwam_ft.policy.from_hub import bundle_at
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
 from xwam_ft.train.folder import open_run, require_sealed
@@ -92,7 +94,7 @@ def is_bundle(path: Path) -> bool:
 
 def _located(place: str) -> tuple[Path, int | None, bool]:
     """Folder and step of a run (True), or the folder of a bundle."""
-    path, step = run_at(place)
+    path, step = run_at(bundle_at(place) if hub.repo_of(place, "model") else place)
     if (path / RECIPE_FILE).is_file():
         return path, step, True
     if is_bundle(path):

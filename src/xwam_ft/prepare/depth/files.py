@@ -29,6 +29,7 @@ import numpy as np
 
 from xwam_ft import media
 from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.hub import name_of
 from xwam_ft.prepare.depth.estimator import DepthStage
 from xwam_ft.prepare.depth.sensor import unseen
 from xwam_ft.prepare.episode import EpisodeError
@@ -109,7 +110,7 @@ class DepthFiles(DepthStage):
     def read(
         self, episode: Episode, camera: CameraPlan, rows: Sequence[int], pictures: UInt8[ndarray, "n h w 3"]
     ) -> Float[ndarray, "n h2 w2"] | None:
-        names = {"episode": episode.index, "camera": camera.name, "dataset": episode.dataset.name}
+        names = {"episode": episode.index, "camera": camera.name, "dataset": name_of(episode.dataset)}
         if self.pattern.endswith(".png"):
             depth = np.stack([_picture(Path(self.pattern.format(**names, frame=row))) for row in rows])
         else:

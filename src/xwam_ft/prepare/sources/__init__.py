@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from xwam_ft import hub
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare import plugins
 from xwam_ft.prepare.sources.beside import unread_kind, without_meta
@@ -107,7 +108,8 @@ def open_source(path: Path) -> Source:
         UserError: no such folder, or no known format in it.
     """
     if not path.exists():
-        raise UserError("the folder does not exist", path, "check the path of the recordings")
+        more = hub.hint(path, "dataset")
+        raise UserError("the folder does not exist", path, f"check the path of the recordings{more}")
     known = readers()
     for reader in known:
         if reader.detect(path):

@@ -1,0 +1,77 @@
+"""Recordings by their name on the Hub: metadata first, then the files that are needed of them.
+
+Of a LeRobot dataset the films of cameras that nobody asked for stay where they are; of other formats everything comes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xwam_ft import hub
+from xwam_ft.errors import UserError
+from xwam_ft.prepare.sources.lerobot_meta import read_features, read_info
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.prepare.embodiment.schema import Embodiment
+
+INFO = "meta/info.json"
+
+
+def recordings_at(place: Path, console: Console, embodiment: Embodiment | None = None) -> Path:
+    """Where recordings lie: `place` itself, or the Hub's cache, where it names a dataset of the Hub (hub.py).
+
+    Args:
+        embodiment: whose cameras are wanted, and depth; None: what shows a dataset, every number and the first film of
+            each camera.
+
+    Raises:
+        UserError: no such dataset, no right to see it, no network.
+    """
+    repo = hub.repo_of(place, "dataset")
+    if repo is None:
+        return place
+    repo = hub.pinned(repo, console)
+    names = hub.files(repo)
+    if not [name for name in names if not name.startswith(".") and name != "README.md"]:
+        raise UserError("holds no recordings yet", repo.page, "upload them first, or check the name")
+    if INFO not in names:
+        return hub.fetch(repo, console)
+    films = _films(hub.fetch(repo, console, allow=[INFO]), names)
+    if embodiment is None:
+        folder = hub.fetch(repo, console, ignore=[pattern for pattern, _ in films.values()])
+        return hub.fetch(repo, console, allow=[found[0] for _, found in films.values()]) if films else folder
+    named = _cameras(embodiment)
+    idle = [key for key in films if not {key, key.rsplit(".", 1)[-1]} & named]
+    return hub.fetch(repo, console, ignore=[films[key][0] for key in idle] or None)
+
+
+def is_partial(place: Path) -> bool:
+    """Whether a folder is one that `recordings_at` fetched, so that files of it may be absent on purpose."""
+    return hub.fetched_from(place) is not None
+
+
+def _films(folder: Path, names: Collection[str]) -> dict[str, tuple[str, list[str]]]:
+    """Of each RGB camera with videos, the pattern of its files and their names, in order."""
+    meta = read_info(folder)
+    template = meta.get("video_path")
+    found: dict[str, tuple[str, list[str]]] = {}
+    if not isinstance(template, str) or "{video_key}" not in template:
+        return found
+    for key, feature in read_features(folder, meta).items():
+        if feature.dtype == "video" and not feature.depth:
+            pattern = re.sub(r"\{[^}]*\}", "*", template.replace("{video_key}", key))
+            if files := fnmatch.filter(names, pattern):
+                found[key] = pattern, sorted(files)
+    return found
+
+
+def _cameras(embodiment: Embodiment) -> set[str]:
+    """What an embodiment names of recordings' cameras, in full or by the last part."""
+    further = [part for camera in embodiment.cameras.values() for part in (camera.depth, camera.stereo) if part]
+    return {camera.source for camera in embodiment.cameras.values()} | {part.source for part in further}
