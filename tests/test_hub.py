@@ -50,7 +50,7 @@ def test_a_branch_is_its_commit_from_the_first_question_on(local_hub: LocalHub, 
     assert hub.fetched_from(tmp_path) is None
 
 
-def test_a_download_that_is_cut_goes_on_where_it_was(local_hub: LocalHub, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_download_that_is_cut_goes_on_where_it_was(local_hub: LocalHub) -> None:
     data = bytes(range(256)) * 4000
     local_hub.repos["models/org/big"] = HubRepo()
     local_hub.repos["models/org/big"].commit({"model.bin": data})

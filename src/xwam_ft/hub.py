@@ -10,6 +10,7 @@ on where a download stopped; tokens are its own (`hf auth login`, HF_TOKEN).
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -123,7 +124,8 @@ def files(repo: Repo) -> list[str]:
     repo = pinned(repo)
     try:
         with sentences(repo):
-            return sorted(HfApi().list_repo_files(repo.id, repo_type=repo.kind, revision=repo.revision))
+            info: Any = HfApi(library_name="xwam-ft").repo_info(repo.id, repo_type=repo.kind, revision=repo.revision)
+        return sorted(each.rfilename for each in info.siblings or ())
     except Unreachable:
         folder = _cache(repo) / "snapshots" / str(repo.revision)
         if not folder.is_dir():
@@ -155,7 +157,7 @@ def fetch(
             super().__init__(*args, **{**options, "disable": True})
 
     repo = pinned(repo, console)
-    bar = Hidden if console is not None and console.quiet else None
+    nobody_looks = console is not None and (console.quiet or isinstance(console.file, io.StringIO))
     with sentences(repo), disk_errors(Path(constants.HF_HUB_CACHE)):
         return Path(
             snapshot_download(
@@ -164,7 +166,7 @@ def fetch(
                 revision=repo.revision,
                 allow_patterns=None if allow is None else list(allow),
                 ignore_patterns=None if ignore is None else list(ignore),
-                tqdm_class=bar,
+                tqdm_class=Hidden if nobody_looks else None,
                 library_name="xwam-ft",
             )
         )

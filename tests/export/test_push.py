@@ -18,6 +18,7 @@ from hub_server import TOKEN, LocalHub
 from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.export.push import push, require_pushable
+from xwam_ft.model.tiny import tiny_folder
 from xwam_ft.policy.policy import Policy
 from xwam_ft.policy.request import example_observation
 
@@ -44,10 +45,12 @@ def test_a_pushed_bundle_is_served_and_started_from_by_its_name(
 
     recipe = yaml.safe_load((trained_run / "recipe.yaml").read_text())
     recipe["trainer"]["max_steps"] = 1
+    recipe["backbone"]["path"], backbone = "org/tiny", logged_in.add("models/org/tiny", tiny_folder())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run = xwam_ft.train(tmp_path / "recipe.yaml", tmp_path / "run", init="org/policy")
     kept = yaml.safe_load((run.path / "recipe.yaml").read_text())
     assert kept["init_from"] == pushed, "the commit, not what is newest one day"
+    assert kept["backbone"] == {**recipe["backbone"], "path": "org/tiny", "revision": backbone}
     assert json.loads((run.path / "init" / "report.json").read_text())["origin"]["place"] == pushed
     logged_in.stop()
     assert xwam_ft.train(resume=run).step == 1

@@ -172,7 +172,10 @@ class XwamPolicy(PreTrainedPolicy):
 
     def _prefix(self, left: Tensor, delay: int) -> np.ndarray | None:
         """The commands that are carried out meanwhile as the contract has them: SI, one an action period."""
-        rows = left[:delay][:: self.hold][: self.bundle.action_prefix].cpu().double().numpy()
+        told = left.cpu().double().numpy()
+        none = np.flatnonzero(~told.any(axis=1))  # LeRobot fills up with rows of zeros what is shorter than it asks
+        told = told[: none[0]] if len(none) else told
+        rows = told[:delay][:: self.hold][: self.bundle.action_prefix]
         if not len(rows):
             return None
         places = [self.action_names.index(name) for name in robot_command(self.bundle.contract, np.zeros(self._width))]

@@ -12,7 +12,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 sys.path[:0] = [str(REPOSITORY / "tests"), str(Path(__file__).parent)]
 
-SHORT = {"timing.frame_skip": 4, "timing.action_skip": 2, "timing.clip_frames": 5, "image.height": 32, "image.width": 64}
+SHORT = {
+    "timing.frame_skip": 4,
+    "timing.action_skip": 2,
+    "timing.clip_frames": 5,
+    "image.height": 32,
+    "image.width": 64,
+}
 QUICK = {
     "trainer.max_steps": 1,
     "trainer.batch_size": 1,

@@ -36,7 +36,7 @@ class So101Sim(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
-        self.joints = self.np_random.uniform(-5, 5, NUMBERS) + [0, -40, 40, 10, 0, 50]
+        self.joints = self.np_random.uniform(-5, 5, NUMBERS) + np.array([0, -40, 40, 10, 0, 50])
         self.start = self.joints.copy()
         return self._seen(), {"is_success": False}
 
