@@ -61,14 +61,13 @@ def export(
     """
     from xwam_ft.export.checkpoint import chosen_checkpoint
     from xwam_ft.export.export import export_run
+    from xwam_ft.export.push import push as upload
+    from xwam_ft.export.push import require_pushable
 
     console = plain_console(progress)
     if private and push is None:
         raise UserError("changes nothing without --push", "--private", "leave it out, or add --push ORG/NAME")
     if push is not None:
-        from xwam_ft.export.push import push as upload
-        from xwam_ft.export.push import require_pushable
-
         if format != "bundle":
             raise UserError(f"uploads bundles, and the format is {format}", "--push", "leave --format out")
         require_pushable(push, private=private, console=console)

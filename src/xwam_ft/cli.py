@@ -61,9 +61,7 @@ def inspect(
 
 @app.command()
 def prepare(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="RAW... OUT", help="Recordings or ORG/DATASET, then the new set.")
-    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="RAW... OUT", help="Recordings or ORG/DATASET, then OUT.")],
     embodiment: Annotated[
         Path, typer.Option(help="Embodiment file (cameras, timing, slots), or the name of one that ships.")
     ],
