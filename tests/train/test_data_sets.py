@@ -299,6 +299,6 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
 
 def test_shards_of_another_robot_than_the_runs_are_named_beside_the_run(pair: tuple[Path, Path]) -> None:
     runs = ShardSet.open(pair[0]).contract.model_copy(update={"embodiment": "other-arm"})
-    with pytest.raises(UserError, match=r"^the run's contract\.json: does not hold the contract of ") as error:
-        open_sets(spec(pair[0]), contract=runs)
+    with pytest.raises(UserError, match=r"^run/contract\.json: does not hold the contract of ") as error:
+        open_sets(spec(pair[0]), under=(runs, Path("run/contract.json")))
     assert f"embodiment is 'other-arm' there and 'test-arm' in {pair[0]}" in str(error.value)

@@ -108,15 +108,15 @@ class Inputs:
 
 
 def open_inputs(
-    recipe: Recipe, console: Console | None = None, *, computes: bool = True, contract: Contract | None = None
+    recipe: Recipe, console: Console | None = None, *, computes: bool = True, under: tuple[Contract, Path] | None = None
 ) -> Inputs:
     """Open what a recipe reads and refuse what cannot work; loads no weight.
 
     Args:
         computes: False where nothing of the recipe is computed here (a plan): then neither the device nor optional
             packages that it names need be here.
-        contract: of the run that goes on, where its shards do not say all of it; default theirs, with the quantiles of
-            what `init_from` names as far as they fit.
+        under: the contract of the run that goes on, where its shards do not say all of it, and where it lies; default
+            theirs, with the quantiles of what `init_from` names as far as they fit.
 
     Raises:
         UserError: weights that were not imported, a package or device that is not here, shard sets that are unfinished,
@@ -134,8 +134,8 @@ def open_inputs(
         import torch
 
         torch.set_num_threads(recipe.trainer.threads)
-    sets = open_sets(recipe.data, shown if console else None, contract)
-    if recipe.init_from is not None and contract is None:
+    sets = open_sets(recipe.data, shown if console else None, under)
+    if recipe.init_from is not None and under is None:
         sets = sets.under(_started(recipe, sets.contract))
     inputs = Inputs(recipe, sets, shown)
     if computes:
