@@ -15,6 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 from tests.conftest import EPISODES, make_motion
+from tests.train import training
 from tests.train.conftest import Change, recipe_tree
 
 from shared import QUIET
@@ -29,8 +30,6 @@ from xwam_ft.errors import UserError
 from xwam_ft.quantiles import Motion
 from xwam_ft.recipe import DataSpec, EpisodeWeight, ShardSource, load_recipe
 from xwam_ft.shards import Index, ShardSet
-
-from . import training
 
 CPU = torch.device("cpu")
 MakeSet = Callable[[Path, Contract], ShardSet]
