@@ -65,7 +65,7 @@ def test_a_version_that_is_known_to_be_bad_is_wrong_and_its_fix_is_a_good_one(
 
 def test_libraries_that_do_not_fit_each_other_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = next(one for line in requires("torchvision") or () if (one := Requirement(line)).name == "torch")
-    give(monkeypatch, torch="2.999.0")
+    give(monkeypatch, torch="2.9.1")  # in our range, below this torchvision's
     found = named(diagnosis._libraries(), "torchvision")
     assert found.state == "wrong"
     assert f"it wants torch{pinned.specifier}" in found.says

@@ -1,8 +1,9 @@
 """What makes a site of pages that are written for GitHub: nothing is written twice.
 
-- Sections of README.md are pages of their own, and so are CONTRIBUTING.md, CHANGELOG.md and other files that pages link to.
+- Sections of README.md are pages of their own, and so are CONTRIBUTING.md, CHANGELOG.md and others that pages link to.
 - The recipes that ship are a page, and so are the docstrings of what `import xwam_ft` gives.
-- A link is followed as GitHub follows it, then turned to where its target stands on the site; files that are no pages come along.
+- A link is followed as GitHub follows it, then turned to where its target stands on the site; files that are no pages
+  come along.
 - Lists and tables that follow a line of text, and lists indented by two, are read as GitHub reads them.
 """
 
@@ -112,7 +113,7 @@ def _reference() -> str:
     }
     halves = {"xwam_ft.api": "xwam_ft.api_use"}  # the verbs of api_use.py, which api.py has too
     text = "# Python reference\n\nHow they go together: [From Python](docs/python.md).\n"
-    for title, chosen in (("Verbs", str.islower), ("Classes", lambda name: name[0].isupper())):
+    for title, chosen in (("Functions", str.islower), ("Classes", lambda name: name[0].isupper())):
         text += f"\n## {title}\n"
         for name in sorted(name for name in homes if chosen(name.replace("_", ""))):
             home = homes[name]
