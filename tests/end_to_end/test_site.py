@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds strictly, opens from disk, asks no network; what its pages say to type runs."""
+"""The documentation as a site: builds strictly, opens from disk, asks no network; what its pages say to type runs."""
 
 from __future__ import annotations
 
