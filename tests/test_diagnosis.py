@@ -69,6 +69,7 @@ def test_libraries_that_do_not_fit_each_other_are_wrong(monkeypatch: pytest.Monk
     found = named(diagnosis._libraries(), "torchvision")
     assert found.state == "wrong"
     assert f"it wants torch{pinned.specifier}" in found.says
+    assert f"'torch{pinned.specifier}'" in found.fix
 
 
 def test_an_extra_that_is_broken_is_noted_and_nothing_needed_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

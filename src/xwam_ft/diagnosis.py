@@ -154,17 +154,18 @@ def _libraries() -> Iterator[Symptom]:
         return
     for one in asked:
         found, trouble = installed_versions([one.name])[one.name], unmet(one)
-        apart = [
-            f"it wants {inner.name}{inner.specifier}, and {text.partition(', and ')[0]}"
-            for inner in ([] if found == ABSENT else requirements(one.name))
-            if (text := unmet(inner))
-        ]
+        inner = [] if found == ABSENT else [other for other in requirements(one.name) if unmet(other)]
         if trouble is not None:
             fix = f"pip install '{one.name}{one.specifier}'"
             yield Symptom("libraries", one.name, trouble + _known_bad(one.name, found), "wrong", fix)
-        elif apart:
-            fix = f"pip install --force-reinstall '{one.name}{one.specifier}'"
-            yield Symptom("libraries", one.name, f"{found}; {'; '.join(apart)}", "wrong", fix)
+        elif inner:
+            here = installed_versions(other.name for other in inner)
+            says = [f"it wants {other.name}{other.specifier}, and here is {here[other.name]}" for other in inner]
+            fix = "pip install " + " ".join(f"'{other.name}{other.specifier}'" for other in inner)
+            state = (
+                "wrong" if {one.name for one in asked} & set(here) else "note"
+            )  # tools that a library names are less
+            yield Symptom("libraries", one.name, f"{found}; {'; '.join(says)}", state, fix)
         elif one.name == "torch" and (reason := _does_not_load(one.name)):
             fix = "pip install --force-reinstall torch torchvision"
             yield Symptom("libraries", one.name, f"{found} does not load ({reason})", "wrong", fix)
