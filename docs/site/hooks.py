@@ -120,8 +120,6 @@ def _reference() -> str:
             if home in halves and f"\ndef {name}(" not in (ROOT / "src/xwam_ft/api.py").read_text():
                 home = halves[home]
             text += f"\n::: {home}.{name}\n"
-            if title == "Classes":
-                text += "    options:\n      members: true\n      filters: ['!^_']\n      heading_level: 3\n"
     return text
 
 

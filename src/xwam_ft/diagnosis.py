@@ -100,7 +100,7 @@ class Diagnosis:
             if one.part != part:
                 part = one.part
                 lines += ["", part]
-            fix = f". Fix: {one.fix}" if one.fix else ""
+            fix = (f"; {one.fix} brings it" if one.state == "off" else f". Fix: {one.fix}") if one.fix else ""
             state = "WRONG" if one.state == "wrong" else one.state
             lines.append(f"  {state:5}  {one.what:21} {one.says}{fix}")
         return "\n".join(lines)
