@@ -1,5 +1,7 @@
 # Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.10 to 3.13.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs: a version manager's name for a Python that it has not chosen is there, and does not.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+  $$python -c '' 2> /dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -47,7 +49,7 @@ test-lowest:
 ## the unit suite on every Python that pyproject.toml allows and this machine has; says which it has not
 test-pythons:
 	@for version in 3.10 3.11 3.12 3.13; do \
-	  if ! command -v python$$version > /dev/null; then echo "python$$version: not on this machine, not tried"; continue; fi; \
+	  if ! python$$version -c '' 2> /dev/null; then echo "python$$version: not on this machine, not tried"; continue; fi; \
 	  python$$version -m venv --clear .venv-$$version && \
 	  .venv-$$version/bin/python -m pip install --quiet --upgrade pip && \
 	  .venv-$$version/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' && \

@@ -27,12 +27,12 @@ The hall
     limits.py         what commands are held in, stated or recorded
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     aliases.py        a robot's own names and units of what it observes
-    prompts.py        prompts as people type them
     kinematics.py     URDF chains: joints -> poses, and back
-    prompts.py        the one form of an instruction
+    prompts.py        the one form of an instruction, however people type it
     media.py          probe, decode, encode video
     pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees
+    processes.py      jobs side by side in worker processes
     progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
     shard_writer.py   writing it

@@ -118,12 +118,13 @@ def plan(
 def encode(
     shards: Shards,
     recipe: Annotated[Path, typer.Option(help="The recipe (file or name) whose backbone encodes.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a GPU of the recipe.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Make the latent cache of shards; `train` does it where missing."""
     from xwam_ft import api
 
-    api.encode(shards, recipe, progress=plain_console(), **_values(overrides))
+    api.encode(shards, recipe, workers=workers, progress=plain_console(), **_values(overrides))
 
 
 @app.command()

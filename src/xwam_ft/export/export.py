@@ -47,7 +47,7 @@ from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import still_there
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_shards
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed, require_shards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,7 +195,9 @@ def _check_options(
 def _recordings(folder: RunFolder) -> ShardSet:
     """The run's shard set, under the run's contract."""
     require_shards(folder)
-    shards = open_sets(folder.recipe.data, contract=folder.decided).joined
+    if folder.checkpoint is not None:
+        require_sealed(folder)
+    shards = open_sets(folder.recipe.data, under=folder.decided).joined
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
     return shards
 
