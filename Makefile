@@ -9,12 +9,12 @@ OUT ?= out/demo
 
 export TOKENIZERS_PARALLELISM := false
 
-EXTRAS := dev,sim,mcap,stereo,ray,viz,serve
+EXTRAS := dev,docs,sim,mcap,stereo,ray,viz,serve
 # Two processes, a file's tests in one of them, files in the order in which they are collected.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 UNIT := -m pytest $(TWO) -m 'not slow and not gpu and not sim and not soak'
 
-.PHONY: demo test unit test-lowest test-pythons check style mutants soak clean
+.PHONY: demo test unit test-lowest test-pythons check style docs mutants soak clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -68,6 +68,11 @@ style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+## the documentation as a site: site/index.html, which opens from disk and asks no network
+docs: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "site/index.html"
+
 ## what tests do not see: single mutations of the rooms that move a robot, in copies; prints the survivors
 mutants: $(READY)
 	$(BIN)/python benchmarks/mutants.py
@@ -77,4 +82,4 @@ soak: $(READY)
 	$(BIN)/python -m pytest -m soak
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-3.* out runs
+	rm -rf $(VENV) .venv-lowest .venv-3.* out runs site

@@ -305,6 +305,24 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/
     demo(out, plain_console())
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine has and lacks: a page for a bug report.
+
+    Exit code 2 where something that everybody needs is wrong.
+    """
+    import json
+
+    from xwam_ft import api
+
+    found = api.doctor()
+    print(json.dumps(found.as_json(), indent=2) if as_json else found.text)
+    if found.wrong:
+        raise typer.Exit(EXIT_CODE)
+
+
 EVALUATES = (
     "leave it out: --clips, --split, --latency, --seams, --camera-blackout belong to SHARDS, --films to --env with "
     "--out, the others to --env"

@@ -18,9 +18,9 @@ from xwam_ft.encode.cache import INDEX_FILE, LatentCache, cache_place
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
 from xwam_ft.encode.inherit import inherit
 from xwam_ft.errors import UserError, require_installed
+from xwam_ft.machine import require_supported
 from xwam_ft.places import run_at
 from xwam_ft.shards import CONTRACT_FILE
-from xwam_ft.versions import require_supported
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
 from xwam_ft.export.checkpoint import Job, open_job
-from xwam_ft.export.needs import free_memory, lacking, needs_of, require_disk
+from xwam_ft.export.needs import lacking, needs_of, require_disk
 from xwam_ft.export.weights import DTYPES
 from xwam_ft.files import (
     UNWRITABLE,
@@ -33,6 +33,7 @@ from xwam_ft.files import (
     write_text_atomic,
 )
 from xwam_ft.locks import sole_writer
+from xwam_ft.machine import free_memory, gigabytes
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.merge import drop_branch
@@ -61,11 +62,6 @@ _NEXT = {
     "peft": "PeftModel.from_pretrained(transformer, {out!r})",
     "diffusers": "pipeline.load_lora_weights({out!r}), of a WanPipeline",
 }
-
-
-def _available() -> int:
-    """Bytes of memory that this machine can still give."""
-    return free_memory("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def export_run(
@@ -117,7 +113,7 @@ def export_run(
     if adapters:
         table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
     needs = needs_of(job, format, wan)
-    console.print(f"{needs}; {_available() / 1e9:.1f} GB are free", soft_wrap=True)
+    console.print(f"{needs}; {gigabytes(free_memory())} are free", soft_wrap=True)
     if kind is not None:
         spec = folder.recipe.backbone
         console.print(f"text encoder: {text_encoder.licence(spec.path, spec.revision)}", soft_wrap=True, markup=False)
@@ -213,7 +209,7 @@ def _bundle(job: Job, shards: ShardSet, draft: Path, further: list[str], table: 
     prompts, text_len = job.embedded(further)
     pieces = job.pieces()
     size = sum(piece.bytes for piece in pieces)
-    lacks = lacking(size, _available())
+    lacks = lacking(size, free_memory())
     before: list[list[Prediction]] = []
     if lacks is None:
         console.print("asking the run's own network, with and without its adapters")
