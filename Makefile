@@ -1,5 +1,7 @@
 # Everything sets itself up: `make demo` and `make test` work on a fresh machine with Python 3.10 to 3.13.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs: a version manager's name for a Python that it has not chosen is there, and does not.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+  $$python -c '' 2> /dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -7,12 +9,12 @@ OUT ?= out/demo
 
 export TOKENIZERS_PARALLELISM := false
 
-EXTRAS := dev,sim,mcap,stereo,ray,viz,serve
+EXTRAS := dev,docs,sim,mcap,stereo,ray,viz,serve
 # Two processes, a file's tests in one of them, files in the order in which they are collected.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 UNIT := -m pytest $(TWO) -m 'not slow and not gpu and not sim and not soak'
 
-.PHONY: demo test unit test-lowest test-pythons check style mutants soak clean
+.PHONY: demo test unit test-lowest test-pythons check style docs mutants soak clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,7 +49,7 @@ test-lowest:
 ## the unit suite on every Python that pyproject.toml allows and this machine has; says which it has not
 test-pythons:
 	@for version in 3.10 3.11 3.12 3.13; do \
-	  if ! command -v python$$version > /dev/null; then echo "python$$version: not on this machine, not tried"; continue; fi; \
+	  if ! python$$version -c '' 2> /dev/null; then echo "python$$version: not on this machine, not tried"; continue; fi; \
 	  python$$version -m venv --clear .venv-$$version && \
 	  .venv-$$version/bin/python -m pip install --quiet --upgrade pip && \
 	  .venv-$$version/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' && \
@@ -66,6 +68,11 @@ style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+## the documentation as a site: site/index.html, which opens from disk and asks no network
+docs: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "site/index.html"
+
 ## what tests do not see: single mutations of the rooms that move a robot, in copies; prints the survivors
 mutants: $(READY)
 	$(BIN)/python benchmarks/mutants.py
@@ -75,4 +82,4 @@ soak: $(READY)
 	$(BIN)/python -m pytest -m soak
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-3.* out runs
+	rm -rf $(VENV) .venv-lowest .venv-3.* out runs site

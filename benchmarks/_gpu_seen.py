@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -15,9 +14,9 @@ from _gpu_shards import recorded
 from _gpu_work import ON_CPU, RANDOM, Cell, Day, Found, Say, figure, tried
 from _measure import matmul_peak
 from _sizes import PROMPT
+from xwam_ft.machine import cpu_has_bfloat16, gpu_driver, gpu_has_bfloat16, installed_versions
 from xwam_ft.model.attention import SDPA_BACKENDS, choose_attention
 from xwam_ft.model.plausible import latent_trouble, reconstruction_trouble
-from xwam_ft.model.precision import cpu_has_bfloat16, gpu_has_bfloat16
 
 LIBRARIES = (
     "xwam-ft", "torch", "triton", "lightning", "diffusers", "transformers", "peft", "accelerate", "safetensors",
@@ -51,13 +50,13 @@ def machine(day: Day, say: Say) -> Found:
             ["GPU memory free, GB", round(torch.cuda.mem_get_info()[0] / 1e9, 1)],
             ["compute capability", f"{properties.major}.{properties.minor}"],
             ["multiprocessors", properties.multi_processor_count],
-            ["driver", _driver()],
+            ["driver", gpu_driver() or "not measured: /sys/module/nvidia/version is not there"],
             ["CUDA of torch", torch.version.cuda or "not measured: torch does not say"],
             ["cuDNN", torch.backends.cudnn.version() or "not measured: torch does not say"],
             ["bfloat16 on this GPU", gpu_has_bfloat16()],
         ]
     found.table("machine", ("what", "value"), rows)
-    found.table("libraries", ("library", "version"), [[name, _version(name)] for name in LIBRARIES])
+    found.table("libraries", ("library", "version"), [[*pair] for pair in installed_versions(LIBRARIES).items()])
     found.table("matrix product of this machine", ("numbers", "TFLOP/s"), _peaks(day, say))
     return found
 
@@ -77,21 +76,6 @@ def _peaks(day: Day, say: Say) -> list[list[Cell]]:
         rows.append([name, matmul_peak(day.device, dtype, repeats=1 if day.toy else 10) / 1e12])
     torch.set_float32_matmul_precision("highest")
     return rows
-
-
-def _driver() -> str:
-    """The driver's version, as the kernel module says it (nvidia-smi may be absent in a container)."""
-    from pathlib import Path
-
-    place = Path("/sys/module/nvidia/version")
-    return place.read_text().strip() if place.is_file() else "not measured: /sys/module/nvidia/version is not there"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch import nn
 
 from xwam_ft.files import atomic_path
-from xwam_ft.model.precision import cpu_has_bfloat16
+from xwam_ft.machine import cpu_has_bfloat16
 
 KEPT_EVERY = 180.0  # seconds of the clock
 MUON_DECAY = 0.1

@@ -19,7 +19,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 
-VERBS = ("inspect", "prepare", "encode", "plan", "train", "export", "runs", "imagine", "evaluate", "serve")
+VERBS = ("inspect", "prepare", "encode", "plan", "train", "export", "runs", "imagine", "evaluate", "serve", "doctor")
 ROOMS = ("inspect", "prepare", "encode", "train", "export", "evaluate")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from xwam_ft.cli import main
 
-VERBS = ["inspect", "prepare", "plan", "encode", "train", "export", "imagine", "evaluate", "demo"]
+VERBS = ["inspect", "prepare", "plan", "encode", "train", "export", "imagine", "evaluate", "doctor", "demo"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,8 @@ from xwam_ft.prepare.findings import CHECKS
 from xwam_ft.recipe import AugmentSpec, DataSpec, EpisodeWeight, Recipe, ShardSource
 
 DOCS = Path(__file__).parents[1] / "docs"
+ROOT = DOCS.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 def test_the_embodiment_page_shows_a_file_that_loads(tmp_path: Path) -> None:
@@ -63,3 +65,32 @@ def test_the_recipe_page_has_every_key_with_its_default_and_an_example_that_pars
     assert {key: yaml.safe_load(default.strip("`")) for key, default in rows} == values(Recipe)
     example = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
     assert Recipe.model_validate(yaml.safe_load(example)).trainer.accumulate == 32
+
+
+def prose(page: Path) -> str:
+    """A page without its code, in which brackets are no links."""
+    return re.sub(r"^ *```.*?^ *```|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page: small letters, no punctuation, a hyphen a space."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#+ (.+?)\s*$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_anchor_leads_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page)):
+        if re.match(r"https?:", target):
+            continue
+        found = (page.parent / target).resolve() if target else page
+        assert found.exists(), f"{target} is not there"
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor} is no heading"
+
+
+def test_every_page_of_the_docs_is_on_the_site_and_has_one_title() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    for page in DOCS.rglob("*.md"):
+        assert str(page.relative_to(DOCS)) in nav, page
+        assert len(re.findall(r"^# ", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)) == 1

@@ -112,7 +112,9 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     bad.write_text("a: 1\nb: [1\n")
     assert "is not valid YAML at line 3" in refused(bad)
     bad.write_text("- 1\n")
-    assert "holds a list, not a mapping of keys" in refused(bad)
+    assert "holds a list of 1, not keys and their values" in refused(bad)
+    bad.write_text("# nothing yet\n")
+    assert "is empty. Fix: write `key: value` lines" in refused(bad)
     bad.write_text("a: 2024-13-01\n")
     assert "is not valid YAML" in refused(bad)
     bad.write_bytes(b"\xff\xfe\x00")
@@ -197,3 +199,9 @@ def test_a_wrong_value_is_told_where_it_was_typed_with_the_nearest() -> None:
     assert "not 'cosin' (did you mean 'cosine'?)" in str(told.value)
     with pytest.raises(UserError, match=r"--set: 'trainer.max_steps': input should be greater than 0, not -4"):
         load_recipe(Path("tiny_cpu"), {"trainer.max_steps": -4})
+
+
+@pytest.mark.parametrize(("given", "told"), [("3", "3"), ("[1, 2]", "a list of 2"), ("null", "nothing")])
+def test_a_value_in_a_sections_place_is_told_the_keys_of_the_section(recipe: Path, given: str, told: str) -> None:
+    said = refused(recipe, f"checkpoint={given}")
+    assert f"'checkpoint' has keys of its own (every_steps, keep, keep_best), and is given {told}" in said

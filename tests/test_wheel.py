@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -53,7 +54,24 @@ def test_it_holds_recipes_weights_and_recordings_and_no_tests(wheel: Path) -> No
     ):
         assert name in names
     assert all(name.startswith("xwam_ft") for name in names)
-    assert not any("test" in Path(name).name for name in names)
+    assert not any("test" in Path(name).name or "golden" in name for name in names)
+
+
+def test_the_sdist_holds_what_builds_the_same_wheel_and_no_tests(wheel: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path), "-t", "sdist"]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    [source] = tmp_path.glob("xwam_ft-*.tar.gz")
+    with tarfile.open(source) as tar:
+        names = [name.partition("/")[2] for name in tar.getnames()]
+        tar.extractall(tmp_path, filter="data")
+    tops = {name.partition("/")[0] for name in names}
+    assert {"src", "recipes", "README.md", "LICENSE", "pyproject.toml"} <= tops
+    assert not {"tests", "docs", "benchmarks"} & tops
+    [folder] = (path for path in tmp_path.iterdir() if path.is_dir())
+    again = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "again"), "-t", "wheel"]
+    subprocess.run(again, cwd=folder, check=True, capture_output=True, timeout=300)
+    with zipfile.ZipFile(wheel) as here, zipfile.ZipFile(next((tmp_path / "again").glob("*.whl"))) as there:
+        assert {one.filename: one.CRC for one in here.infolist()} == {one.filename: one.CRC for one in there.infolist()}
 
 
 def test_what_ships_goes_by_name_from_an_installed_wheel(installed: dict[str, str], tmp_path: Path) -> None:

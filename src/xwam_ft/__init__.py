@@ -9,6 +9,7 @@ Front doors
     results.py        what they return
     cli.py            the verbs of `xwam-ft`, a thin layer over it
     demo.py           the whole job on the bundled recordings
+    diagnosis.py      what this machine has and lacks, on one page to paste
 
 The hall
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
@@ -16,6 +17,7 @@ The hall
     places.py         how a checkpoint of a run is named
     files.py          atomic writing, JSON, hashes
     locks.py          one writer a place
+    machine.py        libraries against those that were tried, free memory, what CPU and GPU compute in
     strict_yaml.py    YAML files that know their keys, and tell every mistake at once
     recipe.py         the schema of a training recipe
     recipe_model.py   its `model` section: what trains, by which adapters
@@ -26,16 +28,15 @@ The hall
     hub.py            the Hugging Face Hub: what a name means there, fetched by its commit
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     aliases.py        a robot's own names and units of what it observes
-    prompts.py        prompts as people type them
     kinematics.py     URDF chains: joints -> poses, and back
-    prompts.py        the one form of an instruction
+    prompts.py        the one form of an instruction, however people type it
     media.py          probe, decode, encode video
     pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees
+    processes.py      jobs side by side in worker processes
     progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
     shard_writer.py   writing it
-    versions.py       installed libraries against those that were tried
     verb.py           a room's package that can be called
 
 The rooms, each importing only those before it (prepare and model do not know each other)
@@ -60,6 +61,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xwam_ft.api import (
+        doctor,
         encode,
         evaluate,
         export,
@@ -93,6 +95,7 @@ __all__ = [
     "ShardSet",
     "TrainingModule",
     "UserError",
+    "doctor",
     "encode",
     "evaluate",
     "export",
@@ -108,7 +111,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("imagine", "plan", "runs", "serve"), "api"),
+    **dict.fromkeys(("doctor", "imagine", "plan", "runs", "serve"), "api"),
     **dict.fromkeys(("Bundle", "PreparedSet", "Run", "Runs"), "results"),
     "ClipDataModule": "train.data",
     "Contract": "contract",

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.api_use import evaluate, export, imagine, runs, serve
+from xwam_ft.api_use import doctor, evaluate, export, imagine, runs, serve
 from xwam_ft.consoles import plain_console, setting, typed
 from xwam_ft.errors import UserError
 from xwam_ft.results import EncodedSet, Inspection, PreparedSet, Run, place_of
 
-__all__ = ["encode", "evaluate", "export", "imagine", "inspect", "plan", "prepare", "runs", "serve", "train"]
+__all__ = ["doctor", "encode", "evaluate", "export", "imagine", "inspect", "plan", "prepare", "runs", "serve", "train"]
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,13 +127,19 @@ def plan(
 
 
 def encode(
-    shards: str | Path | Made, recipe: str | Path | Recipe, *, progress: bool | Console = False, **overrides: object
+    shards: str | Path | Made,
+    recipe: str | Path | Recipe,
+    *,
+    workers: int | None = None,
+    progress: bool | Console = False,
+    **overrides: object,
 ) -> EncodedSet:
     """Make the latent cache of a shard set; `train` does it too where it is missing.
 
     Args:
         shards: what `prepare` made.
         recipe: YAML file or `Recipe` whose backbone encodes.
+        workers: processes that encode; default one a GPU of the recipe's `trainer.devices`.
         progress: print what is done.
         overrides: values of the recipe, as `**{"data.clip_stride": 8}`.
 
@@ -143,7 +149,7 @@ def encode(
     from xwam_ft.encode.inputs import encode_shards
 
     console, place = plain_console(progress), place_of(shards)
-    cache = encode_shards(place, _recipe(recipe, overrides), console)
+    cache = encode_shards(place, _recipe(recipe, overrides), console, workers)
     if isinstance(recipe, str | Path):
         given = overrides if "data.shards" in overrides else {**overrides, "data.shards": place}
         settings = " ".join(setting(key, value) for key, value in given.items())

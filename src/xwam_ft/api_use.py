@@ -13,6 +13,7 @@ from xwam_ft.results import Bundle, Evaluation, ImaginedEpisode, Run, Runs, plac
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from xwam_ft.diagnosis import Diagnosis
     from xwam_ft.policy.source import PolicySource
     from xwam_ft.results import Made
     from xwam_ft.shards import Split
@@ -261,3 +262,19 @@ def _source(place: str | Path | Made, console: Console) -> PolicySource:
     from xwam_ft.export.checkpoint import policy_source
 
     return policy_source(place_of(place), console)
+
+
+def doctor(*, progress: bool | Console = False) -> Diagnosis:
+    """What this machine has and lacks: libraries, processors, decoders, room. Nothing is fetched, written or sent.
+
+    Args:
+        progress: print the page.
+
+    Raises:
+        Nothing: what is wrong is in `.wrong` of what is returned.
+    """
+    from xwam_ft.diagnosis import diagnose
+
+    found = diagnose()
+    plain_console(progress).print(found.text, soft_wrap=True)
+    return found

@@ -118,12 +118,13 @@ def plan(
 def encode(
     shards: Shards,
     recipe: Annotated[Path, typer.Option(help="The recipe (file or name) whose backbone encodes.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a GPU of the recipe.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Make the latent cache of shards; `train` does it where missing."""
     from xwam_ft import api
 
-    api.encode(shards, recipe, progress=plain_console(), **_values(overrides))
+    api.encode(shards, recipe, workers=workers, progress=plain_console(), **_values(overrides))
 
 
 @app.command()
@@ -306,6 +307,24 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/
     from xwam_ft.demo import demo
 
     demo(out, plain_console())
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what this machine has and lacks: a page for a bug report.
+
+    Exit code 2 where something that everybody needs is wrong.
+    """
+    import json
+
+    from xwam_ft import api
+
+    found = api.doctor()
+    print(json.dumps(found.as_json(), indent=2) if as_json else found.text)
+    if found.wrong:
+        raise typer.Exit(EXIT_CODE)
 
 
 EVALUATES = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -32,6 +33,21 @@ def plain_console(progress: bool | Console = True) -> Console:
     console = copy.copy(progress)  # on the same stream, and recording into the same text
     console._markup = console._emoji = False  # pyright: ignore[reportPrivateUsage]
     return console
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> bool:
+    """Print a table no cell of which is broken; False, and nothing is printed, where the console is too narrow."""
+    from rich.cells import cell_len
+    from rich.table import Column, Table
+
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    if sum(width + 3 for width in widths) + 1 > console.width:  # a blank on either side of each, and the lines between
+        return False
+    table = Table(*(Column(name, no_wrap=True) for name in columns))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, markup=False)
+    return True
 
 
 def typed(*words: str | Path) -> str:

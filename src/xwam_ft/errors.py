@@ -28,6 +28,9 @@ class UserError(Exception):
         self.fix = fix
         super().__init__(f"{self.where}: {what}. Fix: {fix}")
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return type(self), (self.what, self.where, self.fix)  # so that it comes whole from a worker process
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the nearest known name, or "" when none is near."""

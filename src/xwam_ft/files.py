@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from xwam_ft.errors import UserError
+from xwam_ft.machine import gigabytes
 
 
 @contextlib.contextmanager
@@ -159,7 +160,7 @@ def require_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
-            f"{size / 1e9:.1f} GB are to be written and its disk has {free / 1e9:.1f} GB free",
+            f"{gigabytes(size)} are to be written and its disk has {gigabytes(free)} free",
             folder.parent,
             "free some space, or choose a folder on another disk",
         )

@@ -154,9 +154,13 @@ def write_rgb(
 
 def rgb_bytes(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, *, crf: int = 18, gop: int = 16) -> bytes:
     """An H.264 mp4 in memory; see `write_rgb`."""
-    options = {"crf": str(crf), "preset": "medium", "g": str(gop), **REPRODUCIBLE}
+    return encoded(frames, fps, "libx264", {"crf": str(crf), "preset": "medium", "g": str(gop), **REPRODUCIBLE})
+
+
+def encoded(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, codec: str, options: dict[str, str]) -> bytes:
+    """An mp4 (yuv420p) in memory, by any of PyAV's encoders."""
     buffer = io.BytesIO()
-    _encode(buffer, frames, fps, "libx264", "yuv420p", "rgb24", "mp4", options, {})
+    _encode(buffer, frames, fps, codec, "yuv420p", "rgb24", "mp4", options, {})
     return buffer.getvalue()
 
 

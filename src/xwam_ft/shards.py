@@ -218,6 +218,8 @@ class ShardSet:
         folder = Path(folder)
         if not (folder / INDEX_FILE).is_file():
             what = "is not a finished shard set (no index.json)" if folder.is_dir() else "the folder does not exist"
+            if folder.is_file():
+                what = "is a file, and a shard set is a folder"
             what += "" if folder.is_absolute() else f"; looked at {folder.absolute()}"
             raise UserError(what, folder, "give a folder that `xwam-ft prepare` finished")
         contract = load_contract(folder / CONTRACT_FILE)

@@ -70,7 +70,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if repeated:
         raise UserError("; ".join(repeated), path, "leave one of each, or give each its own name")
     if not isinstance(tree, dict):
-        raise UserError(f"holds a {type(tree).__name__}, not a mapping of keys", path, "write `key: value` lines")
+        found = "is empty" if tree is None else f"holds {_kind(tree)}, not keys and their values"
+        raise UserError(found, path, "write `key: value` lines")
     return {str(key): value for key, value in tree.items()}  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -98,6 +99,9 @@ def _describe(schema: type[BaseModel], error: ValidationError) -> str:
             parts.append(f"unknown key {location!r}{hint}")
         elif item["type"] == "missing":
             parts.append(f"{location!r} is missing")
+        elif item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            keys = _keys_at(schema, item["loc"])
+            parts.append(f"{location!r} has keys of its own ({listed(keys)}), and is given {_kind(item['input'])}")
         else:
             message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
             value = item["input"]
@@ -109,6 +113,13 @@ def _describe(schema: type[BaseModel], error: ValidationError) -> str:
             parts.append(f"{place}{message[:1].lower() + message[1:]}{given}")
     count = f"{len(parts)} mistakes: " if len(parts) > 1 else ""
     return count + "; ".join(parts)
+
+
+def _kind(value: object) -> str:
+    """A value of a YAML file, in words."""
+    if value is None:
+        return "nothing"
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _names(message: str, value: str) -> bool:

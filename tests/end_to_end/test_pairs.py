@@ -293,7 +293,7 @@ def meet(world: World, pair: Pair, chance: random.Random) -> str:
         judged(one, number in victims)
     if not victims:
         assert any(one.code == 0 for one in ended), said
-    for command in commands:
+    for command in (pair.first, pair.second):  # what one needs, the other has made first
         again(command, world.place)
     left = [path for path in world.place.rglob(".*") if path.name != ".gitignore"]
     locks = [path for path in left if path.suffix == ".lock"]

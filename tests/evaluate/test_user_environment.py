@@ -141,7 +141,7 @@ def method(name: str, body: str) -> str:
             0,
             r"step returned 4 values .*old `gym`",
         ),
-        ("def make(contract):\n    return gym(contract, last=None)\n", 0, "step returned a NoneType"),
+        ("def make(contract):\n    return gym(contract, last=None)\n", 0, "step returned nothing"),
         (
             "def make(contract):\n    return gym(contract, first=0)\n",
             0,

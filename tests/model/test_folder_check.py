@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from xwam_ft import versions
+from xwam_ft import machine
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone, locate_backbone
 from xwam_ft.model.precision import chosen_precision
@@ -76,12 +76,12 @@ def test_a_hub_cache_with_a_blob_missing_is_incomplete(whole: Path, tmp_path: Pa
 def test_versions_that_were_never_tried_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["transformers<6,>=5.3", "torch<3,>=2.9", "numpy>=1.26", "ftfy<7,>=6.1"]
     found = {"transformers": "5.2.0", "torch": "2.14.1+cu130", "ftfy": "6.3.1"}
-    monkeypatch.setattr(versions, "requires", lambda name: lines)
-    monkeypatch.setattr(versions, "version", found.__getitem__)
+    monkeypatch.setattr(machine, "requires", lambda name: lines)
+    monkeypatch.setattr(machine, "version", found.__getitem__)
     with pytest.raises(UserError, match=r"transformers is 5.2.0, and transformers<6,>=5.3 was tried.*pip install -U"):
-        versions.require_supported()
+        machine.require_supported()
     found["transformers"] = "5.3.0"
-    versions.require_supported()
+    machine.require_supported()
 
 
 def test_a_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

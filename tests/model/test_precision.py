@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from xwam_ft.machine import cpu_has_bfloat16
 from xwam_ft.model.precision import (
     chosen_precision,
-    cpu_has_bfloat16,
     fast_autocast,
     float32_products,
     uses_tf32,

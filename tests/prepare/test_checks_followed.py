@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ FRAMES, EPISODES = 120, 4
 Change = Callable[[np.ndarray, np.ndarray, int], None]
 
 
-def slots() -> list[Slot]:
+def slots(**of_gripper: Any) -> list[Slot]:
     names = tuple(f"j{number}" for number in range(4))
     arm = Slot(
         name="arm", kind="joints", columns=names, elements=names, units=("rad",) * 4,
@@ -23,7 +24,7 @@ def slots() -> list[Slot]:
     )  # fmt: skip
     gripper = Slot(
         name="gripper", kind="gripper", columns=("g",), elements=("g",), units=("1",), convention="absolute",
-        gripper_open=100.0, gripper_closed=0.0,
+        gripper_open=100.0, gripper_closed=0.0, **of_gripper,
     )  # fmt: skip
     return [arm, gripper]
 
@@ -126,3 +127,18 @@ def told_to_close(state: np.ndarray, command: np.ndarray, episode: int) -> None:
 @pytest.mark.parametrize("change", [nothing, late, late_and_quick, holds_something, still_joint, told_to_close])
 def test_sound_recordings_have_no_finding(change: Change) -> None:
     assert check_followed(slots(), motions(change)) == {}
+
+
+def test_a_gripper_may_be_commanded_an_effort_which_rises_as_it_closes() -> None:
+    def effort(state: np.ndarray, command: np.ndarray, episode: int) -> None:
+        command[:, 4] = 100 - command[:, 4]
+
+    def none_in_one(state: np.ndarray, command: np.ndarray, episode: int) -> None:
+        effort(state, command, episode)
+        if episode == 2:
+            command[:, 4] = 0
+
+    assert set(check_followed(slots(), motions(effort))) == {0, 1, 2, 3}
+    assert check_followed(slots(command_units=("1",)), motions(effort)) == {}
+    [[dead]] = check_followed(slots(command_units=("1",)), motions(none_in_one)).values()
+    assert dead.text.startswith("'gripper', g: its command stands at 0 while its state moves")

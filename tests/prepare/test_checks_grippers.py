@@ -66,6 +66,9 @@ def test_commands_against_the_state_and_in_another_range() -> None:
         assert (severity, "commands go from -1 to 1 and its states from 0 to 0.08" in text) == ("warning", True)
     stated = found(width, gripper_open=0.08, command_units=("1",))
     assert {severity for severity, _ in stated[0].values()} == {"note"}  # another quantity, and it says so
+    assert stated[0]["gripper-sense"][1].endswith(
+        "; that is right where they are another quantity, as `command_units` says"
+    )
     relative = found(width, gripper_open=0.08, convention="relative_to_chunk_start")
     assert {severity for severity, _ in relative[0].values()} == {"error"}
     (percent, *_) = found([(s, 100 * c) for s, c in grips()])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
+from xwam_ft.machine import gigabytes
 from xwam_ft.model import quantize
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.model.assemble import build_network
@@ -28,7 +29,7 @@ from xwam_ft.shards import ShardSet
 from xwam_ft.train import module as modules
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from xwam_ft.train.plan import gigabytes, make_plan
+from xwam_ft.train.plan import make_plan
 from xwam_ft.train.plan_report import print_plan
 
 from . import training

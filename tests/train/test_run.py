@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
-from xwam_ft.export.export import export_run
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
@@ -33,7 +32,6 @@ from xwam_ft.train.exact import restore_weights
 from xwam_ft.train.folder import open_run
 from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.plan_report import plan_recipe
-from xwam_ft.train.runs import list_runs
 
 from . import training
 
@@ -237,59 +235,6 @@ def test_a_changed_recipe_is_refused(finished: Path, tmp_path: Path, console: Co
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=r"was trained with optim\.lr_lora [\d.e-]+, and .*recipe\.yaml says 1\.0"):
         training.resume(run, console)
-
-
-@pytest.mark.slow
-def test_shards_may_be_moved_and_are_known_by_their_content(finished: Path, tmp_path: Path, console: Console) -> None:
-    run = cut_back(finished, tmp_path / "cut", 3)
-    tree = yaml.safe_load((run / "recipe.yaml").read_text())
-    moved = Path(shutil.copytree(tree["data"]["shards"], tmp_path / "moved"))
-    training.resume(run, console, [f"data.shards={moved}", "validation.clips=1"])
-    kept = yaml.safe_load((run / "recipe.yaml").read_text())
-    assert kept == {**tree, "data": {**tree["data"], "shards": str(moved)}}  # the place alone is for good
-    ends = [place / "checkpoints" / "step-000006" / "trainable.safetensors" for place in (run, finished)]
-    assert ends[0].read_bytes() == ends[1].read_bytes()
-    tree["data"]["shards"] = str(tmp_path / "gone")
-    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    (run / "moved.json").unlink()  # no other place is known
-    with pytest.raises(UserError, match=r"gone, and there is no such folder\. Fix: where the shards were moved") as no:
-        training.resume(run, console)
-    assert f"xwam-ft train --resume {run} --set data.shards=FOLDER" in no.value.fix
-
-
-@pytest.mark.slow
-def test_the_new_place_of_shards_is_kept_of_a_finished_run_too(
-    finished: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    old = Path(load_recipe(run / "recipe.yaml").data.where)
-    away = tmp_path / "away"  # the old place is there no more
-    tree = yaml.safe_load((run / "recipe.yaml").read_text())
-    tree["data"]["shards"] = str(away)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match="away, and there is no such folder"):
-        export_run(run, tmp_path / "bundle", console=console)
-    before = (run / "recipe.yaml").read_bytes()
-    other = Path(shutil.copytree(old, tmp_path / "other"))
-    (other / "index.json").write_text((other / "index.json").read_text().replace("recording-0", "recording-x"))
-    with pytest.raises(UserError, match=r"was trained with index of .* and now it is"):
-        training.resume(run, console, [f"data.shards={other}"])
-    assert (run / "recipe.yaml").read_bytes() == before  # others' shards are not written down
-    shutil.copytree(old, tmp_path / "new")
-    monkeypatch.chdir(tmp_path)
-    training.resume(run, console, ["data.shards=new"])
-    monkeypatch.undo()
-    assert load_recipe(run / "recipe.yaml").data.where == str(tmp_path / "new")
-    training.resume(run, console)
-    (tmp_path / "new").rename(away)  # back to where they were: found without a word
-    assert open_run(run).recipe.data.where == str(away)
-    training.resume(run, console)
-    assert load_recipe(run / "recipe.yaml").data.where == str(away)
-    with pytest.raises(UserError, match="nowhere"):  # what is typed is meant
-        training.resume(run, console, [f"data.shards={tmp_path / 'nowhere'}"])
-    [row] = list_runs(tmp_path)
-    assert (row.step, row.state) == (6, "finished")
-    assert export_run(run, tmp_path / "bundle", console=console).is_dir()
 
 
 def test_resuming_refuses_before_it_encodes(finished: Path, tmp_path: Path, console: Console) -> None:

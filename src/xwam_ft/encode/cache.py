@@ -19,7 +19,6 @@ Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import json_bytes, read_json, sha256
+from xwam_ft.machine import installed_versions
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -236,7 +236,7 @@ def libraries() -> str:
     of transformers once left every instruction's embedding alike, and no other look at a cache would notice. The old
     one stays where it is, so that going back costs nothing.
     """
-    versions = {name: importlib.metadata.version(name) for name in ("diffusers", "torch", "transformers")}
+    versions = installed_versions(("diffusers", "torch", "transformers"))
     return ", ".join(f"{name} {'.'.join(found.split('.')[:2])}" for name, found in versions.items())
 
 

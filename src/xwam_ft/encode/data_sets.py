@@ -63,12 +63,12 @@ class DataSets:
         return "" if len(self.sets) == 1 else f"{self.names[number]}/"
 
 
-def open_sets(data: DataSpec, console: Console | None = None, contract: Contract | None = None) -> DataSets:
+def open_sets(data: DataSpec, console: Console | None = None, under: tuple[Contract, Path] | None = None) -> DataSets:
     """Open the shard sets of a recipe.
 
     Args:
         console: where damaged shards that are left out are named.
-        contract: that of a run, whose quantiles they are read under; default their own.
+        under: the contract of a run, whose quantiles they are read under, and where it lies; default their own.
 
     Raises:
         UserError: a set is unfinished or of another version; shards are damaged and the recipe does not say skip; the
@@ -85,7 +85,12 @@ def open_sets(data: DataSpec, console: Console | None = None, contract: Contract
         for shard in one.index.shards:
             if (found := one.missing_or_cut(shard)) is not None:
                 raise corrupt(found, one, shard.name)
-    contract = shared_contract(opened) if contract is None else _fitting(opened, contract)
+    if under is None:
+        contract = shared_contract(opened)
+    else:
+        contract, place = under
+        for one in opened:
+            one.under(contract, place)
     weights = [source.weight for source in data.sources if source.weight is not None]
     shares = tuple(weight / sum(weights) for weight in weights) or None
     return DataSets(tuple(replace(one, contract=contract) for one in opened), tuple(_names(folders)), shares)
@@ -135,12 +140,6 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
     motions = _Motions(sets)
     known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
     return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, motions), "recorded": known})
-
-
-def _fitting(sets: Sequence[ShardSet], contract: Contract) -> Contract:
-    for one in sets:
-        one.under(contract, "the run's contract.json")
-    return contract
 
 
 def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from xwam_ft.encode.cache import (
     EMPTY_PROMPT,
     INDEX_FILE,
     PROMPTS_FILE,
-    CachedClip,
     CachedFile,
     CacheIdentity,
     LatentCache,
@@ -29,13 +28,12 @@ from xwam_ft.encode.cache import (
     cache_place,
     stale_caches,
 )
-from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
 from xwam_ft.encode.data_sets import require_sound
+from xwam_ft.encode.segments import Encoding, Plan, plan_segments, save, write_segments
 from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_path, disk_errors, write_json_atomic
+from xwam_ft.files import disk_errors, write_json_atomic
 from xwam_ft.locks import sole_writer
 from xwam_ft.progress import progress_bar
-from xwam_ft.shards import cut_clip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import SegmentEntry, ShardSet
+    from xwam_ft.shards import ShardSet
 
 
 def wants_depth(recipe: Recipe, contract: Contract) -> bool:
@@ -81,8 +79,13 @@ def identify(recipe: Recipe, shard_set: ShardSet) -> CacheIdentity:
     )
 
 
-def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console) -> LatentCache:
+def encode(
+    recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console, workers: int | None = None
+) -> LatentCache:
     """Make the latent cache of a shard set where it is missing or incomplete, then open it.
+
+    Args:
+        workers: processes that encode; default one a GPU of the run (`gpus_of`).
 
     Raises:
         UserError: a shard or a cached file is damaged, the pictures do not fit the VAE, the split is empty, the disk
@@ -117,11 +120,19 @@ def encode(recipe: Recipe, shard_set: ShardSet, device: torch.device, console: C
                 number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
                 raise OSError(number, os.strerror(number), str(place))
             with sole_writer(folder, "encoding it"):
-                _make(recipe, shard_set, identity, folder, plan, device, console)
+                _make(recipe, shard_set, identity, folder, plan, device, workers or gpus_of(recipe, device), console)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
         return LatentCache.open(folder, advance)
+
+
+def gpus_of(recipe: Recipe, device: torch.device) -> int:
+    """The GPUs of this machine that a run is on; 1 on a CPU, where torch's threads share the work."""
+    if device.type != "cuda":
+        return 1
+    wanted, here = recipe.trainer.devices, torch.cuda.device_count()
+    return here if wanted == "auto" else min(wanted, here)
 
 
 def _make(
@@ -131,6 +142,7 @@ def _make(
     folder: Path,
     plan: Plan,
     device: torch.device,
+    workers: int,
     console: Console,
 ) -> None:
     from xwam_ft.model.backbone import load_backbone
@@ -150,29 +162,13 @@ def _make(
     if not (folder / PROMPTS_FILE).is_file():
         embeddings = embed_instructions(recipe, prompts, device, console, folder)
         folder.mkdir(exist_ok=True)
-        _save({"embeddings": embeddings}, folder / PROMPTS_FILE, spec.dtype)
+        save({"embeddings": embeddings}, folder / PROMPTS_FILE, spec.dtype)
         del embeddings
-    backbone = backbone.to(device)  # now: the text encoder, four times its size, is gone from there
+    # Only now, when the text encoder, four times the VAE's size, is gone from there.
+    threads = max(1, torch.get_num_threads() // workers) if device.type == "cpu" else 0
+    encoding = Encoding(recipe, shard_set, folder, device.type, identity.with_depth, threads)
     with progress_bar(console, "encode clips", "clips", total) as advance:
-        for part in plan:
-            path = folder / part.file
-            if not path.is_file():
-                segment = shard_set.read(part.entry)
-                rows: list[dict[str, Tensor]] = []
-                for first in range(0, len(part.rows), recipe.data.encode_batch):
-                    chosen = part.rows[first : first + recipe.data.encode_batch]
-                    clips = [cut_clip(segment, start, timing) for start, _ in chosen]
-                    changes = [
-                        augmentation_of(recipe, contract, clip.key, part.entry.split, copy)
-                        for clip, (_, copy) in zip(clips, chosen, strict=True)
-                    ]
-                    rows.append(
-                        encode_clips(clips, contract, backbone, with_depth=identity.with_depth, augmentations=changes)
-                    )
-                    advance(len(clips))
-                _save({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, path, spec.dtype)
-            else:
-                advance(len(part.rows))
+        write_segments(encoding, plan, backbone, workers, advance)
     clips = [clip for part in plan for clip in part.cached()]
     files = [CachedFile.of(folder, folder / name) for name in (PROMPTS_FILE, *(part.file for part in plan))]
     index = {
@@ -182,69 +178,6 @@ def _make(
         "files": [asdict(file) for file in files],
     }
     write_json_atomic(folder / INDEX_FILE, index)
-
-
-@dataclass(frozen=True)
-class SegmentPlan:
-    """The clips of one segment that are cached."""
-
-    entry: SegmentEntry
-    instruction: str
-    wordings: tuple[str, ...]  # of it, where there are several
-    starts: list[int]
-    copies: int  # of every clip
-
-    @property
-    def file(self) -> str:
-        return f"segments/{self.entry.key}.safetensors"
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return self.wordings or (self.instruction,)
-
-    @property
-    def rows(self) -> list[tuple[int, int]]:
-        """(start, copy) of every row of the file."""
-        return [(start, copy) for start in self.starts for copy in range(self.copies)]
-
-    def cached(self) -> list[CachedClip]:
-        keys = [f"{self.entry.key}-{start:06d}" for start in self.starts]
-        return [
-            CachedClip(
-                key, self.file, place * self.copies, self.entry.split, self.instruction, self.copies, self.wordings
-            )
-            for place, key in enumerate(keys)
-        ]
-
-
-Plan = list[SegmentPlan]
-
-
-def plan_segments(shard_set: ShardSet, stride: int, copies: int) -> Plan:
-    """Every segment that owns a clip start on the stride, in the order of the index."""
-    plan: dict[str, SegmentPlan] = {}
-    for reference in shard_set.clips(None, stride):
-        entry = reference.entry
-        number = copies if entry.split == "train" else 1
-        if entry.key not in plan:
-            episode = shard_set.episode(entry.episode)
-            plan[entry.key] = SegmentPlan(entry, episode.instruction, episode.instructions, [], number)
-        plan[entry.key].starts.append(reference.start)
-    if not any(part.entry.split == "train" for part in plan.values()):
-        raise UserError("holds no clips to train on", shard_set.folder, "prepare more or longer recordings")
-    return list(plan.values())
-
-
-def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
-    """Latents and embeddings in the backbone's dtype, motion and masks as they are."""
-    from safetensors.torch import save_file
-
-    stored = {
-        name: tensor.to(getattr(torch, dtype)) if name in ("rgb", "depth", "embeddings") else tensor
-        for name, tensor in tensors.items()
-    }
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}, temporary)
 
 
 def _copies(recipe: Recipe) -> str:

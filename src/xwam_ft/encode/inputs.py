@@ -19,9 +19,9 @@ from xwam_ft.encode.cache import INDEX_FILE, LatentCache, cache_place
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
 from xwam_ft.encode.inherit import inherit
 from xwam_ft.errors import UserError, require_installed
+from xwam_ft.machine import require_supported
 from xwam_ft.places import neither, run_at
 from xwam_ft.shards import CONTRACT_FILE
-from xwam_ft.versions import require_supported
 
 if TYPE_CHECKING:
     import torch
@@ -97,27 +97,27 @@ class Inputs:
                 require_sound(one, self.console)
         return ClipPool(open_pixels(recipe, sets.sets, self.device, self.console), sets, recipe.data)
 
-    def cache(self, shard_set: ShardSet) -> LatentCache:
-        """The latent cache of one of the sets."""
+    def cache(self, shard_set: ShardSet, workers: int | None = None) -> LatentCache:
+        """The latent cache of one of the sets; `workers` as in `encode.encode`."""
         from xwam_ft.encode.encode import encode, identify
 
         if first_rank():
-            return encode(self.recipe, shard_set, self.device, self.console)
+            return encode(self.recipe, shard_set, self.device, self.console, workers)
         folder = identify(self.recipe, shard_set).folder(cache_place(self.recipe.data, shard_set.folder))
         wait_for(folder / INDEX_FILE)
         return LatentCache.open(folder, verify=False)  # the first rank does
 
 
 def open_inputs(
-    recipe: Recipe, console: Console | None = None, *, computes: bool = True, contract: Contract | None = None
+    recipe: Recipe, console: Console | None = None, *, computes: bool = True, under: tuple[Contract, Path] | None = None
 ) -> Inputs:
     """Open what a recipe reads and refuse what cannot work; loads no weight.
 
     Args:
         computes: False where nothing of the recipe is computed here (a plan): then neither the device nor optional
             packages that it names need be here.
-        contract: of the run that goes on, where its shards do not say all of it; default theirs, with the quantiles of
-            what `init_from` names as far as they fit.
+        under: the contract of the run that goes on, where its shards do not say all of it, and where it lies; default
+            theirs, with the quantiles of what `init_from` names as far as they fit.
 
     Raises:
         UserError: weights that were not imported, a package or device that is not here, shard sets that are unfinished,
@@ -137,8 +137,8 @@ def open_inputs(
         import torch
 
         torch.set_num_threads(recipe.trainer.threads)
-    sets = open_sets(recipe.data, shown if console else None, contract)
-    if recipe.init_from is not None and contract is None:
+    sets = open_sets(recipe.data, shown if console else None, under)
+    if recipe.init_from is not None and under is None:
         sets = sets.under(_started(recipe, sets.contract))
     inputs = Inputs(recipe, sets, shown)
     if computes:
@@ -190,8 +190,8 @@ def _started(recipe: Recipe, contract: Contract) -> Contract:
     return inherit(contract, load_contract(folder / CONTRACT_FILE), recipe.init_quantiles)[0]
 
 
-def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache:
-    """Make the latent cache of a shard set by a recipe.
+def encode_shards(shards: Path, recipe: Recipe, console: Console, workers: int | None = None) -> LatentCache:
+    """Make the latent cache of a shard set by a recipe; `workers` as in `encode.encode`.
 
     Where `shards` is one of several sets that the recipe names, the cache is that of training on all of them, under
     the contract they share; otherwise that of training on this one alone.
@@ -204,7 +204,7 @@ def encode_shards(shards: Path, recipe: Recipe, console: Console) -> LatentCache
     data = recipe.data.model_copy(update={"cache": "auto", **alone})
     inputs = open_inputs(recipe.model_copy(update={"data": data}), console, computes=False)
     [shard_set] = [one for one in inputs.sets.sets if one.folder.resolve() == shards.resolve()]
-    cache = inputs.cache(shard_set)
+    cache = inputs.cache(shard_set, workers)
     console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True, markup=False)
     return cache
 

@@ -23,7 +23,8 @@ from xwam_ft.encode.clip_tensors import (
     motion_tensors,
     show,
 )
-from xwam_ft.encode.encode import embed_instructions, identify, plan_segments
+from xwam_ft.encode.encode import embed_instructions, identify
+from xwam_ft.encode.segments import plan_segments
 
 if TYPE_CHECKING:
     from rich.console import Console

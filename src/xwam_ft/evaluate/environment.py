@@ -142,7 +142,7 @@ class GymnasiumEnvironment:
 def _kinds(answer: Any) -> str:
     if isinstance(answer, tuple | list):
         return f"{len(answer)} values ({listed(type(part).__name__ for part in answer)})"
-    return f"a {type(answer).__name__}"
+    return "nothing" if answer is None else f"a {type(answer).__name__}"
 
 
 def encoded(contract: Contract, environment: Environment, request: Mapping[str, Any]) -> EncodedObservation:

@@ -32,7 +32,7 @@ from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import clean_prompt
 from xwam_ft.train.best import best_checkpoint
 from xwam_ft.train.checkpoint import still_there
-from xwam_ft.train.folder import RunFolder, open_run, require_sealed
+from xwam_ft.train.folder import RunFolder, open_run, require_backbone_there, require_sealed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,6 +136,7 @@ def open_job(
     if folder.checkpoint is None:
         raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {quote(str(run))}")
     require_sealed(folder)
+    require_backbone_there(folder)
     _require_base(folder, folder.checkpoint, encoders=encoders)
     with still_there(folder.checkpoint):
         weights = open_weights(folder.recipe, folder.checkpoint, ema=ema, depth=depth)

@@ -22,7 +22,7 @@ from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
 from xwam_ft.export.checkpoint import Job, open_job
-from xwam_ft.export.needs import free_memory, lacking, needs_of, require_disk
+from xwam_ft.export.needs import lacking, needs_of, require_disk
 from xwam_ft.export.weights import DTYPES
 from xwam_ft.files import (
     UNWRITABLE,
@@ -33,6 +33,7 @@ from xwam_ft.files import (
     write_text_atomic,
 )
 from xwam_ft.locks import sole_writer
+from xwam_ft.machine import free_memory, gigabytes
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.merge import drop_branch
@@ -46,7 +47,7 @@ from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import still_there
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_shards
+from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed, require_shards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,11 +62,6 @@ _NEXT = {
     "peft": "PeftModel.from_pretrained(transformer, {out!r})",
     "diffusers": "pipeline.load_lora_weights({out!r}), of a WanPipeline",
 }
-
-
-def _available() -> int:
-    """Bytes of memory that this machine can still give."""
-    return free_memory("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def export_run(
@@ -119,7 +115,7 @@ def export_run(
     if adapters:
         table.add_row("adapters that moved from zero", f"{adapters} of {adapters}")
     needs = needs_of(job, format, wan)
-    console.print(f"{needs}; {_available() / 1e9:.1f} GB are free", soft_wrap=True)
+    console.print(f"{needs}; {gigabytes(free_memory())} are free", soft_wrap=True)
     if kind is not None:
         spec = folder.recipe.backbone
         console.print(f"text encoder: {text_encoder.licence(spec.path, spec.revision)}", soft_wrap=True, markup=False)
@@ -201,7 +197,9 @@ def _check_options(
 def _recordings(folder: RunFolder) -> ShardSet:
     """The run's shard set, under the run's contract."""
     require_shards(folder)
-    shards = open_sets(folder.recipe.data, contract=folder.decided).joined
+    if folder.checkpoint is not None:
+        require_sealed(folder)
+    shards = open_sets(folder.recipe.data, under=folder.decided).joined
     require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
     return shards
 
@@ -215,7 +213,7 @@ def _bundle(
     prompts, text_len = job.embedded(further)
     pieces = job.pieces()
     size = sum(piece.bytes for piece in pieces)
-    lacks = lacking(size, _available())
+    lacks = lacking(size, free_memory())
     before: list[list[Prediction]] = []
     if lacks is None:
         console.print("asking the run's own network, with and without its adapters")

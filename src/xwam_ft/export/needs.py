@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torch
 from xwam_ft.export.reference_file import frozen_parts, reference_pieces
 from xwam_ft.export.weights import DTYPES
 from xwam_ft.files import require_room
+from xwam_ft.machine import gigabytes
 from xwam_ft.model.backbone import locate_backbone
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.policy import text_encoder
@@ -44,8 +44,8 @@ class Needs:
     memory: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{what} {_gigabytes(size)}" for what, size in self.memory)
-        return f"writes {_gigabytes(self.disk)}; memory, one after the other: {parts}"
+        parts = ", ".join(f"{what} {gigabytes(size)}" for what, size in self.memory)
+        return f"writes {gigabytes(self.disk)}; memory, one after the other: {parts}"
 
 
 def needs_of(job: Job, format: str, wan: Path | None) -> Needs:
@@ -83,18 +83,7 @@ def require_disk(draft: Path, needs: Needs) -> None:
 def lacking(size: int, free: int) -> str | None:
     """Why a network of `size` bytes cannot be asked here; None where it can."""
     need = int(size * SPARE)
-    return None if need <= free else f"it takes {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-
-
-def free_memory(device: str) -> int:
-    """Bytes that this device can still give."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+    return None if need <= free else f"it takes {gigabytes(need)} of memory, and {gigabytes(free)} are free"
 
 
 def _writing(pieces: Iterable[Piece]) -> int:
@@ -111,7 +100,3 @@ def _text_bytes(job: Job) -> int:
 
 def _bytes(tensors: Iterable[Stored], dtype: torch.dtype | None = None) -> int:
     return sum(math.prod(stored.shape) * (dtype or stored.dtype).itemsize for stored in tensors)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

@@ -12,25 +12,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 
 from xwam_ft.errors import UserError
+from xwam_ft.machine import cpu_has_bfloat16, gpu_has_bfloat16
 
 if TYPE_CHECKING:
     from xwam_ft.recipe import TrainerSpec
 
 Precision: TypeAlias = Literal["32-true", "bf16-mixed"]
-
-_BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
-"""Flags of CPUs that multiply bfloat16 numbers, as torch names them."""
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16 (AVX512-BF16 or AMX; on ARM, BF16)."""
-    flags = torch.cpu.get_capabilities()
-    return any(flags.get(name, False) for name in _BFLOAT16)
-
-
-def gpu_has_bfloat16() -> bool:
-    """Whether this machine's GPU computes in bfloat16 by itself; True where there is none to ask."""
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def runs_on_gpu(spec: TrainerSpec) -> bool:

@@ -14,7 +14,6 @@ README.md              what it is, what it was trained on, how well it does, how
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from xwam_ft.files import (
     write_json_atomic,
 )
 from xwam_ft.hub import hint
+from xwam_ft.machine import installed_versions
 from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
@@ -153,7 +153,7 @@ def seal(folder: Path, contract: Contract, backbone: Mapping[str, Any]) -> None:
         "schema_version": SCHEMA_VERSION,
         "contract": contract.sha256,
         "backbone": dict(backbone),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": installed_versions(_PACKAGES),
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names},
     }
     write_json_atomic(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})

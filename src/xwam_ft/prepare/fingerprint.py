@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.bundled import bundled
 from xwam_ft.files import sha256
 from xwam_ft.hub import fetched_from
+from xwam_ft.machine import installed_versions
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan
@@ -58,13 +58,7 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
 
 def library_versions() -> dict[str, str]:
     """What the bytes of a video may depend on besides the inputs."""
-    found: dict[str, str] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return installed_versions(LIBRARIES)
 
 
 def _depth_files(spec: str) -> list[list[Any]]:

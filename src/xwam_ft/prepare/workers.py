@@ -4,27 +4,18 @@ work, so neither changes a byte of the result.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, require
 from xwam_ft.prepare.jobs import RESULT
+from xwam_ft.processes import AHEAD, side_by_side
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.jobs import EpisodeJob, JobOutcome
 
     Work = Callable[[EpisodeJob], JobOutcome]
 
-AHEAD = 4  # episodes handed out for every worker; the others wait here, so that their number costs no memory there
 RETRIES = 2  # of an episode whose Ray worker or node died
 
 
@@ -46,61 +37,13 @@ def outcomes(work: Work, jobs: list[EpisodeJob], workers: int, ray: str | None) 
 
 
 def _in_processes(work: Work, jobs: list[EpisodeJob], workers: int) -> Iterator[tuple[int, JobOutcome]]:
-    """Processes are spawned, so that they inherit no threads or locks."""
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    count = min(workers, len(jobs))
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_obey, initargs=(os.getpid(), stop))
-    waiting = iter(jobs)
-    running: dict[Future[JobOutcome], int] = {}
-    try:
-        while True:
-            while len(running) < AHEAD * count and (job := next(waiting, None)) is not None:
-                with _script_left_out():
-                    running[pool.submit(work, job)] = job.number
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number = running.pop(future)
-                yield number, future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died, most likely for lack of memory",
-            "xwam-ft prepare",
-            "run it again with fewer --workers; finished episodes are kept",
-        ) from None
-    finally:
-        stop.set()  # after an error or ^C nobody waits for the episodes that were begun
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _script_left_out() -> Generator[None]:
-    """Let spawned processes not import the script that called us, of which they need nothing.
-
-    One without `if __name__ == "__main__":` would run again in each of them, and prepare there.
-    """
-    script = sys.modules["__main__"].__dict__
-    kept = {name: script[name] for name in ("__spec__", "__file__") if name in script}
-    script["__spec__"] = None
-    script.pop("__file__", None)
-    try:
-        yield
-    finally:
-        del script["__spec__"]
-        script.update(kept)
-
-
-def _obey(parent: int, stop: Any) -> None:
-    """A worker leaves ^C to its parent, and ends with it or when told to, rather than write on into staging."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent and not stop.is_set():
-            time.sleep(0.1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    died = UserError(
+        "a worker process died, most likely for lack of memory",
+        "xwam-ft prepare",
+        "run it again with fewer --workers; finished episodes are kept",
+    )
+    for job, outcome in side_by_side(work, jobs, min(workers, len(jobs)), died=died):
+        yield job.number, outcome
 
 
 def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[int, JobOutcome]]:

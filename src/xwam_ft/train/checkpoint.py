@@ -12,7 +12,6 @@ the next position are its generators. The frozen base is not in a checkpoint; it
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import shutil
 from collections.abc import Collection, Generator, Mapping
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, disk_errors, json_bytes, read_json, remove_folder, sha256
+from xwam_ft.machine import installed_versions
 from xwam_ft.places import CHECKPOINTS
 from xwam_ft.train.history import CLIPS, History
 
@@ -244,14 +244,8 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that a result depends on ("absent" where not installed as a package)."""
-    versions: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return versions
+    """Installed versions of the libraries that a result depends on (machine.py)."""
+    return installed_versions(_PACKAGES)
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -23,7 +23,7 @@ from xwam_ft.train.checkpoint import (
     write_checkpoint,
 )
 from xwam_ft.train.data import geometry_of
-from xwam_ft.train.folder import RunFolder, record, require_continuable
+from xwam_ft.train.folder import RunFolder, keep_backbone, record, require_continuable
 from xwam_ft.train.history import History
 from xwam_ft.train.optimizer import optimizer_tensors, restore_optimizer, trained_parameters
 from xwam_ft.train.sharding import gathered
@@ -83,9 +83,14 @@ class ExactCheckpoints(StepCallback):
         set_step(trainer, checkpoint.state.step)
 
     def require_belonging(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Raise a `UserError` if the checkpoint is of another recipe, contract, backbone, shard set or step size."""
+        """Raise a `UserError` if the checkpoint is of another recipe, contract, backbone, shard set or step size.
+
+        What is the run's own and lies elsewhere now is written down.
+        """
         samples = geometry_of(module.recipe, trainer).samples
         require_continuable(self.folder, self.shard_set, self.identity, module.backbone, samples)
+        if trainer.is_global_zero and self.folder.checkpoint is not None and (moved := keep_backbone(self.folder)):
+            self.console.print(f"backbone.path of the run: {moved}", soft_wrap=True, markup=False)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """AdamW's state, as soon as Lightning has made the optimizer."""

@@ -76,9 +76,9 @@ class RunFolder:
     extends: bool = False
 
     @property
-    def decided(self) -> Contract | None:
+    def decided(self) -> tuple[Contract, Path] | None:
         """The contract that its shards are read under, where they do not say all of it themselves (inherit.py)."""
-        return None if self.recipe.init_from is None else self.contract
+        return None if self.recipe.init_from is None else (self.contract, self.path / CONTRACT_FILE)
 
     @property
     def first_step(self) -> int:
@@ -182,6 +182,17 @@ def keep_places(run: RunFolder) -> bool:
     return True
 
 
+def keep_backbone(run: RunFolder) -> str | None:
+    """Write down where the run's backbone lies now, once it is known to be its own; that place where it is new."""
+    recipe = load_recipe(run.path / RECIPE_FILE)
+    place = _absolute(run.recipe).backbone.path
+    if place == recipe.backbone.path:
+        return None
+    moved = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"path": place})})
+    write_text_atomic(run.path / RECIPE_FILE, moved.to_yaml())
+    return place
+
+
 def require_sealed(run: RunFolder) -> None:
     """Raise a `UserError` unless recipe and contract are those that the checkpoint was trained under.
 
@@ -212,12 +223,25 @@ def require_shards(run: RunFolder) -> None:
     """Raise a `UserError` that says how to go on where the shards are not where the run's recipe says."""
     for source in run.recipe.data.sources:
         if not Path(source.path).is_dir():
+            there = "that is a file" if Path(source.path).is_file() else "there is no such folder"
             raise UserError(
-                f"trains on {source.path}, and there is no such folder",
+                f"trains on {source.path}, and {there}",
                 run.path,
                 "where the shards were moved, give their new place, which the run keeps, also when it is finished: "
                 f"xwam-ft train --resume {quote(str(run.path))} --set data.shards=FOLDER",
             )
+
+
+def require_backbone_there(run: RunFolder) -> None:
+    """Raise a `UserError` that says how to go on where the backbone's folder is not where the run's recipe says."""
+    place = Path(run.recipe.backbone.path)
+    if place.is_absolute() and not place.is_dir():
+        raise UserError(
+            f"is trained on the backbone {place}, and there is no such folder",
+            run.path,
+            "where it was moved, give its new place, which the run keeps, also when it is finished: "
+            f"xwam-ft train --resume {quote(str(run.path))} --set backbone.path=FOLDER",
+        )
 
 
 def require_free(path: Path) -> None:

@@ -13,9 +13,12 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.files import atomic_folder, read_json, remove_folder, write_json_atomic
+
+if TYPE_CHECKING:
+    from xwam_ft.recipe import ValidationSpec
 
 METRICS_FILE = "metrics.jsonl"
 CLIPS = "held_out_clips"
@@ -72,6 +75,12 @@ class History:
         seen = next((one for one in self.validated() if one.step == step), None)
         tables = {"validate": seen.tables, "imagine": seen.imagined} if seen is not None else {}
         return {look for look in rows if tables.get(look) is not None}
+
+    def owed(self, step: int, spec: ValidationSpec, *, last: bool) -> list[str]:
+        """The looks that a recipe wants after a step, and that are not whole; all kinds are wanted after the last."""
+        every = {"validate": spec.every_steps} | ({"imagine": spec.imagine_every_steps} if spec.imagine_clips else {})
+        whole = self.looked(step)
+        return [look for look, n in every.items() if look not in whole and (last or (n and step % n == 0))]
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""

@@ -87,9 +87,7 @@ class Look(StepCallback):
         last = step >= self.recipe.trainer.max_steps
         if not last and self.budget.exceeded():
             return []
-        every = {"validate": spec.every_steps} | ({"imagine": spec.imagine_every_steps} if spec.imagine_clips else {})
-        whole = self.history.looked(step)
-        return [look for look, n in every.items() if look not in whole and (last or (n and step % n == 0))]
+        return self.history.owed(step, spec, last=last)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if first_rank():

@@ -19,6 +19,7 @@ import torch
 from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
+from xwam_ft.machine import free_memory, gigabytes
 from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
@@ -147,7 +148,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
         groups=groups,
         memory=parts,
         activations=activations,
-        memory_available=available_memory(on_gpu),
+        memory_available=None if on_gpu and not torch.cuda.is_available() else free_memory(gpu=on_gpu),
         disk=_disk(recipe, groups, latents, text, cached, len(texts | {*contract.prompts, EMPTY_PROMPT}), depth=depth),
         disk_free=free,
         steps=spec.max_steps,
@@ -248,19 +249,6 @@ def fitting_batch(plan: Plan, available: int) -> int:
     growing = sum(part.bytes for part in plan.memory if part.name in (BATCH, ACTIVATIONS))
     rest, a_clip = plan.peak - growing, growing / plan.batch_size
     return largest(lambda count: rest + count * a_clip <= 0.9 * available, MOST)
-
-
-def available_memory(on_gpu: bool) -> int | None:
-    """Bytes that are free on the device of the run, if it is in this machine."""
-    if on_gpu:
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _memory(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xwam_ft.errors import UserError
+from xwam_ft.machine import free_memory, gigabytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +26,7 @@ def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> 
         UserError: anything wrong with recipe or shards, shapes the backbone cannot hold, or a probe out of memory.
     """
     from xwam_ft.encode.inputs import open_inputs
-    from xwam_ft.train.plan import available_memory, fitting_batch, make_plan
+    from xwam_ft.train.plan import fitting_batch, make_plan
 
     inputs = open_inputs(recipe, console, computes=probe)
     recipe, shard_set = inputs.recipe, inputs.shard_set
@@ -47,7 +48,7 @@ def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> 
                     raise
                 raise out_of_memory(recipe) from None
         if fit and not on_gpu:
-            plan = replace(plan, largest_batch=fitting_batch(plan, available_memory(on_gpu=False) or 0))
+            plan = replace(plan, largest_batch=fitting_batch(plan, free_memory(gpu=False)))
     print_plan(plan, recipe, console)
     if plan.largest_batch == 0:
         from xwam_ft.train.memory import savings
@@ -90,7 +91,6 @@ Tables = list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
 
 def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
     """(title, header, rows) of each table; the run's report shows the same ones."""
-    from xwam_ft.train.plan import gigabytes
 
     count = [
         (row.group, f"{row.parameters:,}", f"{row.trainable:,}", ", ".join(row.dtypes), gigabytes(row.bytes))

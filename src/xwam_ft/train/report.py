@@ -134,7 +134,7 @@ def score_rows(tables: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def size(count: int) -> str:
-    from xwam_ft.train.plan import gigabytes
+    from xwam_ft.machine import gigabytes
 
     return gigabytes(count)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xwam_ft.bundled import named_file, shipped_names
+from xwam_ft.consoles import print_table
 from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.files import read_json
 from xwam_ft.locks import holder
 from xwam_ft.places import CHECKPOINTS, RECIPE_FILE
 from xwam_ft.recipe import load_recipe
 from xwam_ft.train.checkpoint import kept_steps
-from xwam_ft.train.folder import CONTRACT_FILE, by_key
+from xwam_ft.train.folder import CONTRACT_FILE, PLAN_FILE, by_key
 from xwam_ft.train.history import METRICS_FILE, History
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class RunSummary:
         name: its path below the folder that was looked in.
         step: of its newest checkpoint, 0 before the first; max_steps: as its recipe says.
         kept: steps of its checkpoints.
-        state: running while a process holds it; finished; stopped; or damaged, and then `trouble` says why.
+        state: running while a process holds it; finished, with its last look; stopped; or damaged, and then `trouble`
+            says why.
         held_out: the last `held_out/...` numbers, by name, and the step they were taken at.
         written: when something of it was last written.
     """
@@ -74,15 +77,22 @@ def summary(run: Path, above: Path) -> RunSummary:
     kept = tuple(kept_steps(run))
     step = kept[-1] if kept else 0
     try:
-        steps = load_recipe(run / RECIPE_FILE).trainer.max_steps
-        rows = [row for row in History(run).metrics() if "held_out/total" in row]
+        recipe, history = load_recipe(run / RECIPE_FILE), History(run)
+        steps = recipe.trainer.max_steps
+        rows = [row for row in history.metrics() if "held_out/total" in row]
+        done = step >= steps and not (_holds_out(run) and history.owed(step, recipe.validation, last=True))
     except (UserError, ValueError) as error:  # ValueError: a line of metrics.jsonl that is no JSON
         return RunSummary(run, name, step, 0, kept, "damaged", {}, None, when, str(error))
     last: Mapping[str, float] = rows[-1] if rows else {}
     held_out = {key.removeprefix("held_out/"): value for key, value in last.items() if key.startswith("held_out/")}
-    state = "running" if holder(run) else "finished" if step >= steps else "stopped"
+    state = "running" if holder(run) else "finished" if done else "stopped"
     at = int(last["step"]) if last else None
     return RunSummary(run, name, step, steps, kept, state, held_out, at, when)
+
+
+def _holds_out(run: Path) -> bool:
+    """Whether there is anything to look at, as the run's plan has it."""
+    return (run / PLAN_FILE).is_file() and read_json(run / PLAN_FILE).get("held_out_clips", 0) > 0
 
 
 def differences(first: Path, second: Path, folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -106,7 +116,7 @@ def print_runs(runs: list[RunSummary], folder: Path, console: Console) -> None:
     rows = [_row(run) for run in runs]
     for columns, numbers in CHOICES:
         cells = [[row[name] for name in columns] for row in (_row(run, numbers) for run in runs)]
-        if _print_table(columns, cells, console):
+        if print_table(columns, cells, console):
             break
     else:  # not even a name and its step fit
         for row in rows:
@@ -130,27 +140,12 @@ def _row(run: RunSummary, numbers: int = SHOWN) -> dict[str, str]:
     }
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> bool:
-    """Print a table no cell of which is broken; False, and nothing is printed, where the console is too narrow."""
-    from rich.cells import cell_len
-    from rich.table import Column, Table
-
-    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
-    if sum(width + 3 for width in widths) + 1 > console.width:  # a blank on either side of each, and the lines between
-        return False
-    table = Table(*(Column(name, no_wrap=True) for name in columns))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False)
-    return True
-
-
 def print_differences(first: Path, second: Path, found: Mapping[str, tuple[Any, Any]], console: Console) -> None:
     if not found:
         console.print(f"{first} and {second} have equal recipes", soft_wrap=True, markup=False)
         return
     rows = [(key, _shown(left), _shown(right)) for key, (left, right) in found.items()]
-    if not _print_table(("key", str(first), str(second)), rows, console):
+    if not print_table(("key", str(first), str(second)), rows, console):
         for key, left, right in rows:
             console.print(f"{key}\n    {first}: {left}\n    {second}: {right}", soft_wrap=True, markup=False)
 

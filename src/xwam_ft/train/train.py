@@ -46,9 +46,11 @@ from xwam_ft.train.folder import (
     keep_places,
     make_run,
     open_run,
+    require_backbone_there,
     require_free,
     require_run,
     require_same_data,
+    require_sealed,
     require_shards,
 )
 from xwam_ft.train.loggers import run_loggers
@@ -127,7 +129,10 @@ def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
     console.print(said, soft_wrap=True, markup=False)
     _refuse_bundle(folder)
     require_shards(folder)
-    inputs, own = open_inputs(folder.recipe, console, contract=folder.decided), own_code(folder.recipe)
+    require_backbone_there(folder)
+    if folder.checkpoint is not None:
+        require_sealed(folder)
+    inputs, own = open_inputs(folder.recipe, console, under=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
     if first_rank() and keep_places(folder):
         console.print(f"data.shards of the run: {folder.recipe.data.where}", soft_wrap=True, markup=False)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import print_table
 from xwam_ft.encode.inherit import SlotRange, inherit, sentences
 from xwam_ft.errors import listed
 from xwam_ft.files import atomic_folder, disk_errors, write_json_atomic
@@ -47,24 +48,28 @@ class StartReport:
 
     def print(self, console: Console) -> None:
         """A table of parts, one of ranges, and sentences."""
-        from rich.markup import escape
-        from rich.table import Table
-
         told = f"starts from {self.origin.place}: {self.origin.said}"
         console.print(told, soft_wrap=True, markup=False)
-        table = Table("part", "carried over", "new")
-        for row in table_rows(self.carried):
-            table.add_row(*map(escape, row))
-        console.print(table)
-        table = Table("slot", "numbers", "farthest", "old range", "new range", "reach", "quantiles")
+        parts = table_rows(self.carried)
+        if not print_table(("part", "carried over", "new"), parts, console):
+            for part, carried, new in parts:
+                console.print(f"{part}\n    carried over: {carried}\n    new: {new}", soft_wrap=True, markup=False)
+        self._print_ranges(console)
+        for note in self.notes:
+            console.print(note, soft_wrap=True, markup=False)
+
+    def _print_ranges(self, console: Console) -> None:
+        rows: list[tuple[str, ...]] = []
         for row in self.ranges:
             ends = (f"{low:.4g}..{high:.4g}" for low, high in (row.old, row.new))
             used = "kept" if row.kept else "refitted"
-            table.add_row(escape(row.slot), row.stream, escape(row.number), *ends, f"{row.reach:.2f}", used)
-        if self.ranges:
-            console.print(table)
-        for note in self.notes:
-            console.print(note, soft_wrap=True, markup=False)
+            rows.append((row.slot, row.stream, row.number, *ends, f"{row.reach:.2f}", used))
+        header = ("slot", "numbers", "farthest", "old range", "new range", "reach", "quantiles")
+        if not rows or print_table(header, rows, console):
+            return
+        for slot, stream, number, old, new, reach, used in rows:
+            told = f"quantiles {used}; farthest is {number}: {old} before, {new} now, reach {reach}"
+            console.print(f"{slot}, {stream}\n    {told}", soft_wrap=True, markup=False)
 
 
 def begin(

@@ -71,7 +71,8 @@ def _column(slot: Slot, pairs: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> d
         if value < STRAYS and usual > FOLLOWS:
             than = f", and {usual:.2f} in the other episodes" if others else ""
             said[number] = f"its state does not follow its command (correlation {value:.2f}{than})"
-    against = [value for value in follows.values() if value < 0]
+    other = slot.kind == "gripper" and slot.command_units is not None  # an effort, say; grippers.py tells its sense
+    against = [value for value in follows.values() if value < 0 and not other]
     if len(against) > max(1, len(follows) / 2):
         for number in follows:
             said.setdefault(number, f"its state runs against its command (correlation {np.median(against):.2f})")

@@ -65,6 +65,8 @@ def _say(slot: Slot, check: str, text: str) -> Finding:
     severity: Severity = "error" if relative else "note" if slot.command_units is not None else "warning"
     if relative:
         text += f", and `{slot.convention}` subtracts one from the other"
+    elif severity == "note":
+        text += "; that is right where they are another quantity, as `command_units` says"
     return Finding(check, severity, f"gripper {slot.name!r}: {text}", slot.name)
 
 

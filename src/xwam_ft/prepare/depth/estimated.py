@@ -26,6 +26,7 @@ from xwam_ft.pictures import resize_nearest
 from xwam_ft.prepare.depth.estimator import DepthStage, Description, Estimator
 from xwam_ft.prepare.depth.sensor import Sensor
 from xwam_ft.prepare.depth.views import require_length
+from xwam_ft.processes import worker_number
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
@@ -98,15 +99,12 @@ def pick_device() -> str:
 
     On a CPU torch is held to one thread: the bytes must not depend on how many processes share the machine.
     """
-    import multiprocessing
-
     import torch
 
     if device_kind() == "cpu":
         torch.set_num_threads(1)
         return "cpu"
-    identity: tuple[int, ...] = getattr(multiprocessing.current_process(), "_identity", ()) or (0,)
-    return f"cuda:{identity[-1] % torch.cuda.device_count()}"
+    return f"cuda:{worker_number() % torch.cuda.device_count()}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 from tests.conftest import EPISODES, make_motion
+from tests.train import training
 from tests.train.conftest import Change, recipe_tree
 
 from shared import QUIET
@@ -29,8 +30,6 @@ from xwam_ft.errors import UserError
 from xwam_ft.quantiles import Motion
 from xwam_ft.recipe import DataSpec, EpisodeWeight, ShardSource, load_recipe
 from xwam_ft.shards import Index, ShardSet
-
-from . import training
 
 CPU = torch.device("cpu")
 MakeSet = Callable[[Path, Contract], ShardSet]
@@ -299,6 +298,6 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
 
 def test_shards_of_another_robot_than_the_runs_are_named_beside_the_run(pair: tuple[Path, Path]) -> None:
     runs = ShardSet.open(pair[0]).contract.model_copy(update={"embodiment": "other-arm"})
-    with pytest.raises(UserError, match=r"^the run's contract\.json: does not hold the contract of ") as error:
-        open_sets(spec(pair[0]), contract=runs)
+    with pytest.raises(UserError, match=r"^run/contract\.json: does not hold the contract of ") as error:
+        open_sets(spec(pair[0]), under=(runs, Path("run/contract.json")))
     assert f"embodiment is 'other-arm' there and 'test-arm' in {pair[0]}" in str(error.value)

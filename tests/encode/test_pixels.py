@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from tests.train.conftest import Change, recipe_tree
+from tests.train.training import train
 
 from shared import QUIET
 from xwam_ft.encode.clip_source import ClipSource
@@ -26,8 +27,6 @@ from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.counts import StepCounts
 from xwam_ft.train.data import ClipDataModule, ClipDataset
-
-from .training import train
 
 CPU = torch.device("cpu")
 AUGMENT = {"crop": True, "brightness": 0.2, "copies": 2}

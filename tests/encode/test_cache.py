@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from shared import QUIET
 from xwam_ft.contract import DepthCode
 from xwam_ft.conventions import decode_actions, denormalise_action
 from xwam_ft.encode import encode as encoding
+from xwam_ft.encode import segments
 from xwam_ft.encode.cache import INDEX_FILE, LatentCache
 from xwam_ft.encode.clip_tensors import latent_frame_mask
 from xwam_ft.encode.encode import encode, wants_depth
@@ -83,7 +86,7 @@ def test_a_stopped_encoding_goes_on_to_the_same_bytes(
     whole = contents(folder)
     shutil.rmtree(folder)
     calls = 0
-    honest = encoding.encode_clips
+    honest = segments.encode_clips
 
     def stops(*args: object, **kwargs: object) -> object:
         nonlocal calls
@@ -92,7 +95,7 @@ def test_a_stopped_encoding_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return honest(*args, **kwargs)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(encoding, "encode_clips", stops)
+    monkeypatch.setattr(segments, "encode_clips", stops)
     with pytest.raises(KeyboardInterrupt):
         encode(recipe, shard_set, CPU, console)
     part = contents(folder)
@@ -201,7 +204,7 @@ def test_a_disk_that_fills_while_encoding_is_one_sentence(
     def full(*_: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(encoding, "_save", full)
+    monkeypatch.setattr(encoding, "save", full)
     with pytest.raises(UserError, match=r"no space left on device.*run the same command again"):
         encode(recipe, shard_set, CPU, console)
 
@@ -210,3 +213,38 @@ def test_the_index_lists_clips_and_prompts(cache: LatentCache, shard_set: ShardS
     index = json.loads((cache.folder / INDEX_FILE).read_text())
     assert [clip["key"] for clip in index["clips"]] == [reference.key for reference in shard_set.clips(None, 3)]
     assert index["prompts"] == sorted({"", *shard_set.contract.prompts})
+
+
+@pytest.mark.slow
+def test_processes_encode_the_same_bytes_and_go_on_where_one_stopped(
+    recipe: Recipe, shard_set: ShardSet, cache: LatentCache, tmp_path: Path
+) -> None:
+    other = shutil.copytree(shard_set.folder, tmp_path / "set", ignore=shutil.ignore_patterns("latents-*"))
+    kept = next(path for path in cache.folder.rglob("segments/*.safetensors"))
+    shown = io.StringIO()
+    again = tmp_path / "set" / cache.folder.name
+    (again / "segments").mkdir(parents=True)
+    shutil.copy(kept, again / "segments")
+    made = encode(recipe, ShardSet.open(other), CPU, Console(file=shown, width=200), workers=2)
+    files = {path.relative_to(cache.folder): path.read_bytes() for path in cache.folder.rglob("*") if path.is_file()}
+    assert {
+        path.relative_to(made.folder): path.read_bytes() for path in made.folder.rglob("*") if path.is_file()
+    } == files
+    assert len(files) > 4
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_said_as_one_process_says_it(
+    recipe: Recipe, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(shard_set.folder, tmp_path / "set", ignore=shutil.ignore_patterns("latents-*"))
+    monkeypatch.setattr(encoding, "require_sound", lambda *_: None)  # it would find the damage first
+    shard = next(other.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:2000] + bytes(shard.stat().st_size - 2000))
+    said: list[str] = []
+    for workers in (1, 2):
+        with pytest.raises(UserError) as error:
+            encode(recipe, ShardSet.open(other), CPU, QUIET, workers=workers)
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert str(other) in said[0]
