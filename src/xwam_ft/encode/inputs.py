@@ -129,7 +129,7 @@ def open_inputs(
     shown = console or Console(quiet=True)
     recipe = _on_its_own_backbone(recipe, shown)
     _refuse_released_weights(recipe)
-    if computes and contract is None:
+    if computes and under is None:
         recipe = _pinned(recipe, shown)
     if computes:
         _require_extras(recipe)
