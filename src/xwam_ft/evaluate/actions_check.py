@@ -68,8 +68,8 @@ def sentence(found: Mapping[str, Any], what: str) -> str:
         return f"action -> {what}: no clip in which anything moves, so nothing can be said"
     low, high = found["first_interval_95"]
     head = (
-        f"action -> {what}: in {100 * found['first']:.0f} % of {found['clips']} clips what is imagined under the recorded "
-        f"actions is nearer to the recorded future than under reversed ones and another clip's (95 % interval "
+        f"action -> {what}: in {100 * found['first']:.0f} % of {found['clips']} clips what is imagined under the "
+        f"recorded actions is nearer to the recorded future than under reversed ones and another clip's (95 % interval "
         f"{100 * low:.0f} to {100 * high:.0f} %, chance {100 * CHANCE:.0f} %)"
     )
     if low > CHANCE:

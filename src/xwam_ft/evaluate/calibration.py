@@ -32,8 +32,8 @@ def error_and_spread(samples: Sequence[ndarray], recorded: ndarray) -> tuple[flo
 
 
 def calibration(errors: Float[ndarray, " n"], spreads: Float[ndarray, " n"]) -> dict[str, Any]:
-    """{"spearman", "interval_95", "ratio": error over spread, both as root mean squares over clips, "errors", "spreads"};
-    None where it cannot be told."""
+    """{"spearman", "interval_95", "ratio", "errors", "spreads"}; None where it cannot be told. `ratio` is error over
+    spread, both as root mean squares over clips."""
     known = np.isfinite(errors) & np.isfinite(spreads)
     found = spearman(errors[known], spreads[known])
     wide = float(np.mean(spreads[known] ** 2)) if known.any() else 0.0

@@ -123,7 +123,9 @@ class Fidelity:
 
     cameras: list[str]
     detailed: bool = False
-    scores: dict[tuple[str, str, str], list[ndarray]] = field(default_factory=dict[tuple[str, str, str], "list[ndarray]"])
+    scores: dict[tuple[str, str, str], list[ndarray]] = field(
+        default_factory=dict[tuple[str, str, str], "list[ndarray]"]
+    )
 
     def add_pictures(self, camera: str, imagined: ndarray, recorded: ndarray) -> None:
         """A clip of one view, uint8 [T, h, w, 3] each, its recorded frames only, the given first one included."""
@@ -171,7 +173,11 @@ class Fidelity:
 
     def _frames(self, predictor: str, score: str) -> Float[ndarray, "v n t"]:
         """Cameras, clips and frames; NaN past a recording's end."""
-        rows = [self.scores[camera, predictor, score] for camera in self.cameras if (camera, predictor, score) in self.scores]
+        rows = [
+            self.scores[camera, predictor, score]
+            for camera in self.cameras
+            if (camera, predictor, score) in self.scores
+        ]
         longest = max(len(frames) for clips in rows for frames in clips)
         return np.array([[np.pad(f, (0, longest - len(f)), constant_values=np.nan) for f in clips] for clips in rows])
 
@@ -181,7 +187,11 @@ class Fidelity:
 
     def _mean(self, camera: str | None, predictor: str, score: str) -> float | None:
         chosen = [camera] if camera is not None else self.cameras
-        return mean_of(np.concatenate([np.zeros(0), *(f for name in chosen for f in self.scores.get((name, predictor, score), []))]))
+        return mean_of(
+            np.concatenate(
+                [np.zeros(0), *(f for name in chosen for f in self.scores.get((name, predictor, score), []))]
+            )
+        )
 
 
 def mean_of(values: ndarray) -> float | None:

@@ -23,9 +23,7 @@ def mean_interval(values: Float[ndarray, " n"]) -> Interval | None:
     return None if len(values) < LEAST else _bounds(_resampled_means(values, 0))
 
 
-def difference_interval(
-    first: Float[ndarray, " n"], second: Float[ndarray, " m"], *, paired: bool
-) -> Interval | None:
+def difference_interval(first: Float[ndarray, " n"], second: Float[ndarray, " m"], *, paired: bool) -> Interval | None:
     """Of the mean of `second` less that of `first`; `paired`: the same clips in the same order."""
     if paired:
         return mean_interval(second - first)

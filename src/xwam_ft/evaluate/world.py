@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
 MOST_CLIPS = 16
 SAMPLES = 4  # the policy's own futures of a clip
-ROWS = {"recorded": "recorded actions", "reversed": "reversed", "other_clip": "another clip's", "own": "its own actions"}
+ROWS = {
+    "recorded": "recorded actions",
+    "reversed": "reversed",
+    "other_clip": "another clip's",
+    "own": "its own actions",
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,10 @@ def world(
     collected = _Collected(contract)
     shown: tuple[Pair, dict[str, Imagined]] | None = None
     for number, place in enumerate(places):
-        clip, other = shards.read_clip(refs[place]), shards.read_clip(refs[(place + len(refs) // 2) % len(refs)], "none")
+        clip, other = (
+            shards.read_clip(refs[place]),
+            shards.read_clip(refs[(place + len(refs) // 2) % len(refs)], "none"),
+        )
         raw = _encoded(contract, clip)
         chunks = {"recorded": raw, "reversed": raw[::-1], "other_clip": _encoded(contract, other)}
         given = [conventions.normalise_action(contract, chunks[name]) for name in GIVEN]

@@ -3,8 +3,8 @@
 Conventions: sigma = 1 is noise, 0 is data; velocity = noise - x. Step k uses the k-th timestep of each stream's
 own grid; from k = N_a on actions and proprio are clean, at timestep 0, and video goes on alone. Latent frame 0
 and state 0 are conditions and are written back after every step; so are actions known beforehand (`action_prefix`,
-for real-time chunking: those the robot still executes; `action_given`: all of them), at timestep 0 throughout. Source: arXiv 2604.26694,
-section 3.3; prefixes are ours.
+for real-time chunking: those the robot still executes; `action_given`: all of them), at timestep 0 throughout.
+Source: arXiv 2604.26694, section 3.3; prefixes are ours.
 """
 
 from __future__ import annotations
