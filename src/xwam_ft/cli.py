@@ -44,7 +44,9 @@ def _main(
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the file; repeatable.")
 ]
-Bundle = Annotated[Path, typer.Argument(help="Bundle made by `xwam-ft export`; or a checkpoint: RUN, RUN@STEP.")]
+BUNDLE = "Bundle made by `xwam-ft export`; or a checkpoint: RUN, RUN@STEP."
+Bundle = Annotated[Path, typer.Argument(help=BUNDLE)]
+OptionalBundle = Annotated[Path | None, typer.Argument(help=BUNDLE)]
 Shards = Annotated[Path, typer.Argument(help="Shard set made by `xwam-ft prepare`.")]
 
 
@@ -239,9 +241,7 @@ OPEN = ("clips", "split", "latency", "camera_blackout", "seams", "world")
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle made by `xwam-ft export`; or a checkpoint: RUN, RUN@STEP.")
-    ] = None,
+    bundle: OptionalBundle = None,
     shards: Annotated[Path | None, typer.Argument(help="Shard set made by `xwam-ft prepare`: open loop.")] = None,
     env: Annotated[
         str | None,

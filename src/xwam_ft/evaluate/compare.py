@@ -31,7 +31,7 @@ SETTINGS = ("shards", "split", "clips", "env", "seed", "of", "execute", "action_
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measured:
     """One number of an evaluation, and what it is the mean of."""
 
     section: str
@@ -78,13 +78,13 @@ def compare(first: Path, second: Path, out: Path | None, console: Console) -> di
     return found
 
 
-def readings(metrics: Mapping[str, Any]) -> Iterator[Reading]:
+def readings(metrics: Mapping[str, Any]) -> Iterator[Measured]:
     """The figures of a metrics.json that two evaluations can be told apart by."""
     if "env" in metrics:
         episodes = metrics["runs"]
         keys, wins = [row["seed"] for row in episodes], [float(row["success"]) for row in episodes]
-        yield Reading("closed loop", "episodes that succeed", "", metrics["rate"], True, keys, list(wins))
-        yield Reading("closed loop", "time of a chunk", "s", metrics["seconds_a_chunk"])
+        yield Measured("closed loop", "episodes that succeed", "", metrics["rate"], True, keys, list(wins))
+        yield Measured("closed loop", "time of a chunk", "s", metrics["seconds_a_chunk"])
         return
     kept = metrics.get("per_clip", {"keys": [], "slots": {}})
     for slot, table in metrics["slots"].items():
@@ -92,35 +92,35 @@ def readings(metrics: Mapping[str, Any]) -> Iterator[Reading]:
             if row["policy"] is not None:
                 values = kept["slots"].get(slot, {}).get(name, [])
                 unit = "" if row["unit"] == "1" else row["unit"]
-                yield Reading("error of commands", f"{slot} {name}", unit, row["policy"], False, kept["keys"], values)
+                yield Measured("error of commands", f"{slot} {name}", unit, row["policy"], False, kept["keys"], values)
     for slot, table in metrics.get("seams", {"slots": {}})["slots"].items():
         for name, row in table.items():
             if row["seam"] is not None:
-                yield Reading("jerk at seams", f"{slot} {name}", row["unit"], row["seam"])
+                yield Measured("jerk at seams", f"{slot} {name}", row["unit"], row["seam"])
     for row in metrics.get("latency", {"rows": []})["rows"][-1:]:
-        yield Reading("time of a request", f"{row['steps']} action steps", "ms", row["ms"])
+        yield Measured("time of a request", f"{row['steps']} action steps", "ms", row["ms"])
     if "world" in metrics:
         yield from _of_world(metrics["world"])
 
 
-def _of_world(world: Mapping[str, Any]) -> Iterator[Reading]:
+def _of_world(world: Mapping[str, Any]) -> Iterator[Measured]:
     keys = world["keys"]
     for score, row in world["scores"]["all"].items():
         if row["imagined"] is not None:
             name, unit = SCORES[score]
             values = world["per_clip"][score]
-            yield Reading("imagined", name, unit, row["imagined"], score in HIGHER_IS_BETTER, keys, values)
+            yield Measured("imagined", name, unit, row["imagined"], score in HIGHER_IS_BETTER, keys, values)
     for what in ("pictures", "states"):
         found = world["actions"][what]
         if found["mean_rank"] is not None:
             name = f"rank of the recorded actions, {what}"
-            yield Reading("action -> video", name, "", found["mean_rank"], False, keys, found["ranks"])
+            yield Measured("action -> video", name, "", found["mean_rank"], False, keys, found["ranks"])
     for what, found in world["calibration"].items():
         if found["spearman"] is not None:
-            yield Reading("spread tells error", f"rank correlation, {what}", "", found["spearman"], True)
+            yield Measured("spread tells error", f"rank correlation, {what}", "", found["spearman"], True)
 
 
-def _rows(first: dict[tuple[str, str], Reading], second: dict[tuple[str, str], Reading]) -> list[dict[str, Any]]:
+def _rows(first: dict[tuple[str, str], Measured], second: dict[tuple[str, str], Measured]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for key in dict.fromkeys([*first, *second]):
         a, b = first.get(key), second.get(key)
@@ -132,7 +132,7 @@ def _rows(first: dict[tuple[str, str], Reading], second: dict[tuple[str, str], R
     return rows
 
 
-def _difference(first: Reading, second: Reading) -> dict[str, Any]:
+def _difference(first: Measured, second: Measured) -> dict[str, Any]:
     """{"difference": second less first, "interval_95", "paired", "better": "first", "second" or None}."""
     paired = bool(first.keys) and first.keys == second.keys and len(first.values) == len(second.values)
     a, b = (np.array([np.nan if v is None else v for v in reading.values]) for reading in (first, second))

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
 
 NAMES = {"policy": "policy", "mean_action": "mean action", "hold_still": "hold still"}
-LINES = {"policy": ("-", "#1f5fbf"), "mean_action": ("--", "#c77700"), "hold_still": (":", "#8a93a3")}
+COLOURS = {"policy": "#1f5fbf", "mean_action": "#c77700", "hold_still": "#8a93a3"}
+DASHES = {"policy": "-", "mean_action": "--", "hold_still": ":"}
+LINES = {method: (DASHES[method], COLOURS[method]) for method in METHODS}
 WORLD_NAMES = {"imagined": "imagined", "repeat_first_frame": "last picture repeated"}
 WORLD_LINES = {"imagined": LINES["policy"], "repeat_first_frame": LINES["hold_still"]}
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -32,7 +32,7 @@ COLUMNS = 5
 
 
 @dataclass(frozen=True)
-class Section:
+class Judgement:
     """A table with a header row; `words` of its columns are words; `says` is what it means and when to worry."""
 
     title: str
@@ -41,13 +41,13 @@ class Section:
     says: list[str]
 
 
-def sections(metrics: Mapping[str, Any]) -> list[Section]:
+def sections(metrics: Mapping[str, Any]) -> list[Judgement]:
     """Of metrics.json; none where the world model was not judged."""
     found = metrics.get("world")
     return [] if found is None else [_horizon(found), _actions(found), _follows(found), _calibration(found)]
 
 
-def _horizon(found: Mapping[str, Any]) -> Section:
+def _horizon(found: Mapping[str, Any]) -> Judgement:
     rows = [["score", "of", *(f"+{second:.2f} s" for second in found["horizon_seconds"]), "all"]]
     names = {"imagined": "imagined", "repeat_first_frame": "last picture repeated"}
     for score, curves in found["by_horizon"].items():
@@ -55,7 +55,7 @@ def _horizon(found: Mapping[str, Any]) -> Section:
             name, unit = SCORES[score]
             values = [*curves[predictor], found["scores"]["all"][score][predictor]]
             rows.append([f"{name} [{unit}]" if unit else name, names[predictor], *map(figure, values)])
-    return Section(
+    return Judgement(
         f"imagined future by horizon, over {found['clips']} clips",
         rows,
         2,
@@ -76,7 +76,7 @@ def _horizon_sentence(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _actions(found: Mapping[str, Any]) -> Section:
+def _actions(found: Mapping[str, Any]) -> Judgement:
     actions = found["actions"]
     rows = [["imagined under actions that are", "unit", *ACTIONS.values()]]
     picture = actions["pictures"]["psnr_moving"]
@@ -97,10 +97,10 @@ def _actions(found: Mapping[str, Any]) -> Section:
                 f"Mean rank of the recorded actions among the three given, {name}: {rank:.2f}"
                 f"{_interval(actions[name])}; 1 is always nearest, {actions[name]['chance_rank']:.0f} is chance."
             )
-    return Section("does the future follow the actions?", rows, 2, says)
+    return Judgement("does the future follow the actions?", rows, 2, says)
 
 
-def _follows(found: Mapping[str, Any]) -> Section:
+def _follows(found: Mapping[str, Any]) -> Judgement:
     rows = [["state beside the command before it", "unit", "imagined", "recorded"]]
     far: list[str] = []
     for slot, quantities in found["follows"].items():
@@ -116,10 +116,10 @@ def _follows(found: Mapping[str, Any]) -> Section:
         "operator's (a robot lags behind, so that is not 0). Worry where the first is much larger: what the policy "
         f"imagines is then not what it commands. {'Larger here: ' + ', '.join(far) if far else 'Not so here'}."
     )
-    return Section("do imagined states go where its commands send them?", rows, 2, [says])
+    return Judgement("do imagined states go where its commands send them?", rows, 2, [says])
 
 
-def _calibration(found: Mapping[str, Any]) -> Section:
+def _calibration(found: Mapping[str, Any]) -> Judgement:
     rows = [["spread of samples against error", "rank correlation", "95 % interval", "error / spread"]]
     sure: list[str] = []
     for name, row in found["calibration"].items():
@@ -135,7 +135,7 @@ def _calibration(found: Mapping[str, Any]) -> Section:
         "above 0); where it is not so, their spread is no warning. Error / spread is 1 where the recorded future is "
         "like one more sample; far above 1 the policy is too sure of itself."
     )
-    return Section("does it know when it does not know?", rows, 1, [says])
+    return Judgement("does it know when it does not know?", rows, 1, [says])
 
 
 def _percent(share: float | None) -> str:
