@@ -72,8 +72,11 @@ def sentence(found: Mapping[str, Any], what: str) -> str:
         f"recorded actions is nearer to the recorded future than under reversed ones and another clip's (95 % interval "
         f"{100 * low:.0f} to {100 * high:.0f} %, chance {100 * CHANCE:.0f} %)"
     )
-    if low > CHANCE:
+    # Answers that differ at random put the recorded chunk first less often than one in three, since reversed ones are
+    # like it; its mean rank is chance then as well, so that decides.
+    nearest, farthest = found["mean_rank_interval_95"] or (0.0, float("inf"))
+    if low > CHANCE and farthest < found["chance_rank"]:
         return f"{head}: it follows the actions"
-    if high < CHANCE:
+    if high < CHANCE and nearest > found["chance_rank"]:
         return f"{head}: below chance, so suspect units, signs or the time of the recorded actions"
     return f"{head}: no proof that it follows the actions; do not choose between actions by what is imagined"

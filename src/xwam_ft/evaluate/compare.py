@@ -200,11 +200,11 @@ def _tell(found: Mapping[str, Any], console: Console) -> None:
     from rich.table import Table
 
     header, *body = cells(found)
-    table = Table(*header, title="two evaluations", title_justify="left")
-    for column in table.columns[3:7]:
+    table = Table(*header[1:2], *header[3:], title="two evaluations", title_justify="left")
+    for column in table.columns[1:5]:
         column.justify = "right"
-    for line in body:
-        table.add_row(*line)
+    for _, name, unit, *figures in body:
+        table.add_row(f"{name} [{unit}]" if unit else name, *figures)
     console.print(table)
     for text in notes(found):
         console.print(text, soft_wrap=True)
