@@ -34,6 +34,7 @@ OTHERS = {
     "changelog.md": "CHANGELOG.md",
     "security.md": "SECURITY.md",
     "tiny.md": "src/xwam_ft/bundled/tiny/README.md",
+    "lerobot.md": "plugins/lerobot_policy_xwam/README.md",
 }
 FENCE = re.compile(r"^\s*```")
 ITEM = re.compile(r"^(?:[-*]|\d+\.) ")

@@ -153,7 +153,7 @@ def imagine(
 
 
 def evaluate(
-    bundle: str | Path | Bundle | Run,
+    bundle: str | Path | Bundle | Run | None = None,
     shards: str | Path | Made | None = None,
     *,
     env: str | None = None,
@@ -163,40 +163,58 @@ def evaluate(
     latency: bool = True,
     camera_blackout: bool = False,
     seams: bool = True,
+    world: bool = False,
     episodes: int = 50,
     seed: int = 0,
     execute: int | None = None,
     max_steps: int | None = None,
     action_steps: int | None = None,
     films: int = 2,
+    compare: tuple[str | Path | Evaluation, str | Path | Evaluation] | None = None,
     progress: bool | Console = False,
 ) -> Evaluation:
     """Open loop: action error on recorded episodes, in physical units. Closed loop: how often the task is done.
 
+    With `compare` neither: two evaluations that were written are laid beside each other.
+
     Args:
         bundle: a bundle, or a run's checkpoint: RUN (the newest) or RUN@STEP, which need not be exported.
-        shards: open loop on this shard set; `clips`, `split`, `latency`, `seams`, `camera_blackout` belong to it.
+        shards: open loop on this shard set; `clips`, `split`, `latency`, `seams`, `camera_blackout`,
+            `world` belong to it.
         env: closed loop in metaworld:TASK, or FILE.py:FUNCTION; the others belong to it.
         out: folder to make with report.html and metrics.json.
         clips: spread evenly over `split`, held_out or train.
         latency: also error and time of a call for 1 to 10 denoising steps.
         camera_blackout: also errors with each camera black.
         seams: also how hard commands jerk where one chunk follows another.
+        world: also the imagined future: how good it is by horizon, whether it follows the actions, whether the
+            spread of samples tells their error.
         episodes: to act in, from starts and goals that `seed` fixes.
         execute: commands carried out before the policy looks again; default half a chunk.
         max_steps: of an episode; default the environment's.
         action_steps: denoising steps; default the bundle's.
         films: first episodes to film, with `out`.
+        compare: the `out` folders of two earlier evaluations; with it, no more than `out` is given.
         progress: print what is done.
 
     Raises:
         UserError: `out` is not empty; not a bundle; shards or environment that do not fit it.
     """
+    place, console = (None if out is None else Path(out)), plain_console(progress)
+    if compare is not None:
+        from xwam_ft.evaluate.compare import compare as lay_beside
+
+        if not bundle is shards is env is None:
+            raise UserError("goes with --out alone", "--compare", "leave BUNDLE, SHARDS and --env out")
+        first, second = (Path(str(one.path if isinstance(one, Evaluation) else one)) for one in compare)
+        found = lay_beside(first, second, place, console)
+        return Evaluation(found, place, None if place is None else place / "compare.html")
+    if bundle is None:
+        raise UserError("got no bundle", "xwam-ft evaluate", "give BUNDLE and SHARDS or --env, or --compare A B")
     if (shards is None) == (env is None):
         raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
     if split not in ("held_out", "train"):
         raise UserError(f"is {split!r}", "--split", "give held_out or train")
-    place, console = (None if out is None else Path(out)), plain_console(progress)
     source = _source(bundle, console)
     if env is not None:
         from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
@@ -206,11 +224,11 @@ def evaluate(
             source, env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
         )
     else:
-        from xwam_ft.evaluate.evaluate import evaluate_bundle
+        from xwam_ft.evaluate.evaluate import evaluate_metrics
 
         assert shards is not None
-        options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams}
-        metrics = evaluate_bundle(source, place_of(shards), place, clips, console, split=split, **options).metrics()
+        options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams, "world": world}
+        _, metrics = evaluate_metrics(source, place_of(shards), place, clips, console, split=split, **options)
     return Evaluation(metrics, place, None if place is None else place / "report.html")
 
 

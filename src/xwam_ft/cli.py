@@ -44,7 +44,9 @@ def _main(
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the file; repeatable.")
 ]
-Bundle = Annotated[Path, typer.Argument(help="Bundle (or ORG/NAME of the Hub); or a checkpoint: RUN, RUN@STEP.")]
+BUNDLE = "Bundle (or ORG/NAME of the Hub); or a checkpoint: RUN, RUN@STEP."
+Bundle = Annotated[Path, typer.Argument(help=BUNDLE)]
+OptionalBundle = Annotated[Path | None, typer.Argument(help=BUNDLE)]
 Shards = Annotated[Path, typer.Argument(help="Shard set made by `xwam-ft prepare`.")]
 
 
@@ -232,13 +234,19 @@ Latency = Annotated[bool, typer.Option("--latency/--no-latency", help="Open loop
 Blackout = Annotated[bool, typer.Option("--camera-blackout", help="Open loop: errors with each camera black too.")]
 CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "films")
 Seams = Annotated[bool, typer.Option("--seams/--no-seams", help="Open loop: jerk where one chunk follows another.")]
-OPEN = ("clips", "split", "latency", "camera_blackout", "seams")
+World = Annotated[bool, typer.Option("--world", help="Open loop: judge what is imagined, and if it follows actions.")]
+ActionSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Closed loop: denoising steps.")]
+Compare = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(metavar="A B", help="Lay two OUT folders beside each other; with --out alone."),
+]
+OPEN = ("clips", "split", "latency", "camera_blackout", "seams", "world")
 
 
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    bundle: Bundle,
+    bundle: OptionalBundle = None,
     shards: Annotated[Path | None, typer.Argument(help="Shard set made by `xwam-ft prepare`: open loop.")] = None,
     env: Annotated[
         str | None,
@@ -250,12 +258,14 @@ def evaluate(
     latency: Latency = True,
     camera_blackout: Blackout = False,
     seams: Seams = True,
+    world: World = False,
     episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Closed loop: fixes starts and goals.")] = 0,
     execute: Execute = None,
     max_steps: MaxSteps = None,
-    action_steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Closed loop: denoising steps.")] = None,
+    action_steps: ActionSteps = None,
     films: Films = 2,
+    compare: Compare = None,
 ) -> None:
     """Measure errors on recordings, or success in an environment.
 
@@ -264,14 +274,16 @@ def evaluate(
     """
     from xwam_ft import api
 
-    if (shards is None) != (env is None):
+    if compare is not None:
+        _require_unused(ctx, (*OPEN, *CLOSED), "leave it out: --compare goes with --out alone")
+    elif (shards is None) != (env is None):
         idle = CLOSED if shards is not None else OPEN
         _require_unused(ctx, (*idle, "films") if out is None else idle)
-    looks = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams}
+    looks = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams, "world": world}
     open_loop = {"clips": clips, "split": split, **looks}
     closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}
     options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps}
-    api.evaluate(bundle, shards, env=env, out=out, progress=plain_console(), **options)
+    api.evaluate(bundle, shards, env=env, out=out, compare=compare, progress=plain_console(), **options)
 
 
 @app.command()
@@ -328,8 +340,8 @@ def doctor(
 
 
 EVALUATES = (
-    "leave it out: --clips, --split, --latency, --seams, --camera-blackout belong to SHARDS, --films to --env with "
-    "--out, the others to --env"
+    "leave it out: --clips, --split, --latency, --seams, --camera-blackout, --world belong to SHARDS, --films to --env "
+    "with --out, the others to --env"
 )
 
 

@@ -126,7 +126,8 @@ class ImaginedEpisode:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors in physical units (open loop) or successes (closed loop); folder and page where `out` was given."""
+    """Errors in physical units (open loop), successes (closed loop), or two of them compared; folder and page where
+    `out` was given."""
 
     metrics: dict[str, Any]
     path: Path | None

@@ -45,6 +45,21 @@ class FakePolicy:
         self.seeds.append(seed)
         return self.dream(self.clips[inputs.pictures.tobytes()])
 
+    def imagine_batch(
+        self,
+        inputs: Sequence[EncodedObservation],
+        seeds: Sequence[int],
+        given: Sequence[np.ndarray | None],
+        depths: int,
+    ) -> list[Imagined]:
+        """Whatever is given; a test that needs an answer to it overrides `under`."""
+        self.seeds += seeds
+        clips = [self.clips[item.pictures.tobytes()] for item in inputs]
+        return [self.under(*row) for row in zip(clips, seeds, given, strict=True)]
+
+    def under(self, clip: Clip, seed: int, given: np.ndarray | None) -> Imagined:
+        return self.dream(clip)
+
     def recorded_action(self, clip: Clip) -> np.ndarray:
         actions = conventions.encode_actions(self.contract, clip.action, clip.proprio[0], clip.action_states)
         return conventions.normalise_action(self.contract, actions)

@@ -186,6 +186,21 @@ def test_the_chunk_goes_on_from_a_prefix_that_stays_clean(network, batch) -> Non
     assert torch.equal(run(network, batch, action_prefix=prefix[:, :0]).action, run(network, batch).action)
 
 
+def test_a_whole_chunk_may_be_given_to_some_samples_of_a_batch(network, batch) -> None:
+    plain, given = run(network, batch), run(network, batch, action_given=batch.action)
+    assert torch.equal(given.action, batch.action)
+    assert not torch.allclose(given.video, plain.video)
+    other = run(network, batch, action_given=batch.action + 1)
+    assert not torch.allclose(given.video[:, :, 1:], other.video[:, :, 1:])
+    assert not torch.allclose(given.proprio[:, 1:], other.proprio[:, 1:])
+    mixed = run(network, batch, action_given=batch.action, given=torch.tensor([False, True]))
+    for name in ("video", "action", "proprio", "depth"):
+        wanted = torch.stack([getattr(plain, name)[0], getattr(given, name)[1]])
+        torch.testing.assert_close(getattr(mixed, name), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match=r"given actions of shape \(2, 7, 5\) for chunks of shape \(2, 8, 5\)"):
+        run(network, batch, action_given=batch.action[:, :7])
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 5), (2, 3, 4)])
 def test_a_prefix_that_does_not_fit_is_refused(network, batch, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"an action prefix of shape .* for chunks of shape \(2, 8, 5\)"):

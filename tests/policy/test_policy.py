@@ -103,6 +103,20 @@ def test_one_frame_is_encoded_as_the_clip_s_first_latent_frame(policy: Policy, c
     torch.testing.assert_close(alone, whole[:, :, 0], rtol=1e-5, atol=1e-5)
 
 
+def test_futures_in_a_batch_are_those_alone_and_given_actions_are_kept(policy: Policy, clip: Clip) -> None:
+    inputs = clip_observation(policy.contract, clip)
+    alone = policy.imagine(inputs, 1)
+    own, again, other = policy.imagine_batch([inputs] * 3, [1, 1, 1], [None, alone.action, alone.action + 1], depths=1)
+    np.testing.assert_allclose(own.action, alone.action, atol=1e-5)
+    assert own.latents is not None
+    assert alone.latents is not None
+    torch.testing.assert_close(own.latents, alone.latents, rtol=1e-4, atol=1e-4)
+    assert (own.depth is None, again.depth is None, other.depth is None) == (False, True, True)
+    np.testing.assert_allclose(again.action, alone.action, atol=1e-6)
+    np.testing.assert_allclose(other.action, alone.action + 1, atol=1e-6)
+    assert np.abs(other.states[1:] - again.states[1:]).max() > 1e-6
+
+
 def test_what_is_imagined_starts_where_the_observation_is(policy: Policy, clip: Clip) -> None:
     inputs = clip_observation(policy.contract, clip)
     imagined = policy.imagine(inputs, seed=1)

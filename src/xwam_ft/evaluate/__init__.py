@@ -14,6 +14,13 @@ pictures.py    labelled rows of video, contact sheets
 scene.py       all views of a frame -> one cloud in the base frame; a preview
 pointcloud.py  depth pictures -> coloured points in the base frame -> .ply; Chamfer distance
 
+world.py          `--world`: the imagined future by horizon, and what follows
+actions_check.py  does it follow the actions it is imagined under
+calibration.py    does the spread of samples tell their error
+world_report.py   those as tables, sentences and a sheet of pictures
+compare.py        `--compare A B`: two evaluations beside each other
+intervals.py      bootstrap intervals over clips
+
 closed_loop.py         episodes in an environment -> a success rate with its interval
 environment.py         what a policy can act in; an adapter for Gymnasium; environments.py what `--env` names
 metaworld.py           Meta-World's tasks with our cameras, for the recorder and as an environment

@@ -57,12 +57,35 @@ def command_errors(
     Args:
         mask: 1 where a command was recorded; a pose counts when all its seven numbers do.
     """
+    places = [(contract.slot(name), place) for name, place in conventions.command_slices(contract).items()]
+    return _errors(places, predicted, recorded, mask)
+
+
+def state_errors(
+    contract: Contract,
+    predicted: Float[ndarray, "t p"],
+    recorded: Float[ndarray, "t p"],
+    mask: Float[ndarray, "t p"],
+) -> ErrorTable:
+    """The same of absolute states."""
+    places = [
+        (contract.slot(name).model_copy(update={"command_units": None, "convention": None}), place)
+        for name, place in conventions.state_slices(contract).items()
+    ]
+    return _errors(places, predicted, recorded, mask)
+
+
+def _errors(
+    places: list[tuple[Slot, slice]],
+    predicted: Float[ndarray, "n k"],
+    recorded: Float[ndarray, "n k"],
+    mask: Float[ndarray, "n k"],
+) -> ErrorTable:
     measures: list[Measure] = []
     errors: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     details: list[tuple[Measure, np.ndarray, np.ndarray]] = []
-    for name, place in conventions.command_slices(contract).items():
-        slot = contract.slot(name)
+    for slot, place in places:
         if not slot.present:
             continue
         compare = _pose if slot.kind == "pose" and not slot.for_controller else _numbers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
@@ -11,6 +11,10 @@ from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
 from xwam_ft.evaluate.open_loop import open_loop
 from xwam_ft.evaluate.report import horizon_plot, html, print_table
 from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
+from xwam_ft.evaluate.world import MOST_CLIPS as MOST_WORLD
+from xwam_ft.evaluate.world import whole_clips
+from xwam_ft.evaluate.world import world as judge
+from xwam_ft.evaluate.world_report import sheet
 from xwam_ft.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from xwam_ft.locks import sole_folder
 from xwam_ft.policy.source import PolicySource
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.evaluate.open_loop import OpenLoopResult
+    from xwam_ft.evaluate.world import World
     from xwam_ft.shards import Split
 
 
@@ -37,18 +42,42 @@ def evaluate_bundle(
     latency: bool = False,
     camera_blackout: bool = False,
     seams: bool = False,
+    world: bool = False,
 ) -> OpenLoopResult:
+    """`evaluate_metrics`, of which only the open-loop result is wanted."""
+    options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams, "world": world}
+    return evaluate_metrics(bundle, shards, out, clips, console, split=split, **options)[0]
+
+
+def evaluate_metrics(
+    bundle: Path | PolicySource,
+    shards: Path,
+    out: Path | None,
+    clips: int,
+    console: Console,
+    *,
+    split: Split = "held_out",
+    latency: bool = False,
+    camera_blackout: bool = False,
+    seams: bool = False,
+    world: bool = False,
+) -> tuple[OpenLoopResult, dict[str, Any]]:
     """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
 
     Args:
         latency: also error and time of a call for 1 to 10 action steps (latency.py).
         camera_blackout: also errors with each camera's pictures black (blackout.py).
         seams: also jerk where a chunk follows another (seams.py).
+        world: also what is imagined: how good, whether it follows actions, whether its spread warns (world.py).
+
+    Returns:
+        The open-loop result, and all that metrics.json holds.
 
     Raises:
         UserError: `out` is not empty; not a bundle or shard set; they were made of different preparations; the split
-            holds no clips.
+            holds no clips, or for `world` fewer than two of full length.
     """
+    judged: World | None = None
     with ExitStack() as stack:
         folder = stack.enter_context(sole_folder(out, "evaluating into it")) if out is not None else None
         shard_set = ShardSet.open(shards)
@@ -59,10 +88,11 @@ def evaluate_bundle(
         work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
         work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0
         work += min(total, MOST_PAIRS) if seams else 0
+        work += min(total, len(whole_clips(shard_set, split)), MOST_WORLD) if world else 0
         with progress_bar(console, "evaluate", "clips", work) as advance:
             mean = mean_action(shard_set)
             result = open_loop(policy, shard_set, split=split, clips=clips, advance=advance, mean=mean)
-            metrics = {"bundle": source.name, "shards": str(shards), **result.metrics()}
+            metrics: dict[str, Any] = {"bundle": source.name, "shards": str(shards), **result.metrics()}
             if latency:
                 metrics["latency"] = latency_table(
                     policy, shard_set, split=split, clips=clips, mean=mean, advance=advance
@@ -71,12 +101,16 @@ def evaluate_bundle(
                 metrics["blackout"] = blackout(policy, shard_set, result, clips=clips, mean=mean, advance=advance)
             if seams:
                 metrics["seams"] = seam_table(policy, shard_set, split=split, clips=clips, advance=advance)
+            if world:
+                judged = judge(policy, shard_set, split=split, clips=clips, advance=advance)
+                metrics["world"] = judged.metrics
         print_table(metrics, console)
         if folder is not None:
             plot = horizon_plot(metrics)
+            pictures = None if judged is None else sheet(judged, policy.contract.camera_names)
             write_json_atomic(folder / "metrics.json", metrics)
             write_bytes_atomic(folder / "horizon.png", plot)
-            write_text_atomic(folder / "report.html", html(metrics, policy.contract, plot))
+            write_text_atomic(folder / "report.html", html(metrics, policy.contract, plot, pictures))
     if out is not None:
         console.print(f"report: {out / 'report.html'}", soft_wrap=True)
-    return result
+    return result, metrics

@@ -4,6 +4,11 @@
     ssim     structural similarity (Wang et al. 2004), 11 x 11 Gaussian window of sigma 1.5
     abs_rel  mean of |d' - d| / d
     delta1   share of pixels with max(d'/d, d/d') < 1.25
+    rmse     root mean square of d' - d, metres
+
+`psnr_moving` and `ssim_moving` count the pixels alone that move in the recording (`moving_region`). The predictor that
+repeats the first frame is bad there by that choice, so whole pictures stand beside.
+
 Only recorded frames after a clip's first count (the first is given to the model). Beside the model stands the predictor
 that repeats the first frame: a scene that hardly moves makes it strong. Depth is compared where both the future and the
 first recorded frame have a reading, so that both predictors are scored on the same pixels.
@@ -18,10 +23,11 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Bool, Float, UInt8
     from numpy import ndarray
 
 BEST_PSNR = 100.0
+MOVED = 24  # grey levels of 255
 PREDICTORS = ("imagined", "repeat_first_frame")
 
 
@@ -37,8 +43,38 @@ def picture_scores(
     return {"psnr": psnr.clamp(max=BEST_PSNR).numpy(), "ssim": structural_similarity(first, second)}
 
 
+def moving_region(recorded: UInt8[ndarray, "t h w 3"]) -> Bool[ndarray, "h w"]:
+    """Pixels of a view that, in some frame of the clip, are not what they were in its first: by more than `MOVED` grey
+    levels in a colour, which noise and codecs do not reach, or beside such a pixel."""
+    from scipy.ndimage import binary_dilation
+
+    change = np.abs(recorded[1:].astype(np.int16) - recorded[:1]).max(axis=(0, 3))
+    return binary_dilation(change > MOVED)
+
+
+def moving_scores(
+    imagined: UInt8[ndarray, "t h w 3"], recorded: UInt8[ndarray, "t h w 3"], region: Bool[ndarray, "h w"]
+) -> dict[str, Float[ndarray, " t"]]:
+    """psnr_moving and ssim_moving of each frame; NaN where nothing moves."""
+    if not region.any():
+        return {"psnr_moving": np.full(len(recorded), np.nan), "ssim_moving": np.full(len(recorded), np.nan)}
+    first, second = imagined / 255.0, recorded / 255.0
+    square = np.mean((first - second)[:, region] ** 2, axis=(1, 2))
+    return {"psnr_moving": to_psnr(square), "ssim_moving": similarity_map(first, second)[:, region].mean(axis=(1, 2))}
+
+
+def to_psnr(square: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
+    """dB of a mean squared error of pictures in 0..1, at most `BEST_PSNR`."""
+    return np.minimum(-10 * np.log10(np.maximum(square, 1e-30)), BEST_PSNR)
+
+
 def structural_similarity(first: Float[ndarray, "t h w 3"], second: Float[ndarray, "t h w 3"]) -> Float[ndarray, " t"]:
-    """SSIM of pictures in 0..1, a number each; at their edges the window sees them mirrored.
+    """SSIM of pictures in 0..1, a number each; at their edges the window sees them mirrored."""
+    return similarity_map(first, second).mean(axis=(1, 2, 3))
+
+
+def similarity_map(first: Float[ndarray, "t h w 3"], second: Float[ndarray, "t h w 3"]) -> Float[ndarray, "t h w 3"]:
+    """SSIM around every pixel.
 
     torchmetrics' window is not separated and in double precision takes 20 times as long, which was most of the time of
     imagining; in single precision, flat pictures are off by 1e-3.
@@ -52,8 +88,7 @@ def structural_similarity(first: Float[ndarray, "t h w 3"], second: Float[ndarra
     spread = np.maximum(local(first**2) - of_first**2, 0) + np.maximum(local(second**2) - of_second**2, 0)
     together = local(first * second) - of_first * of_second
     light = (2 * of_first * of_second + 0.01**2) / (of_first**2 + of_second**2 + 0.01**2)
-    index = light * (2 * together + 0.03**2) / (spread + 0.03**2)
-    return index.mean(axis=(1, 2, 3))
+    return light * (2 * together + 0.03**2) / (spread + 0.03**2)
 
 
 def depth_scores(
@@ -68,18 +103,39 @@ def depth_scores(
     return {name: np.asarray(values) for name, values in scores.items()}
 
 
+def depth_rmse(
+    imagined: Float[ndarray, "t h w"], recorded: Float[ndarray, "t h w"], counted: ndarray
+) -> Float[ndarray, " t"]:
+    """rmse of each frame, as `depth_scores`."""
+    total = counted.sum(axis=(1, 2))
+    square = np.where(counted, np.where(counted, imagined - recorded, 0.0) ** 2, 0.0).sum(axis=(1, 2))
+    return np.where(total > 0, np.sqrt(square / np.maximum(total, 1)), np.nan)
+
+
 @dataclass
 class Fidelity:
-    """Collects scores over clips and cameras; every frame counts alike."""
+    """Collects scores over clips and cameras; every frame counts alike.
+
+    Args:
+        detailed: also the scores of moving regions, and rmse of depth.
+        scores: by camera, predictor and score, the frames of every clip in turn.
+    """
 
     cameras: list[str]
-    scores: dict[tuple[str, str, str], list[float]] = field(default_factory=dict[tuple[str, str, str], list[float]])
+    detailed: bool = False
+    scores: dict[tuple[str, str, str], list[ndarray]] = field(
+        default_factory=dict[tuple[str, str, str], "list[ndarray]"]
+    )
 
     def add_pictures(self, camera: str, imagined: ndarray, recorded: ndarray) -> None:
         """A clip of one view, uint8 [T, h, w, 3] each, its recorded frames only, the given first one included."""
         still = np.broadcast_to(recorded[:1], recorded[1:].shape)
         self._add(camera, "imagined", picture_scores(imagined[1:], recorded[1:]))
         self._add(camera, "repeat_first_frame", picture_scores(still, recorded[1:]))
+        if self.detailed:
+            region = moving_region(recorded)
+            self._add(camera, "imagined", moving_scores(imagined[1:], recorded[1:], region))
+            self._add(camera, "repeat_first_frame", moving_scores(still, recorded[1:], region))
 
     def add_depth(self, camera: str, imagined: ndarray, recorded: ndarray) -> None:
         """A clip of one view in metres [T, h, w], NaN where nothing was measured."""
@@ -87,6 +143,9 @@ class Fidelity:
         counted = np.isfinite(recorded[1:]) & np.isfinite(still)
         self._add(camera, "imagined", depth_scores(imagined[1:], recorded[1:], counted))
         self._add(camera, "repeat_first_frame", depth_scores(still, recorded[1:], counted))
+        if self.detailed:
+            self._add(camera, "imagined", {"rmse": depth_rmse(imagined[1:], recorded[1:], counted)})
+            self._add(camera, "repeat_first_frame", {"rmse": depth_rmse(still, recorded[1:], counted)})
 
     def table(self, camera: str | None = None) -> dict[str, dict[str, float | None]]:
         """{score: {"imagined": mean, "repeat_first_frame": mean}}, of one camera or of all."""
@@ -99,12 +158,43 @@ class Fidelity:
         """The JSON form: all cameras together, and each."""
         return {"all": self.table(), "cameras": {camera: self.table(camera) for camera in self.cameras}}
 
+    def by_horizon(self) -> dict[str, dict[str, list[float | None]]]:
+        """{score: {predictor: the mean of each imagined frame}}, over clips and cameras."""
+        table: dict[str, dict[str, list[float | None]]] = {}
+        for score in dict.fromkeys(score for _, _, score in self.scores):
+            frames = {predictor: self._frames(predictor, score) for predictor in PREDICTORS}
+            table[score] = {name: [mean_of(row) for row in np.moveaxis(rows, 2, 0)] for name, rows in frames.items()}
+        return table
+
+    def per_clip(self) -> dict[str, list[float | None]]:
+        """{score: the mean of each clip}, over cameras and frames, of what was imagined."""
+        names = dict.fromkeys(score for _, _, score in self.scores)
+        return {score: [mean_of(row) for row in np.moveaxis(self._frames("imagined", score), 1, 0)] for score in names}
+
+    def _frames(self, predictor: str, score: str) -> Float[ndarray, "v n t"]:
+        """Cameras, clips and frames; NaN past a recording's end."""
+        rows = [
+            self.scores[camera, predictor, score]
+            for camera in self.cameras
+            if (camera, predictor, score) in self.scores
+        ]
+        longest = max(len(frames) for clips in rows for frames in clips)
+        return np.array([[np.pad(f, (0, longest - len(f)), constant_values=np.nan) for f in clips] for clips in rows])
+
     def _add(self, camera: str, predictor: str, scores: dict[str, ndarray]) -> None:
         for name, values in scores.items():
-            self.scores.setdefault((camera, predictor, name), []).extend(values.tolist())
+            self.scores.setdefault((camera, predictor, name), []).append(np.asarray(values, dtype=np.float64))
 
     def _mean(self, camera: str | None, predictor: str, score: str) -> float | None:
         chosen = [camera] if camera is not None else self.cameras
-        values = np.concatenate([np.asarray(self.scores.get((name, predictor, score), [])) for name in chosen])
-        values = values[np.isfinite(values)]
-        return float(values.mean()) if len(values) else None
+        return mean_of(
+            np.concatenate(
+                [np.zeros(0), *(f for name in chosen for f in self.scores.get((name, predictor, score), []))]
+            )
+        )
+
+
+def mean_of(values: ndarray) -> float | None:
+    """Over what is known; None where nothing is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None

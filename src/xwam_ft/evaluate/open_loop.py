@@ -67,14 +67,17 @@ class OpenLoopResult:
     def metrics(self) -> dict[str, Any]:
         """The JSON form: {"clips", "split", "trained_backbone", "horizon_seconds" [Ta],
         "slots": {slot: {quantity: {"unit", "policy", "mean_action", "hold_still", "better"}}},
-        "by_horizon": {slot: {quantity: {"unit", method: [Ta]}}}, "dimensions": as "slots", a number each}.
+        "by_horizon": {slot: {quantity: {"unit", method: [Ta]}}}, "dimensions": as "slots", a number each,
+        "per_clip": {"keys" [N], "slots": {slot: {quantity: the policy's error in each clip [N]}}}}.
 
         `better`: the policy's error is below both baselines'. None where nothing was recorded, or always the same
         command (its mean has no error).
         """
         means = {method: self.mean(method) for method in METHODS}
         curves = {method: self.by_horizon(method) for method in METHODS}
+        of_clips = _mean(self.errors["policy"], self.weights, (1,))
         tables: dict[str, dict[str, dict[str, Any]]] = {"slots": {}, "by_horizon": {}, "dimensions": {}}
+        clips: dict[str, dict[str, list[float | None]]] = {}
         for index, measure in enumerate(self.measures):
             values = {method: _number(means[method][index]) for method in METHODS}
             entry = {"unit": measure.unit, **values, "better": _better(values)}
@@ -83,6 +86,7 @@ class OpenLoopResult:
             if not measure.dimension:
                 lines = {method: [_number(value) for value in curves[method][:, index]] for method in METHODS}
                 tables["by_horizon"].setdefault(measure.slot, {})[measure.name] = {"unit": measure.unit, **lines}
+                clips.setdefault(measure.slot, {})[measure.name] = [_number(value) for value in of_clips[:, index]]
         steps = self.weights.shape[1]
         return {
             "clips": self.clips,
@@ -90,6 +94,7 @@ class OpenLoopResult:
             "trained_backbone": self.trained,
             "horizon_seconds": [index * self.period for index in range(steps)],
             **tables,
+            "per_clip": {"keys": list(self.keys), "slots": clips},
         }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import marked
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
+from xwam_ft.evaluate.world_report import sections, world_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 NAMES = {"policy": "policy", "mean_action": "mean action", "hold_still": "hold still"}
 COLOURS = {"policy": "#1f5fbf", "mean_action": "#c77700", "hold_still": "#8a93a3"}
 DASHES = {"policy": "-", "mean_action": "--", "hold_still": ":"}
+LINES = {method: (DASHES[method], COLOURS[method]) for method in METHODS}
+WORLD_NAMES = {"imagined": "imagined", "repeat_first_frame": "last picture repeated"}
+WORLD_LINES = {"imagined": LINES["policy"], "repeat_first_frame": LINES["hold_still"]}
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 Rows = list[dict[str, Any]]
 
@@ -76,6 +80,16 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
             for line in body:
                 other.add_row(*line)
             console.print(other)
+    for section in sections(metrics):
+        header, *body = section.rows
+        other = Table(*header, title=section.title, title_justify="left")
+        for column in other.columns[section.words :]:
+            column.justify = "right"
+        for line in body:
+            other.add_row(*line)
+        console.print(other)
+        for text in section.says:
+            console.print(text, soft_wrap=True)
     if not metrics["trained_backbone"]:
         console.print(marked("untrained backbone", ": these numbers show that the job runs, not how well X-WAM acts"))
 
@@ -140,27 +154,49 @@ def _unit(unit: str) -> str:
 
 def horizon_plot(metrics: Mapping[str, Any]) -> bytes:
     """PNG: error against time in the chunk, one small plot a quantity."""
+    cells = [
+        (f"{slot} {name}{_unit(entry['unit'])}", {method: entry[method] for method in METHODS})
+        for slot, table in metrics["by_horizon"].items()
+        for name, entry in table.items()
+    ]
+    return _panels(cells, metrics["horizon_seconds"], NAMES, LINES, "time in the chunk [s]", from_zero=True)
+
+
+def world_plot(metrics: Mapping[str, Any]) -> bytes:
+    """PNG: scores of imagined frames against how far ahead they are."""
+    seconds = metrics["world"]["horizon_seconds"]
+    return _panels(world_curves(metrics), seconds, WORLD_NAMES, WORLD_LINES, "ahead [s]", from_zero=False)
+
+
+def _panels(
+    cells: Sequence[tuple[str, Mapping[str, Sequence[float | None]]]],
+    seconds: Sequence[float],
+    names: Mapping[str, str],
+    lines: Mapping[str, tuple[str, str]],
+    axis: str,
+    *,
+    from_zero: bool,
+) -> bytes:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = [(slot, name, e) for slot, table in metrics["by_horizon"].items() for name, e in table.items()]
     columns = min(3, len(cells))
     rows = -(-len(cells) // columns)
-    seconds = metrics["horizon_seconds"]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure_ = Figure(figsize=(4.1 * columns, 2.7 * rows))
         FigureCanvasAgg(figure_)
         set_margins(figure_, rows, columns)
-        for index, (slot, name, entry) in enumerate(cells):
+        for index, (title, curves) in enumerate(cells):
             axes = figure_.add_subplot(rows, columns, index + 1)
-            for method in METHODS:
-                values = [float("nan") if value is None else value for value in entry[method]]
-                axes.plot(seconds, values, DASHES[method], color=COLOURS[method], label=NAMES[method], linewidth=1.8)
-            unit = "" if entry["unit"] == "1" else f" [{entry['unit']}]"
-            axes.set_title(f"{slot} {name}{unit}", loc="left")
-            axes.set_ylim(bottom=0)
-            axes.set_xlabel("time in the chunk [s]")
+            for name, curve in curves.items():
+                values = [float("nan") if value is None else value for value in curve]
+                dash, colour = lines[name]
+                axes.plot(seconds, values, dash, color=colour, label=names[name], linewidth=1.8)
+            axes.set_title(title, loc="left")
+            if from_zero:
+                axes.set_ylim(bottom=0)
+            axes.set_xlabel(axis)
             if index == 0:
                 axes.legend(frameon=False)
         buffer = io.BytesIO()
@@ -185,8 +221,13 @@ def set_margins(figure: Figure, rows: int, columns: int) -> None:
     )
 
 
-def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:
-    """report.html as text; pictures are inside it."""
+def data_url(png: bytes) -> str:
+    """A picture as a page holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes, sheet: bytes | None = None) -> str:
+    """report.html as text; pictures are inside it. `sheet`: a clip under other actions, where the world was judged."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -202,6 +243,9 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes) -> str:
         latency=latency_rows(metrics),
         blackout=blackout_rows(metrics),
         seams=seam_rows(metrics),
-        plot="data:image/png;base64," + base64.b64encode(plot).decode(),
+        world=sections(metrics),
+        world_plot=data_url(world_plot(metrics)) if "world" in metrics else "",
+        sheet="" if sheet is None else data_url(sheet),
+        plot=data_url(plot),
         unstated=[slot.name for slot in slots if slot.convention == "absolute" and slot.command_units is not None],
     )

@@ -3,8 +3,8 @@
 Conventions: sigma = 1 is noise, 0 is data; velocity = noise - x. Step k uses the k-th timestep of each stream's
 own grid; from k = N_a on actions and proprio are clean, at timestep 0, and video goes on alone. Latent frame 0
 and state 0 are conditions and are written back after every step; so are actions known beforehand (`action_prefix`,
-for real-time chunking: those the robot still executes), at timestep 0 throughout. Source: arXiv 2604.26694,
-section 3.3; prefixes are ours.
+for real-time chunking: those the robot still executes; `action_given`: all of them), at timestep 0 throughout.
+Source: arXiv 2604.26694, section 3.3; prefixes are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xwam_ft.model.noise import prefix_mask
 from xwam_ft.model.solver import SHIFT, Solver
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 
@@ -65,6 +65,8 @@ def sample(
     null_text: Float[Tensor, "b s dt"] | TextContext | None = None,
     guidance: float = 0.0,
     action_prefix: Float[Tensor, "b k da"] | None = None,
+    action_given: Float[Tensor, "b ta da"] | None = None,
+    given: Bool[Tensor, " b"] | None = None,
     shift: float = SHIFT,
     actions_only: bool = False,
     with_depth: bool = True,
@@ -78,6 +80,9 @@ def sample(
             Depth is never guided.
         action_prefix: the first k actions, normalised; the rest of the chunk goes on from them. What a network
             makes of a prefix that it was not trained with (`noise.action_prefix`) is undefined.
+        action_given: the whole chunk, normalised, in the place of a prefix: what future do these actions make? Clean
+            at timestep 0 from the first step on, as in the samples that training gives clean actions to.
+        given: the samples that `action_given` is of; the others' actions are sampled. Default all.
         actions_only: a policy call: stop once the actions are clean (no depth, video left noisy).
         with_depth: run the depth branch on the last step.
         forward: takes the network's steps in its place, with the same arguments (compiled.py).
@@ -110,12 +115,17 @@ def sample(
     t_video, t_action = (_timetable(solver, steps, batch, device) for solver in (video_solver, action_solver))
 
     known, options = _prefix(action_prefix, noise.action)
+    if action_given is not None:
+        known, options = _whole(action_given, given, noise.action)
 
     def hold(video: Tensor, action: Tensor, proprio: Tensor) -> None:
         if proprio.shape[1]:
             proprio[:, 0] = condition_proprio
         video[:, :, 0] = condition_latents
-        action[:, : known.shape[1]] = known
+        if action_given is None:
+            action[:, : known.shape[1]] = known
+        else:
+            action.copy_(torch.where(options["action_held"][..., None], known, action))
 
     video, action, proprio = noise.video.clone(), noise.action.clone(), noise.proprio.clone()
     hold(video, action, proprio)
@@ -170,6 +180,19 @@ def _prefix(prefix: Tensor | None, action: Tensor) -> tuple[Tensor, dict[str, Te
         )
     lengths = torch.full((batch,), prefix.shape[1], device=action.device)
     return prefix.to(action), {"action_held": prefix_mask(lengths, steps)}
+
+
+def _whole(actions: Tensor, given: Tensor | None, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `_prefix`, of whole chunks; held in the samples that are given theirs."""
+    if actions.shape != action.shape:
+        raise UserError(
+            f"given actions of shape {tuple(actions.shape)} for chunks of shape {tuple(action.shape)}",
+            "the sampler",
+            "give one action for every step of every chunk",
+        )
+    batch, steps, _ = action.shape
+    rows = torch.ones(batch, dtype=torch.bool, device=action.device) if given is None else given
+    return actions.to(action), {"action_held": rows[:, None].expand(batch, steps)}
 
 
 def _encoded(network: JointNetwork, text: Tensor | TextContext) -> TextContext:

@@ -36,7 +36,7 @@ from xwam_ft.policy.text import TextCache
 from xwam_ft.prompts import find, in_style, nearest
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8, UInt16
+    from jaxtyping import Bool, Float, UInt8, UInt16
     from numpy import ndarray
     from torch import Tensor
 
@@ -250,16 +250,44 @@ class Policy:
 
     def imagine(self, inputs: EncodedObservation, seed: int) -> Imagined:
         """Denoise the whole clip: pictures, depth where the network has a branch, states and actions."""
-        result = self._sample([inputs], [seed], self.settings, actions_only=False)
-        rgb = self.codec.decode_video(result.video)[0].cpu().numpy()
-        depth = None
-        if result.depth is not None:
-            latents = result.depth[0].permute(2, 0, 1, 3, 4)  # v c tl h w
+        return self.imagine_batch([inputs], [seed])[0]
+
+    def imagine_batch(
+        self,
+        inputs: Sequence[EncodedObservation],
+        seeds: Sequence[int],
+        given: Sequence[Float[ndarray, "ta da"] | None] | None = None,
+        depths: int | None = None,
+    ) -> list[Imagined]:
+        """Futures of several observations; each equals what it would be alone, to rounding.
+
+        Args:
+            given: normalised actions: the future is the one they make, and they are given back as they are. None: the
+                policy's own.
+            depths: of how many, the first ones, depth is decoded; default all.
+        """
+        result = self._sample(inputs, seeds, self.settings, actions_only=False, given=given, with_depth=depths != 0)
+        depths = len(inputs) if depths is None else depths
+        return [self._imagined(result, row, depth=row < depths) for row in range(len(inputs))]
+
+    def _imagined(self, result: Sample, row: int, *, depth: bool) -> Imagined:
+        rgb = self.codec.decode_video(result.video[row : row + 1])[0].cpu().numpy()
+        codes = None
+        if result.depth is not None and depth:
+            latents = result.depth[row].permute(2, 0, 1, 3, 4)  # v c tl h w
             pictures = torch.cat([self.codec.decode_pictures(view[None]) for view in latents])
-            depth = picture_to_code(pictures.mean(dim=1).cpu().numpy())
-        proprio = result.proprio[0].double().cpu().numpy()
+            codes = picture_to_code(pictures.mean(dim=1).cpu().numpy())
+        proprio = result.proprio[row].double().cpu().numpy()
         states = conventions.denormalise_proprio(self.contract, proprio)
-        return Imagined(rgb, depth, states, result.action[0].double().cpu().numpy(), result.video[0].cpu())
+        return Imagined(rgb, codes, states, result.action[row].double().cpu().numpy(), result.video[row].cpu())
+
+    def _given(
+        self, chunks: Sequence[Float[ndarray, "ta da"] | None]
+    ) -> tuple[Float[Tensor, "b ta da"], Bool[Tensor, " b"]]:
+        shape = (self.contract.timing.action_steps, self.contract.action_dim)
+        actions = np.stack([np.zeros(shape) if chunk is None else chunk for chunk in chunks])
+        rows = torch.tensor([chunk is not None for chunk in chunks], device=self.device)
+        return torch.from_numpy(actions).float().to(self.device), rows
 
     def _sample(
         self,
@@ -269,10 +297,13 @@ class Policy:
         prefix: Float[ndarray, "n k da"] | None = None,
         *,
         actions_only: bool,
+        given: Sequence[Float[ndarray, "ta da"] | None] | None = None,
+        with_depth: bool = True,
     ) -> Sample:
         latents = self.condition(np.stack([item.pictures for item in inputs]))
         proprio = np.stack([item.proprio for item in inputs])
         null = self._context([NO_TEXT] * len(inputs)) if settings.guidance else None
+        actions, rows = (None, None) if given is None else self._given(given)
         return sample(
             self.network,
             latents,
@@ -284,8 +315,11 @@ class Policy:
             null_text=null,
             guidance=settings.guidance,
             action_prefix=None if prefix is None else torch.from_numpy(prefix).float().to(self.device),
+            action_given=actions,
+            given=rows,
             shift=settings.shift,
             actions_only=actions_only,
+            with_depth=with_depth,
             forward=self.forward,
         )
 
