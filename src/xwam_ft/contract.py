@@ -381,7 +381,9 @@ def require_compatible(ours: Contract, ours_at: Path | str, theirs: Contract, th
     require_same(ours, ours_at, theirs.model_copy(update={name: getattr(ours, name) for name in COUNTED}), theirs_at)
 
 
-def require_same(ours: Contract, ours_at: Path | str, theirs: Contract, theirs_at: Path) -> None:
+def require_same(
+    ours: Contract, ours_at: Path | str, theirs: Contract, theirs_at: Path, fix: str | None = None
+) -> None:
     """Raise a `UserError` naming both files and the first fields that differ, unless the contracts are equal."""
     if ours.sha256 == theirs.sha256:
         return
@@ -390,8 +392,5 @@ def require_same(ours: Contract, ours_at: Path | str, theirs: Contract, theirs_a
     detail = f"{fields[0]} is {left[fields[0]]!r} there and {right[fields[0]]!r} in {theirs_at}"
     if len(detail) > 300:
         detail = f"they differ in {', '.join(fields)}"
-    raise UserError(
-        f"does not hold the contract of {theirs_at}: {detail}",
-        ours_at,
-        "use shards, run and bundle that were prepared alike, by one embodiment file",
-    )
+    alike = "use shards, run and bundle that were prepared alike, by one embodiment file"
+    raise UserError(f"does not hold the contract of {theirs_at}: {detail}", ours_at, fix or alike)

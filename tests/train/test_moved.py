@@ -122,6 +122,6 @@ def test_an_edited_contract_is_restored_not_prepared_again(finished: Path, tmp_p
     run = cut_back(finished, tmp_path / "cut", 3)
     (run / "contract.json").write_text((run / "contract.json").read_text().replace("test-arm", "other-arm"))
     for verb in (lambda: training.resume(run, console), lambda: export_run(run, tmp_path / "bundle", console=console)):
-        with pytest.raises(UserError, match="is not the contract this run was trained under") as no:
+        with pytest.raises(UserError, match="embodiment is 'other-arm' there and 'test-arm' in") as no:
             verb()
-        assert no.value.fix.startswith("restore it from the shard set")
+        assert no.value.fix.startswith("restore it as it was when the run was trained")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from xwam_ft.contract import require_same
 from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError, listed
 from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
@@ -47,7 +46,7 @@ from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.checkpoint import still_there
-from xwam_ft.train.folder import CONTRACT_FILE, RunFolder, open_run, require_sealed, require_shards
+from xwam_ft.train.folder import RunFolder, open_run, require_own_shards, require_sealed, require_shards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -197,10 +196,10 @@ def _check_options(
 def _recordings(folder: RunFolder) -> ShardSet:
     """The run's shard set, under the run's contract."""
     require_shards(folder)
-    if folder.checkpoint is not None:
+    if folder.checkpoint is not None and folder.decided is not None:
         require_sealed(folder)
     shards = open_sets(folder.recipe.data, under=folder.decided).joined
-    require_same(folder.contract, folder.path / CONTRACT_FILE, shards.contract, shards.folder / CONTRACT_FILE)
+    require_own_shards(folder, shards)
     return shards
 
 

@@ -260,13 +260,21 @@ def require_free(path: Path) -> None:
         raise UserError(f"cannot be made: {above} {why}", path, "name another by --run")
 
 
+def require_own_shards(run: RunFolder, shard_set: ShardSet) -> None:
+    """Raise a `UserError` unless the run's contract is the shards'; where the run's was edited, it says to restore it."""
+    edited = run.checkpoint is not None and run.contract.sha256 != run.checkpoint.state.contract
+    place = shard_set.folder / CONTRACT_FILE
+    fix = "restore it as it was when the run was trained; a network means nothing under another" if edited else None
+    require_same(run.contract, run.path / CONTRACT_FILE, shard_set.contract, place, fix)
+
+
 def require_same_data(run: RunFolder, shard_set: ShardSet, identity: CacheIdentity) -> None:
     """Check that a resumed run has the recipe, contract, encoders and shards of its checkpoint; loads no weight.
 
     Raises:
         UserError: another one; names what it is in both.
     """
-    require_same(run.contract, run.path / CONTRACT_FILE, shard_set.contract, shard_set.folder / CONTRACT_FILE)
+    require_own_shards(run, shard_set)
     if run.checkpoint is None:
         return
     require_sealed(run)

@@ -130,7 +130,7 @@ def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
     _refuse_bundle(folder)
     require_shards(folder)
     require_backbone_there(folder)
-    if folder.checkpoint is not None:
+    if folder.checkpoint is not None and folder.decided is not None:
         require_sealed(folder)
     inputs, own = open_inputs(folder.recipe, console, under=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
