@@ -222,7 +222,7 @@ def test_a_machine_without_the_memory_says_what_was_not_run(
 ) -> None:
     from xwam_ft.export import export as module
 
-    monkeypatch.setattr(module, "_available", lambda: 0)
+    monkeypatch.setattr(module, "free_memory", lambda: 0)
     stream = io.StringIO()
     out = export_run(trained_run, tmp_path / "bundle", console=Console(file=stream, width=200))
     assert "not run: it takes" in stream.getvalue()

@@ -138,7 +138,7 @@ def test_what_was_written_reads_back_changed(
         change(folder)
         return digests
 
-    monkeypatch.setattr(export, "_available", lambda: 0)
+    monkeypatch.setattr(export, "free_memory", lambda: 0)
     monkeypatch.setattr(export, "write_parts", writes_wrongly)
     message = refused(trained_run, tmp_path / "bundle")
     assert named in message
@@ -157,7 +157,7 @@ def test_a_merge_with_a_wrong_scale(
     merge = weights.merged_weight
     monkeypatch.setattr(weights, "merged_weight", lambda base, *lora: wrong_scale(base, merge(base, *lora)))
     if small:
-        monkeypatch.setattr(export, "_available", lambda: 0)
+        monkeypatch.setattr(export, "free_memory", lambda: 0)
     message = refused(trained_run, tmp_path / "bundle")
     changed = "blocks." if small else "action"
     assert "merging in float32 changes " in message

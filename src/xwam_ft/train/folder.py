@@ -261,7 +261,7 @@ def require_free(path: Path) -> None:
 
 
 def require_own_shards(run: RunFolder, shard_set: ShardSet) -> None:
-    """Raise a `UserError` unless the run's contract is the shards'; where the run's was edited, it says to restore it."""
+    """Raise a `UserError` unless the run's contract is the shards'; an edited one is to be restored."""
     edited = run.checkpoint is not None and run.contract.sha256 != run.checkpoint.state.contract
     place = shard_set.folder / CONTRACT_FILE
     fix = "restore it as it was when the run was trained; a network means nothing under another" if edited else None
