@@ -238,4 +238,4 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, vae_text: Path, monkeypatch
         refused(source, tmp_path, vae_text, r"out: cannot be written \(no space left on device\)")
     usage = convert.require_room.__globals__["shutil"].disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("xwam_ft.files.shutil.disk_usage", lambda _: usage)
-    refused(source, tmp_path, vae_text, r"GB are to be written and its disk has 0\.0 GB free")
+    refused(source, tmp_path, vae_text, r"MB are to be written and its disk has 0\.0 MB free")
