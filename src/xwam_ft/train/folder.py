@@ -31,7 +31,7 @@ from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import atomic_folder, remove_folder, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at, step_of
-from xwam_ft.recipe import DataSpec, Recipe, load_recipe
+from xwam_ft.recipe import BackboneSpec, DataSpec, Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
 from xwam_ft.train.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints
 from xwam_ft.train.longer import (
@@ -185,7 +185,7 @@ def keep_places(run: RunFolder) -> bool:
 def keep_backbone(run: RunFolder) -> str | None:
     """Write down where the run's backbone lies now, once it is known to be its own; that place where it is new."""
     recipe = load_recipe(run.path / RECIPE_FILE)
-    place = _absolute(run.recipe).backbone.path
+    place = _absolute_backbone(run.recipe.backbone).path
     if place == recipe.backbone.path:
         return None
     moved = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"path": place})})
@@ -361,14 +361,18 @@ def _short(value: object) -> str:
 
 def _absolute(recipe: Recipe) -> Recipe:
     """Paths that do not depend on where the command was typed."""
-    backbone, origin = recipe.backbone, recipe.init_from
-    if Path(backbone.path).is_dir() and backbone.path != "tiny":
-        backbone = backbone.model_copy(update={"path": str(Path(backbone.path).resolve())})
+    backbone, origin = _absolute_backbone(recipe.backbone), recipe.init_from
     if origin is not None and hub.repo_of(origin, "model") is None:
         path, step = run_at(origin)
         origin = f"{path.resolve()}{'' if step is None else f'@{step}'}"
     data = _absolute_data(recipe.data)
     return recipe.model_copy(update={"backbone": backbone, "data": data, "init_from": origin})
+
+
+def _absolute_backbone(spec: BackboneSpec) -> BackboneSpec:
+    if not Path(spec.path).is_dir() or spec.path == "tiny":
+        return spec
+    return spec.model_copy(update={"path": str(Path(spec.path).resolve())})
 
 
 def _absolute_data(data: DataSpec) -> DataSpec:
