@@ -28,6 +28,7 @@ from xwam_ft.machine import (
     ABSENT,
     BFLOAT16,
     cores,
+    cpu_flags,
     cpu_has_bfloat16,
     free_memory,
     gigabytes,
@@ -219,8 +220,9 @@ def _gpus() -> Iterator[Symptom]:
         return
     import torch
 
-    flags = [name for name in BFLOAT16 if torch.cpu.get_capabilities().get(name, False)]
-    chip = f"{torch.cpu.get_capabilities().get('cpu_name', platform.processor())}, {cores()} cores"
+    known = cpu_flags()
+    flags = [name for name in BFLOAT16 if known.get(name, False)]
+    chip = f"{known.get('cpu_name', platform.processor())}, {cores()} cores"
     if cpu_has_bfloat16():
         yield Symptom("processors", "CPU", f"{chip}, computes in bfloat16 ({', '.join(flags)})")
     else:

@@ -6,10 +6,10 @@ Importing it loads no torch; what asks torch does so when it is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
 
@@ -75,10 +75,18 @@ def _version(name: str) -> str:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this machine's CPU has instructions for bfloat16 (AVX512-BF16 or AMX; on ARM, BF16)."""
+    flags = cpu_flags()
+    return any(flags.get(name, False) for name in BFLOAT16)
+
+
+def cpu_flags() -> Mapping[str, Any]:
+    """What this machine's CPU can do, as torch names it; before torch 2.11 of bfloat16 alone."""
     import torch
 
-    flags = torch.cpu.get_capabilities()
-    return any(flags.get(name, False) for name in BFLOAT16)
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    asked = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    return {name: getattr(torch.cpu, function)() for name, function in asked.items()}
 
 
 def gpu_has_bfloat16() -> bool:

@@ -169,11 +169,11 @@ def test_a_day_without_a_gpu_or_with_idle_options_is_refused_before_any_work(tmp
 
 def test_a_folder_holds_one_day(tmp_path: Path) -> None:
     (tmp_path / "day").mkdir()
-    then = {"weights": None, "toy": True, "gpu": "none", "torch": "2.9.0", "xwam-ft": "0.1.0"}
+    then = {"weights": None, "toy": True, "gpu": "none", "torch": "2.8.0", "xwam-ft": "0.1.0"}
     (tmp_path / "day" / "day.json").write_text(json.dumps(then))
     refused = in_process("--toy", "--out", tmp_path / "day")
     assert refused.exit_code == 2
-    assert "holds a day with torch '2.9.0'" in refused.output.replace("\n", " ")
+    assert "holds a day with torch '2.8.0'" in refused.output.replace("\n", " ")
 
 
 def test_the_page_says_what_is_not_as_it_should_be_and_what_is_missing() -> None:

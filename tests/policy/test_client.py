@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -62,25 +63,46 @@ def test_options_in_the_observation_stay(policy: GatedPolicy, client: PolicyClie
     assert len(client.infer(request, seed=3)["actions"]) == 2
 
 
-def test_a_server_that_freezes_while_it_is_sent_to_is_a_timeout(
-    policy: GatedPolicy, client: PolicyClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def freezing(port: int) -> Iterator[tuple[str, threading.Event]]:
+    """A way to the server at `port` that takes nothing more once the event is set, and keeps its connections open."""
+    frozen = threading.Event()
+
+    def forward(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while not frozen.is_set() and (sent := source.recv(1024)) and not frozen.is_set():
+                sink.sendall(sent)
+
+    with socket.create_server(("127.0.0.1", 0)) as door, ExitStack() as open_ones:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def welcome() -> None:
+            with suppress(OSError):
+                while True:
+                    near = open_ones.enter_context(door.accept()[0])
+                    far = open_ones.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    for pair in ((near, far), (far, near)):
+                        threading.Thread(target=forward, args=pair, daemon=True).start()
+
+        threading.Thread(target=welcome, daemon=True).start()
+        yield f"ws://127.0.0.1:{door.getsockname()[1]}", frozen
+
+
+def test_a_server_that_freezes_while_it_is_sent_to_is_a_timeout(policy: GatedPolicy, address: str) -> None:
     """The frame is larger than what the system buffers, and nobody reads it: sending itself waits."""
-    ours, theirs = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    connection = client._connection  # pyright: ignore[reportPrivateUsage]
-    assert connection is not None
-    monkeypatch.setattr(connection, "socket", ours)
     request = example(policy.contract)
-    request["images"] = {name: np.zeros((720, 1280, 3), np.uint8) for name in request["images"]}
-    started = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"no answer within 0\.3 s"):
-        client.infer(request, timeout=0.3)
-    assert time.monotonic() - started < 5
-    monkeypatch.undo()
-    theirs.close()
-    connection.close()
-    assert len(client.infer(example(policy.contract))["actions"]) > 0  # by a new connection
+    request["images"] = {name: np.zeros((2160, 3840, 3), np.uint8) for name in request["images"]}
+    with (
+        freezing(int(address.rsplit(":", 1)[1])) as (way, frozen),
+        PolicyClient(way, "0123456789abcdef", patience=5) as client,
+    ):
+        frozen.set()
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"no answer within 0\.5 s"):
+            client.infer(request, timeout=0.5)
+        assert time.monotonic() - started < 5
+        frozen.clear()
+        assert len(client.infer(example(policy.contract))["actions"]) > 0  # by a new connection
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:abc", "127.0.0.1:99999"])

@@ -222,6 +222,8 @@ class Policy:
                 where,
                 "ask earlier, or with fewer commands left",
             )
+        if not len(rows):
+            return None
         table = command_rows(self.contract, rows)
         actions = conventions.encode_actions(self.contract, table, inputs.state)
         normalised = conventions.normalise_action(self.contract, actions)

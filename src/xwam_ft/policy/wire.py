@@ -84,7 +84,10 @@ def _array(found: dict[Any, Any]) -> Any:
     if b"__npgeneric__" in found:
         if not isinstance(data, bool | int | float | str | bytes):
             raise ValueError("a scalar that is none")
-        return dtype.type(data)
+        scalar = dtype.type(data)
+        if dtype.kind in "iu" and scalar != data:  # numpy below 2 lets a number that is too large turn over
+            raise ValueError(f"a {dtype} scalar of {data!r:.40}")
+        return scalar
     shape = found.get(b"shape")
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"an array of shape {shape!r:.40}")

@@ -1,25 +1,31 @@
 """What training holds in memory beside weights: activations, counted; and what to say when memory runs out.
 
-Autograd is asked what it keeps for the backward pass, with every tensor on the meta device: the shapes are those of the
-run, nothing is computed. A storage counts once, and parameters do not count. With gradient checkpointing the kept
-inputs of the blocks stay, and one block at a time is computed again.
+Autograd is asked what it keeps for the backward pass of fake tensors in the recipe's precision: the shapes, dtypes and
+kernels are those of the run, nothing is computed. A storage counts once, and parameters do not count. With gradient
+checkpointing the kept inputs of the blocks stay, and one block at a time is computed again.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.errors import UserError
-from xwam_ft.train.draws import draw
+from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.module import TrainingModule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from xwam_ft.contract import Contract
@@ -32,15 +38,25 @@ CUDA_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes kept for the backward pass, a clip of a micro-batch; they grow in proportion to the clips."""
+    """Bytes kept for the backward pass.
+
+    Args:
+        plain, checkpointed: of a clip; they grow in proportion to the clips.
+        once_plain, once_checkpointed: of a micro-batch of any size: copies in bfloat16 of what trains in float32.
+    """
 
     plain: int
     checkpointed: int
+    once_plain: int
+    once_checkpointed: int
 
-    def of(self, recipe: Recipe, batch_size: int | None = None) -> int:
-        """Of the recipe's micro-batch, or of another size."""
+    def once(self, recipe: Recipe) -> int:
+        return self.once_checkpointed if recipe.model.gradient_checkpointing else self.once_plain
+
+    def of(self, recipe: Recipe) -> int:
+        """Of the recipe's micro-batch."""
         a_clip = self.checkpointed if recipe.model.gradient_checkpointing else self.plain
-        return a_clip * (recipe.trainer.batch_size if batch_size is None else batch_size)
+        return a_clip * recipe.trainer.batch_size + self.once(recipe)
 
 
 def random_batch(
@@ -88,45 +104,89 @@ def module_on_random_clips(network: JointNetwork, recipe: Recipe, batch: Batch) 
     return TrainingModule(network, recipe, geometry, lambda step: counts, torch.zeros(batch.text.shape[1:]))
 
 
-def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, scores: bool) -> Activations:
-    """What one clip keeps, from a batch of one on the network's device (meta, to compute nothing).
+def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, scores: bool, mixed: bool) -> Activations:
+    """What a micro-batch keeps, from a batch of one clip.
 
     Args:
+        network, batch: on the meta device, to compute nothing; on another one the tensors are real.
         scores: count attention's score matrices, which plain attention keeps (on a CPU) and fused kernels do not.
+        mixed: under bfloat16 autocast.
     """
-    network.train()
-    before = network.gradient_checkpointing
-    kept: list[int] = []
+    draws = draw(batch, recipe.noise, 0.0, recipe.seed)
+    before = network.training, network.gradient_checkpointing
+    module = module_on_random_clips(network.train(), recipe, batch)
+    mode: AbstractContextManager[object] = nullcontext()
+    if network.device.type == "meta":  # which knows neither autocast nor the kernels that a device has
+        module, mode = copy.deepcopy(module), FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        for network.gradient_checkpointing in (False, True):
-            kept.append(_kept_bytes(network, recipe, batch, scores=scores))
+        with mode:
+            if network.device.type == "meta":
+                module.to_empty(device="cpu")
+                batch, draws = (
+                    _map(of, lambda tensor: torch.empty_like(tensor, device="cpu")) for of in (batch, draws)
+                )
+            plain = _kept(module, batch, draws, checkpointing=False, scores=scores, mixed=mixed)
+            inputs = _kept(module, batch, draws, checkpointing=True, scores=scores, mixed=mixed)
     finally:
-        network.gradient_checkpointing = before
-    plain, inputs = kept
+        network.gradient_checkpointing = before[1]
+        network.train(before[0])
     runs = len(network.transformer.blocks) + network.config.depth_blocks
-    one_block = math.ceil((plain - inputs) / runs) + inputs // runs
-    return Activations(plain, min(inputs + one_block, plain))
+    one_block = math.ceil((plain[0] - inputs[0]) / runs) + inputs[0] // runs
+    return Activations(plain[0], min(inputs[0] + one_block, plain[0]), plain[1], inputs[1])
 
 
-def _kept_bytes(network: JointNetwork, recipe: Recipe, batch: Batch, *, scores: bool) -> int:
-    module = module_on_random_clips(network, recipe, batch).to(network.device)
+def _kept(
+    module: TrainingModule, batch: Batch, draws: Draws, *, checkpointing: bool, scores: bool, mixed: bool
+) -> tuple[int, int]:
+    """Bytes that grow with the clips, and bytes of autocast's copies of weights, which are there once."""
+    network = module.network
+    network.gradient_checkpointing = checkpointing
     held = {_storage(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    heads = int(network.transformer.config.num_attention_heads)
+    config = network.transformer.config
+    heads, size = int(config.num_attention_heads), int(config.attention_head_dim)
     seen: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        is_score = tensor.ndim == 4 and tensor.shape[1] == heads and not scores
-        if _storage(tensor) not in held and not is_score:
+        is_score = tensor.ndim == 4 and tensor.shape[1] == heads and tensor.shape[3] != size
+        if _storage(tensor) not in held and (scores or not is_score):
             seen.setdefault(_storage(tensor), tensor)  # kept alive, so that no address is used twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        draws = draw(batch, recipe.noise, 0.0, recipe.seed)
+    with (
+        _CastWeights(held) as cast,
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=mixed),
+    ):
         terms = module.loss_terms(batch, draws, module.predict(module.add_noise(batch, draws), draws))
         total = torch.stack([term.sum for term in terms.values()]).sum()
-    size = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
     del total
-    return size
+    sizes = {key: tensor.untyped_storage().nbytes() for key, tensor in seen.items()}
+    copies = sum(sizes[key] for key in sizes.keys() & cast.copies.keys())
+    return sum(sizes.values()) - copies, copies
+
+
+class _CastWeights(TorchDispatchMode):
+    """Notes copies of weights in another dtype, by their storage."""
+
+    def __init__(self, held: set[int]) -> None:
+        super().__init__()
+        self.held = held
+        self.copies: dict[int, Tensor] = {}  # kept alive, so that no address is used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and _storage(args[0]) in self.held:
+            self.copies[_storage(made)] = made
+        return made
+
+
+def _map(of: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass with its tensors changed, and those of dataclasses in it."""
+    if isinstance(of, torch.Tensor):
+        return change(of)
+    if not is_dataclass(of) or isinstance(of, type):
+        return of
+    return replace(of, **{field.name: _map(getattr(of, field.name), change) for field in fields(of)})
 
 
 def _storage(tensor: Tensor) -> int:

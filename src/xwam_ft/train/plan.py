@@ -127,7 +127,8 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     groups = tuple(_packed(row, packed) for row in summary_table(network))
     batch = random_batch(contract, latents, text, 1, "meta", depth=depth)
     on_gpu = runs_on_gpu(spec)
-    activations = count_activations(network, recipe, batch, scores=not on_gpu)
+    mixed = chosen_precision(spec)[0] == "bf16-mixed"
+    activations = count_activations(network, recipe, batch, scores=not on_gpu, mixed=mixed)
     train, held_out = (shard_set.clips(split, recipe.data.clip_stride) for split in ("train", "held_out"))
     if not train:
         raise UserError("holds no clips to train on", shard_set.folder, "prepare more or longer recordings")
@@ -138,7 +139,6 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     texts = {text for episode in shard_set.index.episodes for text in (*episode.instructions, episode.instruction)}
     cut = devices if spec.strategy == "fsdp2" else 1
     held = tuple(summary_table(network, lambda parameter: share(parameter, cut))) if cut > 1 else groups
-    mixed = chosen_precision(spec)[0] == "bf16-mixed"
     gathered = gathered_bytes(network, mixed=mixed) if cut > 1 else None
     parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
     places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or shard_set.folder}
@@ -242,11 +242,12 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
     return said
 
 
-def fitting_batch(plan: Plan, available: int) -> int:
+def fitting_batch(plan: Plan, recipe: Recipe, available: int) -> int:
     """The largest micro-batch whose estimate stays below 90 % of `available` bytes; 0 where not even one clip fits."""
     from xwam_ft.train.probe import MOST, largest
 
     growing = sum(part.bytes for part in plan.memory if part.name in (BATCH, ACTIVATIONS))
+    growing -= plan.activations.once(recipe)
     rest, a_clip = plan.peak - growing, growing / plan.batch_size
     return largest(lambda count: rest + count * a_clip <= 0.9 * available, MOST)
 

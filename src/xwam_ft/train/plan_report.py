@@ -48,7 +48,7 @@ def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> 
                     raise
                 raise out_of_memory(recipe) from None
         if fit and not on_gpu:
-            plan = replace(plan, largest_batch=fitting_batch(plan, free_memory(gpu=False)))
+            plan = replace(plan, largest_batch=fitting_batch(plan, recipe, free_memory(gpu=False)))
     print_plan(plan, recipe, console)
     if plan.largest_batch == 0:
         from xwam_ft.train.memory import savings
