@@ -72,6 +72,8 @@ CHECKS = {
     "duplicate-pictures": "one of them has another's video; restore the file",
 }
 
+OF_DATASET = ("not-read",)  # about the dataset as a whole
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -121,7 +123,7 @@ class FindingGroup:
     @property
     def of_dataset(self) -> bool:
         """Whether it is about the dataset as a whole, and stands with its first episode for want of another place."""
-        return self.check == "not-read"
+        return self.check in OF_DATASET
 
     @property
     def texts(self) -> dict[str, list[int]]:
