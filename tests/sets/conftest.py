@@ -37,7 +37,7 @@ def recordings(lengths: Sequence[int], seed: int) -> list[Recording]:
         state, action = motion(frames, rng)
         videos = {name: pictures(state, *SIZE, rng, wrist=name == "wrist") for name in ("front", "wrist")}
         down, across = np.mgrid[: SIZE[0], : SIZE[1]]
-        metres = 0.5 + down / 40 + across / 100 + 0.01 * np.arange(frames)[:, None, None]
+        metres = 0.5 + down / 40 + across / 100 + 0.2 * np.sin(np.arange(frames) / 20)[:, None, None]
         columns = {"observation.state": state, "action": action}
         made.append(Recording(TASKS[number % 2], columns, videos, dict.fromkeys(videos, metres)))
     return made

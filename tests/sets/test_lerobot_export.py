@@ -163,7 +163,7 @@ def test_without_names_of_its_own_a_robot_has_the_contracts(
     assert not any(name.endswith("_depth") for name in info["features"])
     tree = yaml.safe_load(made.embodiment.read_text())
     assert tree["slots"][contract.slots[0].name]["rotation"] == "wxyz"
-    assert any(note.startswith("in metres, radians") for note in made.notes)
+    assert any(note.startswith("in the contract's names") for note in made.notes)
 
 
 @pytest.mark.parametrize("units", ["signs_and_zeros", "servo"])

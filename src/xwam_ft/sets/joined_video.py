@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEPTH_STEPS = 4095  # LeRobot's depth code has 12 bits; 0 is kept for "no depth"
 # One thread of each kind, so that equal pictures give equal bytes.
-LOSSLESS_DEPTH = "lossless=1:pools=none:frame-threads=1:wpp=0:log-level=none:info=0"
+LOSSLESS_DEPTH = "lossless=1:open-gop=0:bframes=0:pools=none:frame-threads=1:wpp=0:log-level=none:info=0"
 
 
 def own_rows(entries: Sequence[SegmentEntry]) -> list[range]:

@@ -16,7 +16,7 @@ import yaml
 
 from xwam_ft import depth_code, media
 from xwam_ft.consoles import typed
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import disk_errors, require_new, require_room, write_json_atomic, write_text_atomic
 from xwam_ft.locks import sole_folder
 from xwam_ft.pictures import resize_intrinsics
@@ -227,9 +227,8 @@ class _Export:
             notes.append("poses that were computed from joints are written as poses: a set does not hold the joints")
         if any(slot.reduced for slot in slots):
             notes.append("what was reduced to one number (a mean, a maximum, a norm) is written as that number")
-        own = {name for name, each in self.columns[columns.STATE][0].items() if each[0].name.startswith(f"{name}.")}
-        if own:
-            notes.append(f"in metres, radians and the contract's names: {', '.join(sorted(own))}")
+        if unnamed := [slot.name for slot in slots if not columns.own_columns(self.contract, slot)]:
+            notes.append(f"in the contract's names and SI units, for want of the robot's own: {listed(unnamed)}")
         if several := sum(len(episode.instructions) > 1 for episode in self.opened.episodes):
             notes.append(
                 f"{several} episodes have further wordings of their instruction, of which the first is written"

@@ -53,7 +53,7 @@ def state_columns(contract: Contract) -> dict[str, list[Column]]:
     for slot in contract.slots:
         if not slot.present:
             continue
-        columns = _own(contract, slot) or [
+        columns = own_columns(contract, slot) or [
             Column(f"{slot.name}.{element}", unit) for element, unit in zip(slot.elements, slot.units, strict=True)
         ]
         if used & {column.name for column in columns}:
@@ -128,7 +128,7 @@ def embodiment(contract: Contract, record: dict[str, Any], depth_cameras: Sequen
     return tree, files
 
 
-def _own(contract: Contract, slot: Slot) -> list[Column]:
+def own_columns(contract: Contract, slot: Slot) -> list[Column]:
     """The robot's own names and units of a slot, where the contract has all of them."""
     numbers = contract.aliases.numbers if contract.aliases else {}
     own = {number.column: (name, number) for name, number in numbers.items() if number.slot == slot.name}
