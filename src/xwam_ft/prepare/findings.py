@@ -162,6 +162,12 @@ def grouped(findings: Iterable[tuple[int, Finding]]) -> list[FindingGroup]:
     return [FindingGroup(key[1], key[0], key[2], tuple(groups[key])) for key in ranked]
 
 
+def can_be_dropped(group: FindingGroup, groups: Iterable[FindingGroup], kept: set[int]) -> bool:
+    """Whether `xwam-ft shards drop --finding` of it would take some of the kept episodes, and leave some."""
+    marked = {number for other in groups if other.check == group.check for number in other.episodes} & kept
+    return group.severity == "warning" and not group.of_dataset and bool(marked) and marked < kept
+
+
 def problem_findings(problems: Iterable[str]) -> list[Finding]:
     """What was found while an episode's files were located, each an error."""
     return [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.sets.choose import Choice
     from xwam_ft.sets.lerobot import ExportedSet
-    from xwam_ft.sets.verbs import Made
+    from xwam_ft.sets.verbs import DerivedSet
 
 __all__ = ["drop", "export_lerobot", "merge", "resplit", "split", "subset"]
 
@@ -28,10 +28,11 @@ def merge(
     duplicates: str = "refuse",
     dry_run: bool = False,
     progress: bool | Console = False,
-) -> Made:
+) -> DerivedSet:
     """Several shard sets of one contract as one set at `out`; ranges are counted over all training episodes.
 
-    Episodes are numbered on from set to set. Videos are copied as they are.
+    Episodes are numbered on from set to set; where all of a set's numbers are higher than those before, they stay.
+    Videos are copied as they are.
 
     Args:
         shards: the sets, in the order of their episodes.
@@ -62,7 +63,7 @@ def subset(
     share: float | None = None,
     dry_run: bool = False,
     progress: bool | Console = False,
-) -> Made:
+) -> DerivedSet:
     """The episodes of a set that fit all that is given, as a set at `out`; they keep their numbers.
 
     Args:
@@ -91,7 +92,7 @@ def drop(
     share: float | None = None,
     dry_run: bool = False,
     progress: bool | Console = False,
-) -> Made:
+) -> DerivedSet:
     """All episodes of a set but those that fit what is given; arguments and errors as of `subset`."""
     choice = _choice(episodes, instruction, finding, split, share)
     return _subset(shards, out, choice, drop=True, dry_run=dry_run, progress=progress)
@@ -109,7 +110,7 @@ def split(
     share: float | None = None,
     dry_run: bool = False,
     progress: bool | Console = False,
-) -> tuple[Made, Made]:
+) -> tuple[DerivedSet, DerivedSet]:
     """The episodes that fit at `out`, all others at `rest`; arguments and errors as of `subset`."""
     from xwam_ft.consoles import plain_console
     from xwam_ft.sets import verbs
@@ -127,7 +128,7 @@ def resplit(
     episodes: str | Sequence[int] | None = None,
     dry_run: bool = False,
     progress: bool | Console = False,
-) -> Made:
+) -> DerivedSet:
     """The same set with other held-out episodes; ranges are counted over the new training episodes.
 
     Args:
@@ -162,7 +163,7 @@ def export_lerobot(
     return export(_place(shards), Path(out), depth=depth, console=plain_console(progress))
 
 
-def _subset(shards: Any, out: str | Path, choice: Choice, *, drop: bool, dry_run: bool, progress: Any) -> Made:
+def _subset(shards: Any, out: str | Path, choice: Choice, *, drop: bool, dry_run: bool, progress: Any) -> DerivedSet:
     from xwam_ft.consoles import plain_console
     from xwam_ft.sets import verbs
 

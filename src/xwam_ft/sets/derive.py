@@ -147,8 +147,12 @@ def _write_records(folder: Path, derivation: Derivation) -> None:
         there = {pick.episode.index for pick in derivation.picks if pick.source is one}
         there |= {int(line["episode"]) for line in one.rejected}
         kept = [line for line in one.findings if int(line["episode"]) in there or line["check"] in OF_DATASET]
-        findings += [{**line, "episode": int(line["episode"]) + offset} for line in kept]
-        rejected += [{**line, "episode": int(line["episode"]) + offset} for line in one.rejected]
+        for lines, more in ((findings, kept), (rejected, one.rejected)):  # what parts of one set share stands once
+            renumbered = [{**line, "episode": int(line["episode"]) + offset} for line in more]
+            known = {json.dumps(line) for line in lines}
+            lines += [line for line in renumbered if json.dumps(line) not in known]
+    findings.sort(key=lambda line: line["episode"])
+    rejected.sort(key=lambda line: line["episode"])
     for name, lines in ((FINDINGS, findings), (REJECTED, rejected)):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_bytes_atomic(folder / name, text.encode())

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SAMPLED = 4  # pictures an episode for the statistics of a camera
 PIXELS = 16  # every n-th of their rows and columns
 EMBODIMENT = "embodiment.yaml"
+NO_DEPTH = ("--depth", "none")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def export(folder: Path, out: Path, *, depth: bool, console: Console) -> Exporte
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     where = out / "meta" / EMBODIMENT
-    command = typed("xwam-ft", "prepare", out, "SHARDS", "--embodiment", where)
+    with_depth = depth and opened.shards.contract.depth.kind == "metric"
+    command = typed("xwam-ft", "prepare", out, "SHARDS", "--embodiment", where, *([] if with_depth else NO_DEPTH))
     console.print(f"back again: {command}", markup=False, soft_wrap=True)
     return ExportedSet(out, where, len(opened.episodes), frames, tuple(notes))
 
@@ -199,7 +201,10 @@ class _Export:
         tree, files = columns.embodiment(
             self.contract, self.opened.record, self.contract.camera_names if self.with_depth else []
         )
-        head = "# Reads this export back: xwam-ft prepare DATASET SHARDS --embodiment DATASET/meta/embodiment.yaml\n"
+        none = "" if self.with_depth else f" {' '.join(NO_DEPTH)}"
+        head = (
+            f"# Reads this export back: xwam-ft prepare DATASET SHARDS --embodiment DATASET/meta/{EMBODIMENT}{none}\n"
+        )
         write_text_atomic(folder / EMBODIMENT, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         for name, motors in files.items():
             write_json_atomic(folder / name, motors)

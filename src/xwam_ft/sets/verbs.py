@@ -30,7 +30,7 @@ LISTED = 40  # episodes that a listing shows one by one
 
 
 @dataclass(frozen=True)
-class Made:
+class DerivedSet:
     """What a verb made, or with `dry_run` would make: folder, episodes and frames of each split, numbers left out."""
 
     path: Path
@@ -52,7 +52,7 @@ def merge(
     duplicates: str,
     dry_run: bool,
     console: Console,
-) -> Made:
+) -> DerivedSet:
     """Several sets as one; see `xwam_ft.sets.merge`."""
     if duplicates not in get_args(Duplicates):
         hint = did_you_mean(duplicates, get_args(Duplicates))
@@ -64,13 +64,10 @@ def merge(
             raise UserError("is given twice", folder, "give each set once")
     sets = [open_set(folder) for folder in folders]
     require_mergeable(sets)
-    offsets: dict[int, int] = {}
-    picks: list[Pick] = []
-    first = 0
-    for one in sets:
-        offsets[id(one)] = first
-        picks += [Pick(one, episode, first + episode.index, episode.split) for episode in one.episodes]
-        first += one.numbers
+    offsets = _offsets(sets)
+    picks = [
+        Pick(one, episode, offsets[id(one)] + episode.index, episode.split) for one in sets for episode in one.episodes
+    ]
     again = {} if duplicates == "keep" else _again(picks, console)
     if again and duplicates == "refuse":
         number, twin = next(iter(again.items()))
@@ -91,7 +88,7 @@ def merge(
     return _make(out, Derivation(tuple(picks), offsets, made), sets, dry_run, console, tuple(again))
 
 
-def subset(folder: Path, out: Path, choice: Choice, *, drop: bool, dry_run: bool, console: Console) -> Made:
+def subset(folder: Path, out: Path, choice: Choice, *, drop: bool, dry_run: bool, console: Console) -> DerivedSet:
     """The chosen episodes of a set, or with `drop` all others; see `xwam_ft.sets.subset`."""
     opened = open_set(folder)
     chosen = choice.of(opened)
@@ -102,7 +99,9 @@ def subset(folder: Path, out: Path, choice: Choice, *, drop: bool, dry_run: bool
     return _make_of(opened, out, kept, made, dry_run, console)
 
 
-def split(folder: Path, out: Path, rest: Path, choice: Choice, *, dry_run: bool, console: Console) -> tuple[Made, Made]:
+def split(
+    folder: Path, out: Path, rest: Path, choice: Choice, *, dry_run: bool, console: Console
+) -> tuple[DerivedSet, DerivedSet]:
     """The chosen episodes at `out`, all others at `rest`; see `xwam_ft.sets.split`."""
     if out.resolve() == rest.resolve():
         raise UserError("is given for both parts", out, "give two folders")
@@ -126,7 +125,7 @@ def split(folder: Path, out: Path, rest: Path, choice: Choice, *, dry_run: bool,
 
 def resplit(
     folder: Path, out: Path, *, share: float | None, episodes: str | None, dry_run: bool, console: Console
-) -> Made:
+) -> DerivedSet:
     """A set with other held-out episodes; see `xwam_ft.sets.resplit`."""
     if (share is None) == (episodes is None):
         raise UserError("wants one of two", "xwam-ft shards resplit", "give --held-out SHARE or --episodes 3,7")
@@ -146,6 +145,21 @@ def resplit(
     console.print(told, markup=False, soft_wrap=True)
     made = {"verb": "resplit", "held_out": sorted(chosen)}
     return _make(out, Derivation(tuple(picks), {id(opened): 0}, made), [opened], dry_run, console)
+
+
+def _offsets(sets: Sequence[OpenedSet]) -> dict[int, int]:
+    """What is added to the numbers of each set, by its id: they go on as in `prepare`. Nothing where all are higher than
+    those before, as in a later part of one set."""
+    found: dict[int, int] = {}
+    first = 0
+    before: list[dict[str, object]] = []  # rejected episodes, which the parts of one set share
+    for one in sets:
+        new = [int(line["episode"]) for line in one.rejected if line not in before]
+        later = min([*new, *(episode.index for episode in one.episodes)]) >= first
+        found[id(one)] = offset = 0 if later else first
+        first = max(first, offset + one.numbers)
+        before += one.rejected if offset == 0 else ()
+    return found
 
 
 def _require_share(share: float) -> None:
@@ -192,7 +206,7 @@ def _derivation(opened: OpenedSet, kept: Sequence[EpisodeEntry], made: dict[str,
 
 def _make_of(
     opened: OpenedSet, out: Path, kept: Sequence[EpisodeEntry], made: dict[str, object], dry: bool, console: Console
-) -> Made:
+) -> DerivedSet:
     there = {episode.index for episode in kept}
     left_out = tuple(episode.index for episode in opened.episodes if episode.index not in there)
     return _make(out, _derivation(opened, kept, made), [opened], dry, console, left_out)
@@ -205,12 +219,12 @@ def _make(
     dry_run: bool,
     console: Console,
     left_out: tuple[int, ...] = (),
-) -> Made:
+) -> DerivedSet:
     """Write it, unless it is there already or only asked about; and say what it holds."""
     picks = derivation.picks
     train = sum(pick.split == "train" for pick in picks)
     frames = sum(pick.episode.frames for pick in picks)
-    made = Made(out, train, len(picks) - train, frames, left_out)
+    made = DerivedSet(out, train, len(picks) - train, frames, left_out)
     said = f"{made.episodes} episodes ({made.train} training, {made.held_out} held out), {made.frames} frames"
 
     def say(text: str) -> None:
@@ -231,7 +245,7 @@ def _make(
     return made
 
 
-def _notes(derivation: Derivation, made: Made) -> list[str]:
+def _notes(derivation: Derivation, made: DerivedSet) -> list[str]:
     notes: list[str] = []
     contracts = [one.shards.contract for one in derivation.sets]
     if not made.train:
