@@ -63,7 +63,7 @@ def _stored(data: bytes, count: int) -> Iterator[Any]:
     """The first pictures of a video, in the pixels that it stores."""
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(video=0)):
             if number == count:

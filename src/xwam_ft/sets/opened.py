@@ -48,12 +48,6 @@ class OpenedSet:
     def segments(self) -> SegmentsByKey:
         return SegmentsByKey(self.shards)
 
-    @property
-    def numbers(self) -> int:
-        """One more than the highest number of an episode, rejected ones too."""
-        lines = [int(line["episode"]) for line in (*self.findings, *self.rejected)]
-        return 1 + max([*lines, *(episode.index for episode in self.episodes)])
-
     def require_sound(self, episodes: Sequence[EpisodeEntry], console: Console) -> None:
         """Check the SHA-256 of every shard that holds these episodes: a copy would hide the damage.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.sets.choose import Choice
-    from xwam_ft.sets.opened import OpenedSet
+    from xwam_ft.sets.opened import Line, OpenedSet
     from xwam_ft.shards import EpisodeEntry
 
 Duplicates = Literal["refuse", "skip", "keep"]
@@ -148,17 +148,22 @@ def resplit(
 
 
 def _offsets(sets: Sequence[OpenedSet]) -> dict[int, int]:
-    """What is added to the numbers of each set, by its id: they go on as in `prepare`. Nothing where all are higher than
-    those before, as in a later part of one set."""
+    """What is added to the numbers of each set, by its id: they go on as in `prepare`.
+
+    Nothing where all are higher than those before, as in a later part of one set; its parts share rejected episodes.
+    """
     found: dict[int, int] = {}
-    first = 0
-    before: list[dict[str, object]] = []  # rejected episodes, which the parts of one set share
+    episodes: list[int] = []
+    rejected: list[Line] = []
     for one in sets:
-        new = [int(line["episode"]) for line in one.rejected if line not in before]
-        later = min([*new, *(episode.index for episode in one.episodes)]) >= first
-        found[id(one)] = offset = 0 if later else first
-        first = max(first, offset + one.numbers)
-        before += one.rejected if offset == 0 else ()
+        new = [episode.index for episode in one.episodes]
+        new += [int(line["episode"]) for line in one.rejected if line not in rejected]
+        before = [*episodes, *(int(line["episode"]) for line in rejected if line not in one.rejected)]
+        later = min(new) > max(before, default=-1)
+        every = [*episodes, *(int(line["episode"]) for line in rejected)]
+        found[id(one)] = offset = 0 if later else 1 + max(every)
+        episodes += [episode.index + offset for episode in one.episodes]
+        rejected += [{**line, "episode": int(line["episode"]) + offset} for line in one.rejected]
     return found
 
 
