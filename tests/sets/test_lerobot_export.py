@@ -70,6 +70,7 @@ def test_depth_comes_back_within_half_a_step_of_the_code(days: Days, exported: P
     assert np.abs(written / metres - 1).max() < 0.00029
 
 
+@pytest.mark.slow
 def test_prepare_reads_it_back(days: Days, exported: Path, tmp_path: Path, prepare_small: Callable[..., Path]) -> None:
     """Numbers, masks, instructions and splits to the bit; pictures within one more encoding; the contract the same but
     for the pictures' recorded size."""
@@ -166,6 +167,7 @@ def test_without_names_of_its_own_a_robot_has_the_contracts(
     assert any(note.startswith("in the contract's names") for note in made.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", ["signs_and_zeros", "servo"])
 def test_other_lines_to_radians_are_read_back(
     days: Days, tmp_path: Path, units: str, prepare_small: Callable[..., Path]

@@ -128,22 +128,21 @@ def test_an_episode_of_both_sets_is_refused_unless_asked(days: Days, tmp_path: P
         sets.merge(both, tmp_path / "no", duplicates="skipp")
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
+@pytest.mark.slow
+def test_sets_of_other_contracts_are_refused_by_name(
+    days: Days, tmp_path: Path, prepare_small: Callable[..., Path]
+) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"timing.clip_frames": 9}, r"`timing.clip_frames` is 9, and 5 in .*monday"),
         ({"image.width": 96}, r"`image.width` is 96, and 64"),
         ({"cameras.wrist.kind": "static"}, r"`kind` of camera 'wrist' is 'static', and 'wrist'"),
         ({"slots.gripper.convention": "relative_to_chunk_start"}, r"`convention` of slot 'gripper' is"),
         ({"name": "other"}, r"`embodiment` is 'other', and"),
-    ],
-)
-def test_sets_of_other_contracts_are_refused_by_name(
-    days: Days, tmp_path: Path, value: dict[str, Any], said: str, prepare_small: Callable[..., Path]
-) -> None:
-    other = prepare_small([days.raw[1]], tmp_path / "other", **value)
-    with pytest.raises(UserError, match=said):
-        sets.merge([days.monday, other], tmp_path / "out")
+    ]
+    for number, (value, said) in enumerate(cases):
+        other = prepare_small([days.raw[1]], tmp_path / f"other{number}", **value)
+        with pytest.raises(UserError, match=said):
+            sets.merge([days.monday, other], tmp_path / "out")
 
 
 def changed(days: Days, tmp_path: Path, **update: Any) -> Path:

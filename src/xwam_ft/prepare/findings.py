@@ -73,6 +73,7 @@ CHECKS = {
 }
 
 OF_DATASET = ("not-read",)  # about the dataset as a whole
+OF_TRAINING = ("near-constant", "heavy-tails")  # about all training episodes together
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def grouped(findings: Iterable[tuple[int, Finding]]) -> list[FindingGroup]:
 def can_be_dropped(group: FindingGroup, groups: Iterable[FindingGroup], kept: set[int]) -> bool:
     """Whether `xwam-ft shards drop --finding` of it would take some of the kept episodes, and leave some."""
     marked = {number for other in groups if other.check == group.check for number in other.episodes} & kept
-    return group.severity == "warning" and not group.of_dataset and bool(marked) and marked < kept
+    of_some = group.severity == "warning" and group.check not in (*OF_DATASET, *OF_TRAINING)
+    return of_some and bool(marked) and marked < kept
 
 
 def problem_findings(problems: Iterable[str]) -> list[Finding]:
