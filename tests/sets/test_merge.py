@@ -173,6 +173,26 @@ def test_another_rate_other_cameras_and_other_dimensions_are_called_that(days: D
     assert difference(contract, contract.model_copy(update={"prompts": ("other",)})) is None
 
 
+def test_names_and_units_of_their_own_are_dropped_where_they_differ(
+    days: Days, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One in degrees, one in radians: a merged contract must not say either of both."""
+    own = ShardSet.open(days.friday).contract.aliases
+    assert own is not None
+    numbers = {name: number.model_copy(update={"scale": 1.0}) for name, number in own.numbers.items()}
+    for number, (aliases, said) in enumerate(
+        (
+            (own.model_copy(update={"numbers": numbers}), True),
+            (None, True),
+            (own.model_copy(update={"unused": ("x",)}), False),
+        )
+    ):
+        other = changed(days, tmp_path / str(number), aliases=aliases)
+        sets.merge([days.monday, other], tmp_path / f"out{number}", progress=True)
+        assert ("other names or units" in capsys.readouterr().out) == said
+        assert (ShardSet.open(tmp_path / f"out{number}").contract.aliases is None) == said
+
+
 def test_damage_is_never_copied(days: Days, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(days.friday, tmp_path / "damaged"))
     shard = folder / "shard-000000.tar"

@@ -259,9 +259,7 @@ def _notes(derivation: Derivation, made: DerivedSet) -> list[str]:
         notes.append("no episode is held out; `xwam-ft shards resplit` chooses some")
     if made.train and any(slot.chain is not None and slot.commanded for slot in contracts[0].slots):
         notes.append("joints of poses computed from joints are not stored: their limits are the widest of the inputs'")
-    if any(contract.aliases is None for contract in contracts):
-        return notes
-    own = [contract.aliases.model_copy(update={"unused": ()}) for contract in contracts if contract.aliases]
+    own = [contract.aliases and contract.aliases.model_copy(update={"unused": ()}) for contract in contracts]
     if any(names != own[0] for names in own):
         notes.append("the sets' recordings have other names or units of their own, so the contract has none")
     return notes
