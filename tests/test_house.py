@@ -14,10 +14,10 @@ import xwam_ft
 
 SOURCE = Path(xwam_ft.__file__).parent
 REPOSITORY = SOURCE.parents[1]
-ROOMS = ["prepare", "inspect", "model", "convert", "encode", "policy", "evaluate", "train", "export"]
-FRONT_DOORS = {"api", "api_use", "cli", "demo", "results"}
+ROOMS = ["prepare", "sets", "inspect", "model", "convert", "encode", "policy", "evaluate", "train", "export"]
+FRONT_DOORS = {"api", "api_use", "cli", "cli_shards", "demo", "results"}
 MAY_NOT = {room: set(ROOMS[ROOMS.index(room) + 1 :]) for room in ROOMS}
-MAY_NOT["model"] |= {"prepare", "inspect"}
+MAY_NOT["model"] |= {"prepare", "sets", "inspect"}
 WRITES_PICKLES = SOURCE / "export" / "torch_file.py"  # X-WAM's own format, for X-WAM's own code
 READS_PICKLES = SOURCE / "model" / "tensor_files" / "torch_zip.py"
 """Released X-WAM weights come as pickles and in no other form: this one file reads them, and runs nothing in them."""

@@ -8,6 +8,7 @@ Front doors
     api_use.py        its second half, from a run to a robot
     results.py        what they return
     cli.py            the verbs of `xwam-ft`, a thin layer over it
+    cli_shards.py     those of `xwam-ft shards`, over the room sets/
     demo.py           the whole job on the bundled recordings
     diagnosis.py      what this machine has and lacks, on one page to paste
 
@@ -41,6 +42,7 @@ The hall
 
 The rooms, each importing only those before it (prepare and model do not know each other)
     prepare/          raw recordings -> shards
+    sets/             shard sets -> others of their episodes; out again as a LeRobot dataset
     inspect/          raw recordings -> what they hold, and a starter embodiment file
     model/            a batch -> velocities -> losses or samples
     convert/          checkpoints of others -> our backbone folders
@@ -60,6 +62,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xwam_ft import sets
     from xwam_ft.api import (
         doctor,
         encode,
@@ -107,6 +110,7 @@ __all__ = [
     "prepare",
     "runs",
     "serve",
+    "sets",
     "train",
 ]
 
@@ -127,7 +131,7 @@ _ROOMS = ("encode", "evaluate", "export", "inspect", "prepare", "train")  # pack
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in (*_ROOMS, "sets"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

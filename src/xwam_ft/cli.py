@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xwam_ft.cli_shards import app as shards_app
 from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(shards_app)
 
 
 def _version(wanted: bool) -> None:

@@ -52,7 +52,13 @@ def test_every_verb_and_option_that_a_block_shows_exists(page: Path) -> None:
     for _, verb, *words in lines(page):
         if verb.startswith("--"):
             continue
-        options = {name for parameter in verbs[verb].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        command = verbs[verb]
+        if hasattr(command, "commands") and words:  # `xwam-ft shards merge`; a table may list several: `merge|split`
+            verb, *words = words
+            parts = [command.commands[name] for name in verb.replace("\\|", "|").split("|")]
+            command = parts[0]
+            assert len(parts) == 1 or not any(word.startswith("--") for word in words)
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         for option in re.findall(r"--[a-z][a-z-]+", " ".join(words)):
             assert option in {*options, "--help"}, f"{page.name}: xwam-ft {verb} has no {option}"
 

@@ -231,3 +231,25 @@ def test_what_is_found_in_whole_recordings(which: str, tmp_path: Path) -> None:
     still = {("near-constant", "left_arm state"), ("near-constant", "left_arm action")}
     assert loud <= (set() if which == "bundled" else still)
     assert which == "bundled" or ("near-constant", "left_arm state") in loud
+
+
+def test_a_warning_tells_the_command_that_drops_its_episodes(tmp_path: Path, toy: Path, lerobot: Any) -> None:
+    """Said where it leaves some, and it does what it says."""
+    from xwam_ft import sets
+
+    made = lerobot.recording([40, 40, 40, 40])
+    for number in (0, 2):
+        made.states[number][:, 2] = 0.5  # the gripper
+    raw = lerobot.v21(tmp_path / "raw", made)
+    with (tmp_path / "log").open("w") as log:
+        outcome = prepared(raw, tmp_path / "out", toy, console=Console(width=200, file=log))
+    said = [line.strip() for line in (tmp_path / "log").read_text().splitlines() if "shards drop" in line]
+    command = f"xwam-ft shards drop {tmp_path}/out {tmp_path}/out_kept --finding still-gripper"
+    assert f"or without them: {command}" in said
+    assert len(said) == len(set(said))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<code>xwam-ft shards drop SHARDS KEPT --finding still-gripper</code>" in page
+    everywhere = {group.check for group in outcome.findings if group.episodes == [0, 1, 2, 3]}
+    everywhere.add("near-constant")  # told of every training episode: without them there is nothing to learn from
+    assert not any(line.endswith(f" {check}") for line in said for check in everywhere)
+    assert sets.drop(tmp_path / "out", tmp_path / "out_kept", finding="still-gripper").left_out == (0, 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,14 +21,13 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import plain
-from xwam_ft.quantiles import Motion
+from xwam_ft.sets.stored import StoredMotions
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.recipe import DataSpec
-    from xwam_ft.shards import EpisodeEntry
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,8 @@ def shared_contract(sets: Sequence[ShardSet]) -> Contract:
             "aliases": own[0] if all(names == own[0] for names in own) else None,
         }
     )
-    motions = _Motions(sets)
+    train = [(one, episode) for one in sets for episode in one.index.episodes if episode.split == "train"]
+    motions = StoredMotions(train)
     known = recorded_together(draft, [one.contract.recorded for one in sets], motions)
     return draft.model_copy(update={"quantiles": quantiles.quantiles(draft, motions), "recorded": known})
 
@@ -264,36 +264,3 @@ def _names(folders: Sequence[Path]) -> list[str]:
     while len({found[-depth:] for found in parts}) < len(parts):
         depth += 1
     return ["-".join(found[-depth:]).strip("/") for found in parts]
-
-
-class _Motions(Sequence[Motion]):
-    """The motions of all training episodes of several sets, each read when it is looked at and not kept."""
-
-    def __init__(self, sets: Sequence[ShardSet], places: Sequence[tuple[ShardSet, EpisodeEntry]] | None = None) -> None:
-        every = [(one, episode) for one in sets for episode in one.index.episodes if episode.split == "train"]
-        self._places = every if places is None else list(places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, index: int) -> Motion: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> _Motions: ...
-
-    def __getitem__(self, index: int | slice) -> Motion | _Motions:
-        if isinstance(index, slice):
-            return _Motions((), self._places[index])
-        one, episode = self._places[index]
-        entries = {entry.key: entry for entry in one.index.segments if entry.episode == episode.index}
-        parts = [one.read_motion(entries[key]) for key in episode.segments]
-        frames = max(part.first_frame + part.num_frames for part in parts)
-        state, command, mask = (
-            np.zeros((frames, width))
-            for width in (one.contract.state_dim, one.contract.command_dim, one.contract.command_dim)
-        )
-        for part in parts:  # neighbours overlap, in equal rows
-            rows = slice(part.first_frame, part.first_frame + part.num_frames)
-            state[rows], command[rows], mask[rows] = part.proprio, part.action, part.action_mask
-        return Motion(state, command, mask)

@@ -72,6 +72,9 @@ CHECKS = {
     "duplicate-pictures": "one of them has another's video; restore the file",
 }
 
+OF_DATASET = ("not-read",)  # about the dataset as a whole
+OF_TRAINING = ("near-constant", "heavy-tails")  # about all training episodes together
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -121,7 +124,7 @@ class FindingGroup:
     @property
     def of_dataset(self) -> bool:
         """Whether it is about the dataset as a whole, and stands with its first episode for want of another place."""
-        return self.check == "not-read"
+        return self.check in OF_DATASET
 
     @property
     def texts(self) -> dict[str, list[int]]:
@@ -158,6 +161,13 @@ def grouped(findings: Iterable[tuple[int, Finding]]) -> list[FindingGroup]:
     order = list(CHECKS)
     ranked = sorted(groups, key=lambda key: (SEVERITIES.index(key[0]), order.index(key[1]), *key[2:]))
     return [FindingGroup(key[1], key[0], key[2], tuple(groups[key])) for key in ranked]
+
+
+def can_be_dropped(group: FindingGroup, groups: Iterable[FindingGroup], kept: set[int]) -> bool:
+    """Whether `xwam-ft shards drop --finding` of it would take some of the kept episodes, and leave some."""
+    marked = {number for other in groups if other.check == group.check for number in other.episodes} & kept
+    of_some = group.severity == "warning" and group.check not in (*OF_DATASET, *OF_TRAINING)
+    return of_some and bool(marked) and marked < kept
 
 
 def problem_findings(problems: Iterable[str]) -> list[Finding]:

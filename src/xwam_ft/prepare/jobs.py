@@ -89,6 +89,11 @@ class EpisodeResult:
 JobOutcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
 
 
+def staging_of(out: Path) -> Path:
+    """Where what is prepared for `out` waits until all of it is done."""
+    return out.absolute().parent / f".{out.name}.preparing"
+
+
 def finished(job: EpisodeJob) -> EpisodeResult | None:
     """The result an earlier run left; a rejected episode is tried again."""
     if not (job.folder / RESULT).is_file():

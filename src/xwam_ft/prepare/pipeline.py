@@ -33,7 +33,7 @@ from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.from_hub import recordings_at
-from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished
+from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished, staging_of
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
@@ -90,7 +90,7 @@ def prepare(
     raws = [recordings_at(raw, console, spec) for raw in raws]
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
-        jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, _staging(out), check=depth_check)
+        jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, staging_of(out), check=depth_check)
         fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
     if (made := _made_before(out, fingerprint, console)) is not None:
         return made
@@ -110,13 +110,13 @@ def prepare(
         with sole_writer(out, "preparing it"):
             if (made := _made_before(out, fingerprint, console)) is not None:  # by another, since we looked
                 return made
-            _take_up(_staging(out), fingerprint, console)
+            _take_up(staging_of(out), fingerprint, console)
             results = run_all(jobs, workers, ray, strict, console)
             check_together(jobs, results, strict=strict)
             check_unnamed(jobs, results, sources)
             report = _finish(jobs, results, spec, plan, sources, out, fingerprint, console)
     except OSError as error:
-        if (told := full_disk(error, _staging(out))) is None:
+        if (told := full_disk(error, staging_of(out))) is None:
             raise
         raise told from None
     except KeyboardInterrupt:
@@ -125,10 +125,6 @@ def prepare(
     report.seconds["all"] = time.perf_counter() - started
     say(report, console)
     return report
-
-
-def _staging(out: Path) -> Path:
-    return out.absolute().parent / f".{out.name}.preparing"
 
 
 def _odd_size(height: int, width: int) -> str | None:
@@ -320,7 +316,7 @@ def _finish(
         clock = time.perf_counter()
         contract, chosen = assemble.contract_of(accepted, results, spec, plan, sources)
         check_against_contract(contract, accepted, results, chosen)
-        staged_set = _staging(out) / "set"
+        staged_set = staging_of(out) / "set"
         shutil.rmtree(staged_set, ignore_errors=True)
         assemble.write_set(staged_set, contract, accepted, results, chosen)
         assemble.write_records(staged_set, results, spec, plan, fingerprint, sources)
@@ -328,7 +324,7 @@ def _finish(
         assemble.write_depth(staged_set, depth, plan)
         assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
         move_folder(staged_set, out)
-        shutil.rmtree(_staging(out))
+        shutil.rmtree(staging_of(out))
     seconds: dict[str, float] = {}
     for result in results:
         for stage, value in result.seconds.items():
@@ -354,7 +350,7 @@ def _made_before(out: Path, fingerprint: str, console: Console) -> PrepareReport
     if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
         from xwam_ft.shards import ShardSet
 
-        shutil.rmtree(_staging(out), ignore_errors=True)  # of a run that was killed when all but this was done
+        shutil.rmtree(staging_of(out), ignore_errors=True)  # of a run that was killed when all but this was done
         return _already(out, ShardSet.open(out), console)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"

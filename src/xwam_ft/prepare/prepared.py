@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from xwam_ft.consoles import setting
-from xwam_ft.prepare.findings import FindingGroup, Names, Severity, episodes_text
+from xwam_ft.consoles import setting, typed
+from xwam_ft.prepare.findings import FindingGroup, Names, Severity, can_be_dropped, episodes_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +42,7 @@ class PrepareReport:
 def say(report: PrepareReport, console: Console) -> None:
     took = "  ".join(f"{stage} {value:.1f} s" for stage, value in report.seconds.items())
     rejected = f", {len(report.rejected)} rejected (rejected.jsonl)" if report.rejected else ""
+    kept = set(report.names) - {result.number for result in report.rejected}
     for at, group in enumerate(report.findings):
         where = "" if group.of_dataset else f" [{episodes_text(group.episodes, report.names)}]"
         console.print(Text(group.severity, STYLES[group.severity]), end=" ")
@@ -50,6 +51,10 @@ def say(report: PrepareReport, console: Console) -> None:
         last = after is None or (after.check, after.severity, after.fix) != (group.check, group.severity, group.fix)
         if last and group.fix not in group.summary:
             console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
+        if (after is None or after.check != group.check) and can_be_dropped(group, report.findings, kept):
+            fewer = report.out.with_name(f"{report.out.name}_kept")
+            command = typed("xwam-ft", "shards", "drop", report.out, fewer, "--finding", group.check)
+            console.print(f"  or without them: {command}", style="dim", markup=False, soft_wrap=True)
     console.print(
         f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
         f"{report.count('warning')} warnings; see {report.out / 'report.html'}",

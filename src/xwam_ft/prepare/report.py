@@ -11,7 +11,7 @@ import numpy as np
 
 from xwam_ft import conventions, quantiles
 from xwam_ft.prepare.depth.outcome import depth_outcomes
-from xwam_ft.prepare.findings import FindingGroup, episodes_text, grouped, names_of
+from xwam_ft.prepare.findings import FindingGroup, can_be_dropped, episodes_text, grouped, names_of
 from xwam_ft.prepare.jobs import Motions, MotionsByNumber
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def render(
         padded=sum(result.padded_starts for result in kept),
         starts=sum(max(0, result.frames - contract.timing.frame_skip) for result in kept),
         groups=[_group(group, results, contract.camera_names) for group in groups],
+        droppable={group.check for group in groups if can_be_dropped(group, groups, {job.number for job in accepted})},
         warnings=sum(group.severity == "warning" for group in groups),
         slots=_slots(contract, train),
         changes={
