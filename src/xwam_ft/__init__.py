@@ -49,6 +49,7 @@ The rooms, each importing only those before it (prepare and model do not know ea
     evaluate/         a policy with shards or in an environment -> numbers in physical units, pictures, reports
     train/            shards and a recipe -> a run folder
     export/           a run -> a bundle that has proved itself
+    view/             shards, a run or a bundle -> a page in the browser to watch them on
 
 Beside them
     bundled/          recordings, recipes and the tiny weights that ship with the package
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         runs,
         serve,
         train,
+        view,
     )
     from xwam_ft.contract import Contract, load_contract
     from xwam_ft.errors import UserError
@@ -108,6 +110,7 @@ __all__ = [
     "runs",
     "serve",
     "train",
+    "view",
 ]
 
 _HOMES = {
@@ -123,7 +126,15 @@ _HOMES = {
     "load_contract": "contract",
     "load_recipe": "recipe",
 }
-_ROOMS = ("encode", "evaluate", "export", "inspect", "prepare", "train")  # packages that can be called, see verb.py
+_ROOMS = (
+    "encode",
+    "evaluate",
+    "export",
+    "inspect",
+    "prepare",
+    "train",
+    "view",
+)  # packages that can be called, see verb.py
 
 
 def __getattr__(name: str) -> Any:

@@ -314,6 +314,32 @@ def serve(
 
 
 @app.command()
+def view(
+    ctx: typer.Context,
+    target: Annotated[Path, typer.Argument(help="Shard set, run, bundle, or what `imagine` or `evaluate` wrote.")],
+    shards: Annotated[
+        Path | None, typer.Option(help="With a bundle or a run: imagine clips of this shard set.")
+    ] = None,
+    results: Annotated[list[Path] | None, typer.Option(help="Also what `imagine` wrote here; repeatable.")] = None,
+    episode: Annotated[int | None, typer.Option(min=0, help="Episode to begin with.")] = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Open the episode in Rerun instead.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the episode to a .rrd file of Rerun instead.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; default for this machine alone.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default a free one.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open nothing.")] = False,
+) -> None:
+    """Watch episodes, a run or a bundle on a page in the browser."""
+    from xwam_ft import api
+
+    if rerun or save is not None:
+        idle = ("shards", "results", "host", "port", "no_browser", *(() if save is None else ("rerun",)))
+        _require_unused(ctx, idle, "leave it out: --rerun and --save go with a shard set and --episode")
+    options: dict[str, Any] = {"host": host, "port": port, "browser": not no_browser, "rerun": rerun, "save": save}
+    options |= {"shards": shards, "results": results or [], "episode": episode}
+    api.view(target, progress=plain_console(), **options)
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("out/demo")) -> None:
     """Do the whole job on bundled recordings, on a CPU, in minutes."""
     from xwam_ft.demo import demo
