@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BLOCK = 32  # pictures that are decoded at once, for the next ones are asked for next
 BLOCKS = 24  # kept in memory
-POINTS = 24_000  # a frame, at most about so many
+POINTS = 40_000  # a frame, at most about so many
 DIGITS = 7
 Rows = list[dict[str, Any]]
 

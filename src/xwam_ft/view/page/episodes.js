@@ -96,14 +96,15 @@ export class SetPage {
     if (this.number !== number) return; // another was chosen meanwhile
     this.episode = episode;
     this.clock = new Clock(episode.frames, this.set.fps);
-    this.build(frame);
+    this.clock.exact = Math.max(0, Math.min(episode.frames - 1, frame));
+    this.build();
   }
 
-  build(frame) {
+  build() {
     const {set, episode, clock} = this, told = set.episodes.find(one => one.number === this.number), found = this.by.get(this.number) || [];
     const marks = found.filter(row => Number.isInteger(row.frame) && row.frame < episode.frames);
     this.tiles = el("div", {class: "tiles"});
-    this.cameras = el("div", {class: "row", role: "group", "aria-label": "Camera"}, ["all", ...set.cameras.map(one => one.name)].map(name =>
+    this.cameras = el("div", {class: "row", role: "group", "aria-label": "Camera", hidden: set.cameras.length < 2}, ["all", ...set.cameras.map(one => one.name)].map(name =>
       el("button", {"data-choose": name, onclick: () => this.choose(name)}, name === "all" ? "all cameras" : name)));
     const space = new Space(set, episode, clock), plots = motionPlots(set, episode, clock);
     const imagine = new Imagine(this.view, set, episode, clock);
@@ -113,15 +114,15 @@ export class SetPage {
         el("span", {class: "soft"}, `${told.source} · ${SPLITS[told.split]} · ${episode.frames} frames at ${set.fps} a second`)),
       told.wordings.length > 1 && el("p", {class: "soft"}, `also told as: ${told.wordings.slice(1).join("; ")}`) || "",
       el("div", {class: "watch"},
-        el("div", {class: "stack"}, this.cameras, this.tiles, set.depth.kind === "none" || !episode.depth ? el("p", {class: "soft", id: "why_no_depth"}, "no depth: this set was prepared without (`--depth none`)") : ""),
-        el("div", {class: "stack"}, space.element, this.findings(found))),
+        el("div", {class: "stack"}, this.cameras, this.tiles, set.depth.kind === "none" || !episode.depth ? el("p", {class: "soft", id: "why_no_depth"}, "no depth: this set was prepared without (`--depth none`)") : "", this.findings(found)),
+        el("div", {class: "stack"}, space.element)),
       transport(clock, marks, row => this.jump(row)),
       imagine.element,
       plots.element,
       el("p", {class: "keys"}, el("kbd", {}, "space"), " plays, ", el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " a frame (with ", el("kbd", {}, "Shift"), " ten), ", el("kbd", {}, "↑"), " ", el("kbd", {}, "↓"), " episodes, ", el("kbd", {}, "Home"), " ", el("kbd", {}, "End")));
     clock.watch((now, playing) => { if (!playing) this.remember(now); });
     this.choose(this.camera);
-    clock.go(frame);
+    clock.tell();
   }
 
   findings(found) {
@@ -147,7 +148,7 @@ export class SetPage {
     const shown = set.cameras.filter(one => name === "all" || one.name === name);
     this.films = shown.map(one => new Film(set, episode, one.name, clock));
     const depths = episode.depth ? shown.map(one => new Depth(this.view, set, one.name, frame => `depth/${set.token}/${episode.number}/${frame}/${part(one.name)}.bin`, clock)) : [];
-    this.tiles.className = name === "all" ? "tiles" : "tiles one";
+    this.tiles.className = shown.length > 1 ? "tiles" : "tiles one";
     this.tiles.replaceChildren(...shown.map((one, at) => el("div", {class: "tile"},
       el("div", {class: "name"}, one.name, el("span", {class: "soft", title: one.lacks ? `not in space: it lacks ${one.lacks}` : ""}, one.kind + (one.lacks ? ", not calibrated" : ""))),
       el("div", {class: "pair"}, this.films[at].element, depths[at] ? depths[at].element : ""))));

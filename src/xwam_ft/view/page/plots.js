@@ -15,7 +15,7 @@ function ticks(low, high, count) {
 function shownTick(value) { return Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(3))); }
 
 // `lines`: [{x, y, colour, dots, faint}]; nulls are gaps. Draws axes and lines; returns what turns an x into a pixel.
-export function chart(canvas, lines, {log = false, cursor = null, unit = "s"} = {}) {
+export function chart(canvas, lines, {log = false, zero = false, cursor = null, unit = "s"} = {}) {
   const sheet = sharp(canvas);
   if (!sheet) return null;
   const {context, width, height} = sheet;
@@ -31,9 +31,10 @@ export function chart(canvas, lines, {log = false, cursor = null, unit = "s"} = 
   context.font = "10px system-ui, sans-serif";
   context.fillStyle = colour("soft");
   if (low > high) { context.fillText("nothing recorded", LEFT, height / 2); return null; }
+  if (zero) low = Math.min(0, low);
   let [bottom, top] = [scale(low), scale(high)];
   const room = (top - bottom) * 0.06 || Math.max(Math.abs(top) * 0.05, 1e-3);
-  bottom -= room; top += room;
+  bottom -= zero && low === 0 ? 0 : room; top += room;
   if (first === last) { first -= 0.5; last += 0.5; }
   const right = width - RIGHT, floor = height - BOTTOM;
   const atX = x => LEFT + (x - first) / (last - first) * (right - LEFT);
@@ -43,9 +44,12 @@ export function chart(canvas, lines, {log = false, cursor = null, unit = "s"} = 
   context.textAlign = "right"; context.textBaseline = "middle";
   let levels = ticks(bottom, top, height / 34);
   if (log) {
-    const whole = [];
-    for (let power = Math.floor(bottom); power <= top; power++) for (const by of [1, 2, 5]) if (Math.log10(by) + power >= bottom && Math.log10(by) + power <= top) whole.push(by * 10 ** power);
-    levels = whole.length > 6 ? whole.filter(value => /^1/.test(value.toExponential())) : whole;
+    const within = steps => {
+      const found = [];
+      for (let power = Math.floor(bottom); power <= top; power++) found.push(...steps.map(by => by * 10 ** power));
+      return found.filter(value => Math.log10(value) >= bottom && Math.log10(value) <= top);
+    };
+    levels = [[1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 7, 8]].map(within).find(found => found.length > 2) || within([1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9]);
   }
   for (const level of levels) {
     const y = atY(level);
@@ -54,7 +58,10 @@ export function chart(canvas, lines, {log = false, cursor = null, unit = "s"} = 
   }
   context.textBaseline = "alphabetic"; context.textAlign = "center";
   const across = ticks(first, last, width / 80);
-  for (const at of across) context.fillText(shownTick(at) + (at === across[across.length - 1] && unit ? ` ${unit}` : ""), Math.min(Math.max(atX(at), LEFT + 8), right - 12), height - 4);
+  for (const at of across) {
+    const text = shownTick(at) + (at === across[across.length - 1] && unit ? ` ${unit}` : ""), half = context.measureText(text).width / 2;
+    context.fillText(text, Math.min(atX(at), width - half - 2), height - 4);
+  }
   for (const line of lines) {
     context.strokeStyle = context.fillStyle = line.colour;
     context.globalAlpha = line.faint ? 0.35 : 1;

@@ -31,7 +31,7 @@ export function runPage(run) {
   if (!run.curves.length) body.append(el("p", {class: "empty"}, "nothing is logged yet"));
   body.append(el("div", {class: "plots"}, run.curves.map(curve => {
     const canvas = el("canvas", {"aria-label": curve.title}), styled = curve.lines.filter(line => line.x.length).map(line => ({...line, ...STYLES[line.name]}));
-    ends.push(redrawn(canvas, () => chart(canvas, styled.map(line => ({...line, colour: colour(line.colour)})), {log: curve.log, unit: "steps"})));
+    ends.push(redrawn(canvas, () => chart(canvas, styled.map(line => ({...line, colour: colour(line.colour)})), {log: curve.log, zero: !curve.log, unit: "steps"})));
     return el("div", {class: "card plot tall"}, el("div", {class: "title"}, el("b", {}, curve.title + (curve.unit ? ` [${curve.unit}]` : ""))), canvas,
       el("div", {class: "legend"}, styled.map(line => el("span", {}, el("i", {style: `background: var(--${line.colour}); opacity: ${line.faint ? 0.4 : 1}`}), line.name))));
   })));

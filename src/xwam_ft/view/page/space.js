@@ -80,7 +80,7 @@ export class Space {
   // Orthographic: lengths can be compared everywhere. Returns [right, down, depth] in CSS pixels.
   lens(width, height) {
     const [ct, st, cp, sp] = [Math.cos(this.turn), Math.sin(this.turn), Math.cos(this.tilt), Math.sin(this.tilt)];
-    const scale = 0.62 * Math.min(width, height) / this.size * this.zoom, [mx, my, mz] = this.middle;
+    const scale = 0.5 * Math.min(width, height) / this.size * this.zoom, [mx, my, mz] = this.middle;
     const [ox, oy] = [width / 2 + this.pan[0], height / 2 + this.pan[1]];
     return (x, y, z) => {
       const a = x - mx, b = y - my, c = z - mz, forth = -a * st + b * ct;
@@ -93,7 +93,10 @@ export class Space {
     if (!sheet) return;
     const {context, width, height} = sheet, at = this.lens(width, height), frame = this.clock.frame;
     if (this.points && this.show.checked) this.drawPoints(sheet, at);
+    context.globalCompositeOperation = "destination-over"; // below the points
     this.drawFloor(context, at);
+    context.globalCompositeOperation = "source-over";
+    this.triad(context, at, [0, 0, 0], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], this.size * 0.18, true);
     for (const {corners, poses} of Object.values(this.episode.cameras)) this.drawCamera(context, at, corners, poses[Math.min(frame, poses.length - 1)]);
     for (const path of this.paths) this.drawPath(context, at, path, frame);
   }
@@ -112,7 +115,7 @@ export class Space {
     context.globalAlpha = 1;
   }
 
-  // A grid below the path, with its step written, and the base frame's axes where they are near.
+  // A grid below the path, with its step written.
   drawFloor(context, at) {
     const power = 10 ** Math.floor(Math.log10(this.size / 2)), step = [5, 2, 1].map(by => by * power).find(one => one <= this.size / 2) || power;
     const [mx, my] = this.middle.map(value => Math.round(value / step) * step), reach = 3 * step;
@@ -123,7 +126,6 @@ export class Space {
     context.fillStyle = colour("soft"); context.font = "11px system-ui, sans-serif";
     const [x, y] = at(mx + reach, my - reach, this.floor);
     context.fillText(`grid ${Number(step.toPrecision(1))} m`, Math.min(Math.max(4, x), context.canvas.clientWidth - 70), Math.min(Math.max(14, y + 12), context.canvas.clientHeight - 6));
-    this.triad(context, at, [0, 0, 0], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], this.size * 0.18, true);
   }
 
   triad(context, at, origin, axes, length, named = false) {
@@ -157,7 +159,7 @@ export class Space {
   drawPoints({context, ratio}, at) {
     const {width, height} = context.canvas, image = context.createImageData(width, height);
     const out = new Uint32Array(image.data.buffer), near = new Float32Array(width * height).fill(Infinity);
-    const places = new Float32Array(this.points), colours = new Uint32Array(this.points), side = Math.round(2 * ratio);
+    const places = new Float32Array(this.points), colours = new Uint32Array(this.points), side = Math.max(2, Math.round((this.zoom > 2 ? 4 : 2.6) * ratio));
     for (let by = 0; by < places.length; by += 4) {
       const [x, y, depth] = at(places[by], places[by + 1], places[by + 2]);
       const left = Math.round(x * ratio), top = Math.round(y * ratio);
