@@ -1,4 +1,4 @@
-"""Chromium without a window, driven by its own DevTools protocol over a web socket: no driver to install or download."""
+"""Chromium without a window, driven by its own DevTools protocol over a web socket: no driver to install."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +133,9 @@ class Browser:
         return [url for url in self.asked if not ours.match(url)]
 
     def close(self) -> None:
-        import signal
-
         self.session = None
-        try:
+        with suppress(Exception):  # the socket may be gone before the answer
             self.send("Browser.close")
-        except Exception:  # the socket may be gone before the answer
-            pass
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

@@ -311,11 +311,22 @@ def view(
 
     console, place = plain_console(progress), place_of(target)
     if rerun or save is not None:
+        if shards is not None or results or host is not None or port or not browser:
+            raise UserError("go with the page, not with Rerun", "--shards, --results, --host, --port", "leave them out")
+        if rerun and save is not None:
+            raise UserError("writes a file, and --rerun opens the viewer", "--save", "leave one of them out")
         show_in_rerun(place, episode, None if save is None else Path(save), console)
         return
-    beside = None if shards is None else place_of(shards)
-    options = {"host": host, "port": port, "browser": browser, "episode": episode}
-    work(place, shards=beside, results=[place_of(one) for one in results], console=console, **options)
+    work(
+        place,
+        shards=None if shards is None else place_of(shards),
+        results=[place_of(one) for one in results],
+        host=host,
+        port=port,
+        browser=browser,
+        episode=episode,
+        console=console,
+    )
 
 
 def _source(place: str | Path | Made, console: Console) -> PolicySource:

@@ -182,23 +182,14 @@ def export(
     """Write a bundle that has proved itself, or another format."""
     from xwam_ft import api
 
-    api.export(
-        run,
-        out,
-        format=format,
-        ema=not no_ema,
-        depth=not no_depth,
-        dtype=dtype,
-        merged=not unmerged,
-        prompts=prompt or [],
-        wan=wan,
-        step=step,
-        best=best,
-        with_text_encoder=with_text_encoder,
-        push=push,
-        private=private,
-        progress=plain_console(),
-    )
+    options: dict[str, Any] = {
+        "ema": not no_ema,
+        "depth": not no_depth,
+        "merged": not unmerged,
+        "prompts": prompt or [],
+    }
+    options |= {"dtype": dtype, "wan": wan, "step": step, "best": best, "with_text_encoder": with_text_encoder}
+    api.export(run, out, format=format, push=push, private=private, progress=plain_console(), **options)
 
 
 @app.command()
@@ -315,11 +306,8 @@ def serve(
 
 @app.command()
 def view(
-    ctx: typer.Context,
     target: Annotated[Path, typer.Argument(help="Shard set, run, bundle, or what `imagine` or `evaluate` wrote.")],
-    shards: Annotated[
-        Path | None, typer.Option(help="With a bundle or a run: imagine clips of this shard set.")
-    ] = None,
+    shards: Annotated[Path | None, typer.Option(help="With a bundle or run: imagine clips of this set.")] = None,
     results: Annotated[list[Path] | None, typer.Option(help="Also what `imagine` wrote here; repeatable.")] = None,
     episode: Annotated[int | None, typer.Option(min=0, help="Episode to begin with.")] = None,
     rerun: Annotated[bool, typer.Option("--rerun", help="Open the episode in Rerun instead.")] = False,
@@ -331,9 +319,6 @@ def view(
     """Watch episodes, a run or a bundle on a page in the browser."""
     from xwam_ft import api
 
-    if rerun or save is not None:
-        idle = ("shards", "results", "host", "port", "no_browser", *(() if save is None else ("rerun",)))
-        _require_unused(ctx, idle, "leave it out: --rerun and --save go with a shard set and --episode")
     options: dict[str, Any] = {"host": host, "port": port, "browser": not no_browser, "rerun": rerun, "save": save}
     options |= {"shards": shards, "results": results or [], "episode": episode}
     api.view(target, progress=plain_console(), **options)

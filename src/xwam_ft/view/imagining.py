@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from xwam_ft.view.episodes import WatchedSet
 
 KEPT = 8  # imagined clips that can still be looked at
-STEPS = ("waiting", "loading the policy", "imagining", "done", "failed")
 
 
 class Busy(Exception):
@@ -38,7 +37,7 @@ class Dream:
     shards: ShardSet
     episode: int
     start: int
-    phase: str = STEPS[0]
+    phase: str = "waiting"  # then: loading the policy, imagining, done or failed
     done: int = 0  # denoising steps
     total: int = 0
     error: str | None = None

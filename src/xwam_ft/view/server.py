@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+import math
 import socket
 import sys
 import threading
@@ -45,7 +46,11 @@ class Answer:
 
     @classmethod
     def of(cls, value: Any, status: int = 200) -> Answer:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        """A value as JSON; numbers that are not finite, of a loss that burst say, are null there."""
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            text = json.dumps(_finite(value), ensure_ascii=False)
         return cls("application/json; charset=utf-8", text.encode(), status)
 
     @property
@@ -117,7 +122,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: PageServer
+    server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "xwam-ft", ""
     timeout = 60
@@ -221,7 +226,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     if (
         not whole
         or not (first or last)
-        or not all(end == "" or end.isascii() and end.isdigit() for end in (first, last))
+        or not all(end == "" or (end.isascii() and end.isdigit()) for end in (first, last))
     ):
         return None
     if not first:
@@ -229,6 +234,14 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     if last and int(last) < int(first):
         return None
     return int(first), min(int(last) + 1, size) if last else size
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(host: str) -> str:

@@ -1,4 +1,4 @@
-"""`xwam-ft view`: a page in the browser that shows a shard set, a run, a bundle or what `imagine` and `evaluate` wrote."""
+"""`xwam-ft view`: what is shown of a shard set, a run, a bundle or results, where it is served, and when it ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import webbrowser
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,13 +122,13 @@ def _policy_site(target: Path, beside: list[WatchedSet], results: Sequence[Path]
 
 
 def _unknown(target: Path) -> UserError:
-    if not target.exists():
-        return UserError("is not there", target, f"give {KINDS}")
     if target.is_file():
         return UserError("is a file", target, f"give the folder: {KINDS}")
     staging = target.absolute().parent / f".{target.name}.preparing"
     if staging.is_dir() or target.name.endswith(".preparing"):
         return UserError("is not prepared to the end", target, "run the same `xwam-ft prepare` again: it goes on")
+    if not target.exists():
+        return UserError("is not there", target, f"give {KINDS}")
     return UserError("is none of what can be shown", target, f"give {KINDS}")
 
 
@@ -208,7 +209,7 @@ def opened(address: str) -> bool:
 
 
 @contextmanager
-def _signals() -> Generator[Callable[[], None]]:
+def _signals() -> Generator[Callable[[], object]]:
     """A function that waits for Ctrl-C or SIGTERM. In a thread, where signals do not come, it waits for ever."""
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event().wait
@@ -220,7 +221,7 @@ def _signals() -> Generator[Callable[[], None]]:
 
     before = {which: signal.signal(which, end) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: None if os.read(reading, 1) else None
+        yield partial(os.read, reading, 1)
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)

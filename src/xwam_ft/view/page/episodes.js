@@ -108,7 +108,7 @@ export class SetPage {
       el("button", {"data-choose": name, onclick: () => this.choose(name)}, name === "all" ? "all cameras" : name)));
     const space = new Space(set, episode, clock), plots = motionPlots(set, episode, clock);
     const imagine = new Imagine(this.view, set, episode, clock);
-    this.ends.push(space.end, plots.end);
+    this.ends.push(space.end, plots.end, () => { imagine.ended = true; });
     this.chosen.replaceChildren(
       el("div", {class: "head"}, el("h1", {}, `${this.number}: ${told.instruction || "(no instruction)"}`),
         el("span", {class: "soft"}, `${told.source} · ${SPLITS[told.split]} · ${episode.frames} frames at ${set.fps} a second`)),

@@ -28,6 +28,7 @@ export class Imagine {
       let dream = await ask("api/imagine", {set: this.set.token, episode: this.episode.number, start});
       while (dream.phase !== "done" && dream.phase !== "failed") {
         await new Promise(later => setTimeout(later, 250));
+        if (this.ended) return; // another episode was chosen
         dream = await ask(`api/imagine/${dream.number}`);
         this.progress(dream);
       }
