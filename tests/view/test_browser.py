@@ -91,7 +91,9 @@ def scrub(browser: Browser, frame: int) -> None:
     browser.run(
         f"(s => {{ s.value = {frame}; s.dispatchEvent(new Event('input')); }})(document.getElementById('slider'))"
     )
-    browser.wait(f"[...document.querySelectorAll('[data-shown]')].every(one => one.dataset.shown === '{frame}')")
+    browser.wait(
+        f"[...document.querySelectorAll('[data-camera], [data-depth]')].every(one => one.dataset.shown === '{frame}')"
+    )
 
 
 def test_the_frame_shown_is_the_frame_asked_for(browser: Browser, viewing: Viewing, shard_set: ShardSet) -> None:
@@ -114,7 +116,6 @@ def test_the_frame_shown_is_the_frame_asked_for(browser: Browser, viewing: Viewi
             assert np.abs(coloured - colour(depth[view, frame]).astype(int)).mean() < 0.5
     assert browser.run("document.getElementById('time').textContent").startswith(f"{order[-1] / 10:.2f} of 2.80 s")
     assert any(".mp4" in url for url in browser.asked)
-    assert not any("/picture/" in url for url in browser.asked)
 
 
 def test_keys_step_play_and_change_the_episode(browser: Browser, viewing: Viewing) -> None:
@@ -206,7 +207,6 @@ def test_pictures_stand_in_for_a_broken_video(browser: Browser, viewing: Viewing
             "document.querySelector('[data-camera=wrist] .why')?.textContent.includes('single pictures instead')"
         )
         scrub(browser, 20)
-        browser.wait("document.querySelector('[data-camera=wrist] img').complete")
         np.testing.assert_array_equal(pixels(browser, "[data-camera=wrist] img"), rgb[1, 20])
     finally:
         browser.send("Network.setBlockedURLs", urls=[])

@@ -25,7 +25,7 @@ export class Film {
   constructor(set, episode, camera, clock) {
     Object.assign(this, {set, episode, camera, clock, segment: null, shown: null, row: 0});
     const [height, width] = set.size;
-    this.picture = el("img", {class: "over", alt: `${camera}, as a single picture`, hidden: true});
+    this.picture = this.still(true);
     this.video = el("video", {muted: true, playsinline: true, preload: "auto", "aria-label": `${camera}, video`});
     this.video.muted = true;
     this.why = el("div", {class: "why", hidden: true});
@@ -38,6 +38,8 @@ export class Film {
     if (episode.why_no_film[camera]) this.instead(episode.why_no_film[camera]);
     this.heed();
   }
+
+  still(hidden) { return el("img", {alt: `${this.camera}, as a single picture`, hidden}); }
 
   // Which frame the video shows, as the browser tells it.
   heed() {
@@ -97,7 +99,7 @@ export class Film {
   }
 
   async load(frame) {
-    const image = new Image();
+    const image = this.still(false);
     image.src = `picture/${this.set.token}/${this.episode.number}/${frame}/${part(this.camera)}.png`;
     try {
       await image.decode();
@@ -106,9 +108,9 @@ export class Film {
       this.why.hidden = false;
       return;
     }
-    if (!this.single && (this.clock.playing || this.clock.frame !== frame)) return;
-    this.picture.src = image.src;
-    this.picture.hidden = false;
+    if (!this.single && (this.clock.playing || this.clock.frame !== frame || this.shown === frame)) return;
+    this.picture.replaceWith(image); // decoded already, so nothing flickers
+    this.picture = image;
     this.element.dataset.shown = frame;
   }
 
