@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 FLAGS = [
@@ -126,6 +130,20 @@ class Browser:
     def screenshot(self, *, whole: bool = False) -> bytes:
         """PNG of what is seen, or of the whole page."""
         return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+
+    def pixels(self, selector: str) -> np.ndarray:
+        """What a video, picture or canvas of the page shows, [h, w, 3]."""
+        url = self.run(
+            f"""(() => {{
+            const shown = document.querySelector({json.dumps(selector)}), copy = document.createElement("canvas");
+            copy.width = shown.videoWidth || shown.naturalWidth || shown.width;
+            copy.height = shown.videoHeight || shown.naturalHeight || shown.height;
+            copy.getContext("2d").drawImage(shown, 0, 0);
+            return copy.toDataURL();
+            }})()"""
+        )
+        png = base64.b64decode(url.partition(",")[2])
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
     def foreign(self, address: str) -> list[str]:
         """What was asked of anybody but the server at `address`."""

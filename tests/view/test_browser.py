@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shutil
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from browser import CHROMIUM, Browser
 from shared import QUIET
@@ -58,20 +55,6 @@ def quiet(browser: Browser, viewing: Viewing, request: pytest.FixtureRequest) ->
         assert browser.foreign("http://127.0.0.1:") == []
 
 
-def pixels(browser: Browser, selector: str) -> np.ndarray:
-    """What a video, picture or canvas of the page shows, [h, w, 3]."""
-    url = browser.run(
-        f"""(() => {{
-        const shown = document.querySelector({json.dumps(selector)}), copy = document.createElement("canvas");
-        copy.width = shown.videoWidth || shown.naturalWidth || shown.width;
-        copy.height = shown.videoHeight || shown.naturalHeight || shown.height;
-        copy.getContext("2d").drawImage(shown, 0, 0);
-        return copy.toDataURL();
-        }})()"""
-    )
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")).astype(int)
-
-
 def truth(shard_set: ShardSet, episode: int) -> tuple[np.ndarray, np.ndarray]:
     """Decoded pictures and depth codes of a whole episode, [v, f, h, w, 3] and [v, f, h, w]."""
     rgb: dict[int, np.ndarray] = {}
@@ -104,14 +87,14 @@ def test_the_frame_shown_is_the_frame_asked_for(browser: Browser, viewing: Viewi
     for frame in order:
         scrub(browser, frame)
         for view, camera in enumerate(shard_set.contract.camera_names):
-            shown = pixels(browser, f"[data-camera={camera}] video")
+            shown = browser.pixels(f"[data-camera={camera}] video")
             apart = np.abs(rgb[view].astype(int) - shown).mean(axis=(1, 2, 3))
             assert apart.argmin() == frame
             assert apart[frame] < 4  # levels of 255: another conversion of colours than the decoder's
             assert browser.run(
                 f"document.querySelector('[data-camera={camera}] img').hidden"
             )  # the video itself is right
-            coloured = pixels(browser, f"[data-depth={camera}] canvas")
+            coloured = browser.pixels(f"[data-depth={camera}] canvas")
             np.testing.assert_allclose(coloured, colour(depth[view, frame]), atol=8)  # 256 colours, rounded alike
             assert np.abs(coloured - colour(depth[view, frame]).astype(int)).mean() < 0.5
     assert browser.run("document.getElementById('time').textContent").startswith(f"{order[-1] / 10:.2f} of 2.80 s")
@@ -170,11 +153,11 @@ def test_space_turns_and_plots_show_values_in_units(browser: Browser, viewing: V
     box = browser.run(
         "(b => [b.left, b.top, b.width, b.height])(document.getElementById('space').getBoundingClientRect())"
     )
-    before = pixels(browser, "#space")
+    before = browser.pixels("#space")
     centre = (box[0] + box[2] / 2, box[1] + box[3] / 2)
     browser.drag(centre, (centre[0] + 90, centre[1] + 30))
     browser.wait("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
-    assert (np.abs(before - pixels(browser, "#space")).sum(axis=2) > 30).mean() > 0.002
+    assert (np.abs(before - browser.pixels("#space")).sum(axis=2) > 30).mean() > 0.002
     [row] = [shard_set.read_motion(e) for e in shard_set.segments() if e.episode == 0 and e.first_frame == 0]
     plot = browser.wait("document.querySelector('[data-number=\"tool x\"]').innerText")
     assert "x [m]" in plot
@@ -207,6 +190,6 @@ def test_pictures_stand_in_for_a_broken_video(browser: Browser, viewing: Viewing
             "document.querySelector('[data-camera=wrist] .why')?.textContent.includes('single pictures instead')"
         )
         scrub(browser, 20)
-        np.testing.assert_array_equal(pixels(browser, "[data-camera=wrist] img"), rgb[1, 20])
+        np.testing.assert_array_equal(browser.pixels("[data-camera=wrist] img"), rgb[1, 20])
     finally:
         browser.send("Network.setBlockedURLs", urls=[])

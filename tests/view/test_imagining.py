@@ -20,6 +20,7 @@ import xwam_ft
 from browser import CHROMIUM, Browser
 from shared import QUIET
 from xwam_ft.errors import UserError
+from xwam_ft.media import read_rgb
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.shards import ShardSet
 from xwam_ft.train.history import History
@@ -132,7 +133,8 @@ def test_a_run_shows_its_curves_looks_and_shards(trained_run: Path, imagined: Pa
     with start(site, None, 0) as viewing:  # a run that learns is watched while it does
         [look] = json.loads(ask(f"{viewing.address}api/view")[1])["run"]["looks"]
         assert (look["step"], look["episode"]) == (2, 2)
-        assert ask(viewing.address + look["film"])[1] == (imagined / "imagined.mp4").read_bytes()
+        assert look["film"]["frames"] == len(read_rgb(imagined / "imagined.mp4")) > 5
+        assert ask(viewing.address + look["film"]["address"])[1] == (imagined / "imagined.mp4").read_bytes()
         assert ask(viewing.address + before["run"]["report"])[0] == 200
         for inside in ("recipe.yaml", "checkpoints/../recipe.yaml", "../shards/contract.json"):
             assert ask(f"{viewing.address}files/run/{inside}")[0] == 404
@@ -160,7 +162,15 @@ def test_a_browser_shows_the_film_and_imagines(viewing: Viewing, tmp_path: Path)
     try:
         browser.size(1300, 900)
         browser.open(f"{viewing.address}#tab=results-0")
-        browser.wait("document.querySelector('.film video')?.readyState >= 2")
+        film = read_rgb(viewing.site.results[0] / "imagined.mp4")
+        browser.wait("document.querySelector('[data-camera]')?.dataset.shown === '0'")
+        for frame in (3, 1):
+            browser.run(
+                f"(s => {{ s.value = {frame}; s.dispatchEvent(new Event('input')); }})(document.getElementById('slider'))"
+            )
+            browser.wait(f"document.querySelector('[data-camera]').dataset.shown === '{frame}'")
+            apart = np.abs(film.astype(int) - browser.pixels("[data-camera] video")).mean(axis=(1, 2, 3))
+            assert apart.argmin() == frame
         assert "report" not in browser.run("document.querySelector('main').textContent")
         browser.open(f"{viewing.address}#tab={token}&episode=0&frame=6")
         browser.wait("document.getElementById('imagine') !== null")

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
+from xwam_ft.media import count_frames, probe
 from xwam_ft.shards import ShardSet
 
 if TYPE_CHECKING:
     from xwam_ft.train.history import History
 
 Rows = list[dict[str, Any]]
-METRICS = "metrics.json"
+METRICS, FILM = "metrics.json", "imagined.mp4"
 SHOWN = {".html", ".png", ".mp4"}
 """Kinds of files that a folder of results is asked for."""
 
@@ -120,15 +121,14 @@ def is_results(folder: Path) -> bool:
     """Whether `imagine` or `evaluate` wrote a folder."""
     if not (folder / METRICS).is_file():
         return False
-    return any((folder / name).is_file() for name in ("imagined.mp4", "report.html", "compare.html"))
+    return any((folder / name).is_file() for name in (FILM, "report.html", "compare.html"))
 
 
 def result_summary(folder: Path, place: str) -> dict[str, Any]:
     """A folder of results; `place` is what its files' addresses begin with."""
     metrics = read_json(folder / METRICS)
     report = next((name for name in ("report.html", "compare.html") if (folder / name).is_file()), None)
-    shown = _pictures(folder, place)
-    films = [f"{place}/{path.relative_to(folder).as_posix()}" for path in _shown(folder) if path.suffix == ".mp4"]
+    names = [path.relative_to(folder).as_posix() for path in _shown(folder) if path.suffix == ".mp4"]
     scores: list[Any] = []
     if isinstance(metrics, dict) and "scores" in metrics and "point_cloud" in metrics:
         from xwam_ft.train.report import score_rows
@@ -144,8 +144,8 @@ def result_summary(folder: Path, place: str) -> dict[str, Any]:
         "trained": told.get("trained_backbone", True),
         "report": None if report is None else f"{place}/{report}",
         "scores": scores,
-        **shown,
-        "films": [film for film in films if film != shown["film"]],
+        **_pictures(folder, place),
+        "films": [_film(folder, name, place) for name in names if name != FILM],
     }
 
 
@@ -160,9 +160,23 @@ def _shown(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix in SHOWN and path.is_file() and not path.is_symlink())
 
 
-def _pictures(folder: Path, place: str) -> dict[str, str | None]:
-    names = {"film": "imagined.mp4", "sheet": "contact_sheet.png", "cloud": "pointcloud.png"}
-    return {key: f"{place}/{name}" if (folder / name).is_file() else None for key, name in names.items()}
+def _pictures(folder: Path, place: str) -> dict[str, Any]:
+    names = {"sheet": "contact_sheet.png", "cloud": "pointcloud.png"}
+    shown = {key: f"{place}/{name}" if (folder / name).is_file() else None for key, name in names.items()}
+    return {"film": _film(folder, FILM, place) if (folder / FILM).is_file() else None, **shown}
+
+
+def _film(folder: Path, name: str, place: str) -> dict[str, Any]:
+    """Where a film is, and what a page needs to go to one of its frames."""
+    info = probe(folder / name)
+    frames = count_frames(folder / name)
+    return {
+        "address": f"{place}/{name}",
+        "name": name,
+        "size": [info.height, info.width],
+        "fps": info.fps,
+        "frames": frames,
+    }
 
 
 def _line(name: str, steps: list[int], values: list[float]) -> dict[str, Any]:

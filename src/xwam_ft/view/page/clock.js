@@ -53,6 +53,21 @@ export class Clock {
   }
 }
 
+// What a key means: steps and play of a clock, and `more`.
+export function pressed(event, clock, more = {}) {
+  const at = event.target;
+  if (event.ctrlKey || event.metaKey || event.altKey || at.matches?.("select, textarea, input:not([type=range])")) return;
+  if (event.key === " " && at.matches?.("button, summary, input, video")) return;
+  const by = event.shiftKey ? 10 : 1;
+  const work = {...more, ...(clock ? {
+    ArrowLeft: () => clock.step(-by), ArrowRight: () => clock.step(by), " ": () => clock.toggle(),
+    Home: () => clock.step(-Infinity), End: () => clock.step(Infinity),
+  } : {})}[event.key];
+  if (!work) return;
+  event.preventDefault();
+  work();
+}
+
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 4];
 
 // Play, slider, time, speed; `marks` are findings that have a frame.

@@ -1,6 +1,6 @@
 // A shard set: the list of its episodes with filters, and the chosen one with all that is known of it.
 
-import {Clock, transport} from "./clock.js";
+import {Clock, pressed, transport} from "./clock.js";
 import {Imagine} from "./imagine.js";
 import {motionPlots} from "./plots.js";
 import {Space} from "./space.js";
@@ -146,7 +146,11 @@ export class SetPage {
     (this.films || []).forEach(film => film.end());
     for (const button of this.cameras.children) button.setAttribute("aria-pressed", String(button.dataset.choose === name));
     const shown = set.cameras.filter(one => name === "all" || one.name === name);
-    this.films = shown.map(one => new Film(set, episode, one.name, clock));
+    this.films = shown.map(({name}) => new Film({
+      name, size: set.size, fps: set.fps, segments: episode.segments, why: episode.why_no_film[name],
+      film: segment => `film/${set.token}/${part(segment.key)}/${part(name)}.mp4`,
+      picture: frame => `picture/${set.token}/${episode.number}/${frame}/${part(name)}.png`,
+    }, clock));
     const depths = episode.depth ? shown.map(one => new Depth(this.view, set, one.name, frame => `depth/${set.token}/${episode.number}/${frame}/${part(one.name)}.bin`, clock)) : [];
     this.tiles.className = shown.length > 1 ? "tiles" : "tiles one";
     this.tiles.replaceChildren(...shown.map((one, at) => el("div", {class: "tile"},
@@ -172,18 +176,10 @@ export class SetPage {
   }
 
   key(event) {
-    const at = event.target;
-    if (event.ctrlKey || event.metaKey || event.altKey || !this.clock) return;
-    if (at.matches("select, textarea, input:not([type=range])") || (event.key === " " && at.matches("button, summary"))) return;
-    const by = event.shiftKey ? 10 : 1, place = this.shown.findIndex(one => one.number === this.number);
-    const work = {
-      ArrowLeft: () => this.clock.step(-by), ArrowRight: () => this.clock.step(by), " ": () => this.clock.toggle(),
-      Home: () => this.clock.step(-Infinity), End: () => this.clock.step(Infinity),
+    const place = this.shown.findIndex(one => one.number === this.number);
+    pressed(event, this.clock, {
       ArrowUp: () => place > 0 && this.open(this.shown[place - 1].number),
       ArrowDown: () => place < this.shown.length - 1 && this.open(this.shown[place + 1].number),
-    }[event.key];
-    if (!work) return;
-    event.preventDefault();
-    work();
+    });
   }
 }

@@ -10,7 +10,7 @@ function pagesOf(view, hash) {
   const pages = [];
   const episodes = view.sets.length === 1 ? "Episodes" : null;
   if (view.run) pages.push(["run", "Run", () => runPage(view.run)]);
-  if (view.bundle) pages.push(["bundle", "Bundle", () => bundlePage(view.bundle)]);
+  if (view.bundle) pages.push(["bundle", "Bundle", () => bundlePage(view.bundle, view)]);
   view.results.forEach((found, at) => pages.push([`results-${at}`, found.name, () => resultPage(found)]));
   view.sets.forEach(set => pages.push([set.token, episodes || set.name, () => new SetPage(view, set, hash)]));
   return pages;

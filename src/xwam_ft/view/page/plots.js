@@ -42,7 +42,7 @@ export function chart(canvas, lines, {log = false, zero = false, cursor = null, 
   context.strokeStyle = colour("line");
   context.lineWidth = 1;
   context.textAlign = "right"; context.textBaseline = "middle";
-  let levels = ticks(bottom, top, height / 34);
+  let levels = ticks(bottom, top, height / 28);
   if (log) {
     const within = steps => {
       const found = [];

@@ -24,6 +24,7 @@ export class Space {
         el("span", {}, `${frame}metres · drag turns, Shift drag moves, wheel zooms`)),
       why && el("p", {class: "soft"}, why),
       !this.paths.length && el("p", {class: "soft", id: "why_no_path"}, "no path: no slot of this set is the pose of an end-effector (an embodiment file can make poses from joints, through a URDF)"));
+    this.share = this.show.checked ? 0.36 : 0.5; // of the sheet, that the path takes: points show more around it
     this.fit();
     this.canvas.addEventListener("pointerdown", event => this.canvas.setPointerCapture(event.pointerId));
     this.canvas.addEventListener("pointermove", event => this.dragged(event));
@@ -80,7 +81,7 @@ export class Space {
   // Orthographic: lengths can be compared everywhere. Returns [right, down, depth] in CSS pixels.
   lens(width, height) {
     const [ct, st, cp, sp] = [Math.cos(this.turn), Math.sin(this.turn), Math.cos(this.tilt), Math.sin(this.tilt)];
-    const scale = 0.5 * Math.min(width, height) / this.size * this.zoom, [mx, my, mz] = this.middle;
+    const scale = this.share * Math.min(width, height) / this.size * this.zoom, [mx, my, mz] = this.middle;
     const [ox, oy] = [width / 2 + this.pan[0], height / 2 + this.pan[1]];
     return (x, y, z) => {
       const a = x - mx, b = y - my, c = z - mz, forth = -a * st + b * ct;

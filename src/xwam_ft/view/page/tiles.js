@@ -1,6 +1,6 @@
 // A camera's pictures at the present moment: its video, sought to the very frame, and depth in colours with metres.
 
-import {bytes, el, figure, part} from "./tools.js";
+import {bytes, el, figure} from "./tools.js";
 
 const FARTHEST = 1, NEAREST = 65535;
 
@@ -21,21 +21,23 @@ class Newest {
   }
 }
 
+// Of `told`: its name, size [h, w], fps, segments [{first, frames}], the addresses of a segment's film and of a frame's
+// single picture (null where there are none), and why a browser plays no film of it, where it does not.
 export class Film {
-  constructor(set, episode, camera, clock) {
-    Object.assign(this, {set, episode, camera, clock, segment: null, shown: null, row: 0});
-    const [height, width] = set.size;
+  constructor(told, clock) {
+    Object.assign(this, {told, camera: told.name, clock, segment: null, shown: null});
+    const [height, width] = told.size;
     this.picture = this.still(true);
-    this.video = el("video", {muted: true, playsinline: true, preload: "auto", "aria-label": `${camera}, video`});
+    this.video = el("video", {muted: true, playsinline: true, preload: "auto", "aria-label": `${told.name}, video`});
     this.video.muted = true;
     this.why = el("div", {class: "why", hidden: true});
     this.screen = el("div", {class: "screen" + (width < 320 ? " small" : ""), style: `aspect-ratio: ${width} / ${height}`}, this.video, this.picture);
-    this.element = el("div", {"data-camera": camera}, this.screen, this.why);
+    this.element = el("div", {"data-camera": told.name}, this.screen, this.why);
     this.pictures = new Newest(frame => this.load(frame));
     this.video.addEventListener("loadeddata", () => this.show());
-    this.video.addEventListener("seeked", () => this.sought());
+    this.video.addEventListener("seeked", () => this.show());
     this.video.addEventListener("error", () => this.video.getAttribute("src") && this.instead("this browser does not play H.264 video: single pictures instead"));
-    if (episode.why_no_film[camera]) this.instead(episode.why_no_film[camera]);
+    if (told.why) this.instead(told.why);
     this.heed();
   }
 
@@ -44,8 +46,8 @@ export class Film {
   // Which frame the video shows, as the browser tells it.
   heed() {
     if (!this.video.requestVideoFrameCallback) return;
-    this.video.requestVideoFrameCallback((_, told) => {
-      if (this.segment) this.shown = this.segment.first + Math.round(told.mediaTime * this.set.fps);
+    this.video.requestVideoFrameCallback((_, moment) => {
+      if (this.segment) this.shown = this.segment.first + Math.round(moment.mediaTime * this.told.fps);
       this.element.dataset.shown = this.shown;
       if (!this.clock.playing && this.shown === this.clock.frame) this.picture.hidden = true;
       this.heed();
@@ -54,7 +56,7 @@ export class Film {
 
   instead(why) {
     this.single = true;
-    this.why.textContent = why;
+    this.why.textContent = this.told.picture ? why : "this browser does not play this film (H.264)";
     this.why.hidden = false;
     this.video.removeAttribute("src");
     this.show();
@@ -62,16 +64,16 @@ export class Film {
 
   show() {
     const frame = this.clock.frame;
-    if (this.single) return void this.pictures.want(frame);
-    const segment = this.episode.segments.find(one => frame < one.first + one.frames);
+    if (this.single) return void (this.told.picture && this.pictures.want(frame));
+    const segment = this.told.segments.find(one => frame < one.first + one.frames);
     if (segment !== this.segment) {
       this.segment = segment;
       this.shown = null;
-      this.video.src = `film/${this.set.token}/${part(segment.key)}/${part(this.camera)}.mp4`;
+      this.video.src = this.told.film(segment);
     }
     if (this.video.readyState < 1) return;
     // The middle of a frame's time, so that rounding cannot choose its neighbour.
-    const row = frame - segment.first, time = (row + 0.5) / this.set.fps;
+    const row = frame - segment.first, time = (row + 0.5) / this.told.fps;
     if (this.clock.playing) {
       this.picture.hidden = true;
       this.video.playbackRate = this.clock.speed;
@@ -85,14 +87,10 @@ export class Film {
     else this.check(frame);
   }
 
-  sought() {
-    this.show();
-  }
-
   // A browser that shows another frame than was asked for is not believed: the picture itself is laid over it.
   check(frame) {
     clearTimeout(this.doubt);
-    if (!this.video.requestVideoFrameCallback) return;
+    if (!this.video.requestVideoFrameCallback || !this.told.picture) return;
     this.doubt = setTimeout(() => {
       if (!this.clock.playing && this.clock.frame === frame && this.shown !== frame && !this.video.seeking) this.pictures.want(frame);
     }, 250);
@@ -100,7 +98,7 @@ export class Film {
 
   async load(frame) {
     const image = this.still(false);
-    image.src = `picture/${this.set.token}/${this.episode.number}/${frame}/${part(this.camera)}.png`;
+    image.src = this.told.picture(frame);
     try {
       await image.decode();
     } catch {
