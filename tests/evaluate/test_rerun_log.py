@@ -74,7 +74,7 @@ def test_every_frame_is_there_once_with_its_numbers(shard_set: ShardSet, tmp_pat
 def test_it_says_what_is_wrong(shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no episode 9"):
         xwam_ft.view(shard_set.folder, episode=9, save=tmp_path / "a.rrd")
-    with pytest.raises(UserError, match="got no episode.*one of: 0, 1, 2"):
+    with pytest.raises(UserError, match=r"got no episode.*one of 0, 1, 2"):
         xwam_ft.view(shard_set.folder, rerun=True)
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(UserError, match=r"pip install 'xwam-ft\[viz\]'"):

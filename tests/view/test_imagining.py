@@ -165,9 +165,8 @@ def test_a_browser_shows_the_film_and_imagines(viewing: Viewing, tmp_path: Path)
         film = read_rgb(viewing.site.results[0] / "imagined.mp4")
         browser.wait("document.querySelector('[data-camera]')?.dataset.shown === '0'")
         for frame in (3, 1):
-            browser.run(
-                f"(s => {{ s.value = {frame}; s.dispatchEvent(new Event('input')); }})(document.getElementById('slider'))"
-            )
+            moved = f"s.value = {frame}; s.dispatchEvent(new Event('input'))"
+            browser.run(f"(s => {{ {moved} }})(document.getElementById('slider'))")
             browser.wait(f"document.querySelector('[data-camera]').dataset.shown === '{frame}'")
             apart = np.abs(film.astype(int) - browser.pixels("[data-camera] video")).mean(axis=(1, 2, 3))
             assert apart.argmin() == frame

@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Motion:
+class EpisodeNumbers:
     """A whole episode's numbers; F frames, P state and Q command numbers."""
 
     states: Float[ndarray, "f p"]
@@ -138,7 +138,7 @@ class WatchedSet:
             "starts": [ref.start for ref in self.shards.clips(None, 1) if ref.entry.episode == number],
         }
 
-    def motion(self, number: int) -> Motion:
+    def motion(self, number: int) -> EpisodeNumbers:
         """An episode's numbers, each frame once where segments overlap."""
         parts: list[tuple[np.ndarray, ...]] = []
         done = 0
@@ -147,7 +147,7 @@ class WatchedSet:
             tables = (segment.proprio, segment.proprio_mask, segment.action, segment.action_mask)
             parts.append(tuple(table[new:] for table in tables))
             done = max(done, entry.first_frame + entry.num_frames)
-        return Motion(*(np.concatenate(tables) for tables in zip(*parts, strict=True)))
+        return EpisodeNumbers(*(np.concatenate(tables) for tables in zip(*parts, strict=True)))
 
     def film(self, key: str, camera: str) -> tuple[Path, int, int] | None:
         """Where a segment's video stands: file, offset and size in bytes."""

@@ -168,15 +168,12 @@ def _pictures(folder: Path, place: str) -> dict[str, Any]:
 
 def _film(folder: Path, name: str, place: str) -> dict[str, Any]:
     """Where a film is, and what a page needs to go to one of its frames."""
-    info = probe(folder / name)
-    frames = count_frames(folder / name)
-    return {
-        "address": f"{place}/{name}",
-        "name": name,
-        "size": [info.height, info.width],
-        "fps": info.fps,
-        "frames": frames,
-    }
+    found: dict[str, Any] = {"address": f"{place}/{name}", "name": name}
+    try:
+        info, frames = probe(folder / name), count_frames(folder / name)
+    except UserError as error:
+        return {**found, "why": str(error)}
+    return {**found, "why": None, "size": [info.height, info.width], "fps": info.fps, "frames": frames}
 
 
 def _line(name: str, steps: list[int], values: list[float]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class Films {
     document.addEventListener("keydown", this.keys);
   }
 
-  player(address, name, {size, fps, frames}) {
+  player(address, name, {size, fps, frames, why}) {
+    if (why) return el("p", {class: "empty"}, why);
     const clock = new Clock(frames, fps), [height, width] = size;
     const made = new Film({name, size, fps, segments: [{first: 0, frames}], film: () => address, picture: null, why: null}, clock);
     made.element.style.maxWidth = `min(100%, calc(70vh * ${width} / ${height}), ${Math.max(width, 480)}px)`;
