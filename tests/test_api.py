@@ -19,8 +19,20 @@ from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 
-VERBS = ("inspect", "prepare", "encode", "plan", "train", "export", "runs", "imagine", "evaluate", "serve", "view")
-VERBS = (*VERBS, "doctor")
+VERBS = (
+    "inspect",
+    "prepare",
+    "encode",
+    "plan",
+    "train",
+    "export",
+    "runs",
+    "imagine",
+    "evaluate",
+    "serve",
+    "view",
+    "doctor",
+)
 ROOMS = ("inspect", "prepare", "encode", "train", "export", "evaluate", "view")
 
 

@@ -95,16 +95,29 @@ export function chart(canvas, lines, {log = false, zero = false, cursor = null, 
   return pixel => first + (pixel - LEFT) / (right - LEFT) * (last - first);
 }
 
+// Numbers by slot; slots of a number or two that follow each other share a heading.
+function grouped(numbers) {
+  const slots = [...new Set(numbers.map(number => number.slot))], groups = [];
+  for (const slot of slots) {
+    const own = numbers.filter(number => number.slot === slot), before = groups[groups.length - 1];
+    if (before && before.small && own.length < 3) {
+      before.slots.push(slot);
+      before.numbers.push(...own);
+    } else groups.push({slots: [slot], numbers: own, small: own.length < 3});
+  }
+  return groups;
+}
+
 // Small plots of every number of an episode; a click goes to that moment.
 export function motionPlots(set, episode, clock) {
   const seconds = Array.from({length: episode.frames}, (_, frame) => frame / set.fps);
   const draws = [], ends = [];
   const body = el("div", {class: "plots"});
-  let group = null;
-  for (const number of set.numbers) {
-    if (number.slot !== group) {
-      group = number.slot;
-      body.append(el("h2", {class: "group"}, group, el("span", {class: "soft"}, number.note ? ` · ${number.note}` : "")));
+  const groups = grouped(set.numbers);
+  for (const [group, number] of groups.flatMap(one => one.numbers.map(number => [one, number]))) {
+    if (number === group.numbers[0]) {
+      const note = [...new Set(group.numbers.map(one => one.note).filter(Boolean))].map(one => ` · ${one}`);
+      body.append(el("h2", {class: "group"}, group.slots.join(", "), el("span", {class: "soft"}, ...note)));
     }
     const series = [["command", number.command, episode.commands], ["state", number.state, episode.states]].filter(([, column]) => column !== null);
     const values = el("span", {class: "values"}), canvas = el("canvas", {"aria-label": `${number.slot} ${number.name}`});
@@ -115,7 +128,7 @@ export function motionPlots(set, episode, clock) {
       values.replaceChildren(...series.map(([name, column, table]) => el("span", {class: name, title: name}, ` ${figure(table[column][clock.frame])}`)).reverse());
     });
     const plot = el("div", {class: "card plot", "data-number": `${number.slot} ${number.name}`},
-      el("div", {class: "title"}, el("b", {}, number.name + unit), values), canvas);
+      el("div", {class: "title"}, el("b", {}, (group.slots.length > 1 ? `${number.slot} ` : "") + number.name + unit), values), canvas);
     const go = event => {
       const box = canvas.getBoundingClientRect(), at = plot.back && plot.back(event.clientX - box.left);
       if (at === null || at === undefined) return;
