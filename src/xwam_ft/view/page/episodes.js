@@ -111,7 +111,7 @@ export class SetPage {
     this.ends.push(space.end, plots.end, () => { imagine.ended = true; });
     this.chosen.replaceChildren(
       el("div", {class: "head"}, el("h1", {}, `${this.number}: ${told.instruction || "(no instruction)"}`),
-        el("span", {class: "soft"}, `${told.source} · ${SPLITS[told.split]} · ${episode.frames} frames at ${set.fps} a second`)),
+        el("span", {class: "soft"}, `${told.source} · ${SPLITS[told.split]} · ${episode.frames} frames at ${set.fps} a second${episode.depth ? ` · depth: ${set.depth.source}` : ""}`)),
       told.wordings.length > 1 && el("p", {class: "soft"}, `also told as: ${told.wordings.slice(1).join("; ")}`) || "",
       el("div", {class: "watch"},
         el("div", {class: "stack"}, this.cameras, this.tiles, set.depth.kind === "none" || !episode.depth ? el("p", {class: "soft", id: "why_no_depth"}, "no depth: this set was prepared without (`--depth none`)") : "", this.findings(found)),
