@@ -19,8 +19,21 @@ from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet
 
-VERBS = ("inspect", "prepare", "encode", "plan", "train", "export", "runs", "imagine", "evaluate", "serve", "doctor")
-ROOMS = ("inspect", "prepare", "encode", "train", "export", "evaluate")
+VERBS = (
+    "inspect",
+    "prepare",
+    "encode",
+    "plan",
+    "train",
+    "export",
+    "runs",
+    "imagine",
+    "evaluate",
+    "serve",
+    "view",
+    "doctor",
+)
+ROOMS = ("inspect", "prepare", "encode", "train", "export", "evaluate", "view")
 
 
 def run_python(code: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from xwam_ft.cli import main
 
-VERBS = ["inspect", "prepare", "plan", "encode", "train", "export", "imagine", "evaluate", "doctor", "demo"]
+VERBS = ["inspect", "prepare", "plan", "encode", "train", "export", "imagine", "evaluate", "view", "doctor", "demo"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -65,6 +65,8 @@ def test_the_version_is_the_packages() -> None:
         (["evaluate", "bundle", "--compare", "a", "b"], ["--compare: goes with --out alone", "BUNDLE"]),
         (["evaluate", "bundle", "--env", "e", "--world"], ["--world: changes nothing here"]),
         (["serve", "absent", "--replay", "0", "--seed", "1"], ["--seed", "changes nothing here", "a replay answers"]),
+        (["view", "absent"], ["absent: is not there", "a shard set, a run, a bundle"]),
+        (["view", "absent", "--rerun", "--port", "1"], ["go with the page, not with Rerun", "leave them out"]),
         (["imagine", "absent", "--shards", "absent", "--episode", "0", "--out", "out"], ["absent"]),
     ],
 )

@@ -51,6 +51,8 @@ def test_it_holds_recipes_weights_and_recordings_and_no_tests(wheel: Path) -> No
         "xwam_ft/bundled/tiny/vae/config.json",
         "xwam_ft/bundled/recordings/metaworld_demo/meta/info.json",
         "xwam_ft/prepare/report.html.jinja",
+        "xwam_ft/view/page/index.html",
+        "xwam_ft/view/page/main.js",
     ):
         assert name in names
     assert all(name.startswith("xwam_ft") for name in names)

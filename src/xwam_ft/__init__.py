@@ -51,6 +51,7 @@ The rooms, each importing only those before it (prepare and model do not know ea
     evaluate/         a policy with shards or in an environment -> numbers in physical units, pictures, reports
     train/            shards and a recipe -> a run folder
     export/           a run -> a bundle that has proved itself
+    view/             shards, a run or a bundle -> a page in the browser to watch them on
 
 Beside them
     bundled/          recordings, recipes and the tiny weights that ship with the package
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         runs,
         serve,
         train,
+        view,
     )
     from xwam_ft.contract import Contract, load_contract
     from xwam_ft.errors import UserError
@@ -112,6 +114,7 @@ __all__ = [
     "serve",
     "sets",
     "train",
+    "view",
 ]
 
 _HOMES = {
@@ -127,7 +130,15 @@ _HOMES = {
     "load_contract": "contract",
     "load_recipe": "recipe",
 }
-_ROOMS = ("encode", "evaluate", "export", "inspect", "prepare", "train")  # packages that can be called, see verb.py
+_ROOMS = (
+    "encode",
+    "evaluate",
+    "export",
+    "inspect",
+    "prepare",
+    "train",
+    "view",
+)  # packages that can be called, see verb.py
 
 
 def __getattr__(name: str) -> Any:

@@ -12,12 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft.api_use import doctor, evaluate, export, imagine, runs, serve
+from xwam_ft.api_use import doctor, evaluate, export, imagine, runs, serve, view
 from xwam_ft.consoles import plain_console, setting, typed
 from xwam_ft.errors import UserError
 from xwam_ft.results import EncodedSet, Inspection, PreparedSet, Run, place_of
 
-__all__ = ["doctor", "encode", "evaluate", "export", "imagine", "inspect", "plan", "prepare", "runs", "serve", "train"]
+__all__ = [
+    "doctor",
+    "encode",
+    "evaluate",
+    "export",
+    "imagine",
+    "inspect",
+    "plan",
+    "prepare",
+    "runs",
+    "serve",
+    "train",
+    "view",
+]
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -276,6 +276,59 @@ def serve(
     )
 
 
+def view(
+    target: str | Path | Made,
+    *,
+    shards: str | Path | Made | None = None,
+    results: Sequence[str | Path | Made] = (),
+    episode: int | None = None,
+    rerun: bool = False,
+    save: str | Path | None = None,
+    host: str | None = None,
+    port: int = 0,
+    browser: bool = True,
+    progress: bool | Console = False,
+) -> None:
+    """Open a page in the browser that shows what is known of a shard set, a run or a bundle, until Ctrl-C or SIGTERM.
+
+    Args:
+        target: a shard set; a run (RUN, RUN@STEP); a bundle; or a folder that `imagine` or `evaluate` wrote.
+        shards: with a bundle, a run or results: a shard set to watch beside it, of which clips are imagined on demand.
+        results: further folders that `imagine` or `evaluate` wrote.
+        episode: that the page begins with, or that Rerun shows.
+        rerun: open an episode of a shard set in Rerun's viewer instead.
+        save: write that episode to a .rrd file instead of opening it.
+        host: listen at this address, for others too; default this machine alone.
+        port: 0 takes a free one.
+        browser: open the page.
+        progress: print its address.
+
+    Raises:
+        UserError: none of what can be shown, no such episode, a port in use, or Rerun is not installed.
+    """
+    from xwam_ft.view.view import show_in_rerun
+    from xwam_ft.view.view import view as work
+
+    console, place = plain_console(progress), place_of(target)
+    if rerun or save is not None:
+        if shards is not None or results or host is not None or port or not browser:
+            raise UserError("go with the page, not with Rerun", "--shards, --results, --host, --port", "leave them out")
+        if rerun and save is not None:
+            raise UserError("writes a file, and --rerun opens the viewer", "--save", "leave one of them out")
+        show_in_rerun(place, episode, None if save is None else Path(save), console)
+        return
+    work(
+        place,
+        shards=None if shards is None else place_of(shards),
+        results=[place_of(one) for one in results],
+        host=host,
+        port=port,
+        browser=browser,
+        episode=episode,
+        console=console,
+    )
+
+
 def _source(place: str | Path | Made, console: Console) -> PolicySource:
     from xwam_ft.export.checkpoint import policy_source
 

@@ -184,23 +184,14 @@ def export(
     """Write a bundle that has proved itself, or another format."""
     from xwam_ft import api
 
-    api.export(
-        run,
-        out,
-        format=format,
-        ema=not no_ema,
-        depth=not no_depth,
-        dtype=dtype,
-        merged=not unmerged,
-        prompts=prompt or [],
-        wan=wan,
-        step=step,
-        best=best,
-        with_text_encoder=with_text_encoder,
-        push=push,
-        private=private,
-        progress=plain_console(),
-    )
+    options: dict[str, Any] = {
+        "ema": not no_ema,
+        "depth": not no_depth,
+        "merged": not unmerged,
+        "prompts": prompt or [],
+    }
+    options |= {"dtype": dtype, "wan": wan, "step": step, "best": best, "with_text_encoder": with_text_encoder}
+    api.export(run, out, format=format, push=push, private=private, progress=plain_console(), **options)
 
 
 @app.command()
@@ -313,6 +304,26 @@ def serve(
     options: dict[str, Any] = {"device": device, "compile": compile, "seed": seed, "guidance": guidance}
     options |= {"replay": replay, "api_key_file": api_key_file, "action_steps": action_steps}
     api.serve(bundle, host=host, port=port, progress=plain_console(), **options)
+
+
+@app.command()
+def view(
+    target: Annotated[Path, typer.Argument(help="Shard set, run, bundle, or what `imagine` or `evaluate` wrote.")],
+    shards: Annotated[Path | None, typer.Option(help="With a bundle or run: imagine clips of this set.")] = None,
+    results: Annotated[list[Path] | None, typer.Option(help="Also what `imagine` wrote here; repeatable.")] = None,
+    episode: Annotated[int | None, typer.Option(min=0, help="Episode to begin with.")] = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Open the episode in Rerun instead.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the episode to a .rrd file of Rerun instead.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; default for this machine alone.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Default a free one.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open nothing.")] = False,
+) -> None:
+    """Watch episodes, a run or a bundle on a page in the browser."""
+    from xwam_ft import api
+
+    options: dict[str, Any] = {"host": host, "port": port, "browser": not no_browser, "rerun": rerun, "save": save}
+    options |= {"shards": shards, "results": results or [], "episode": episode}
+    api.view(target, progress=plain_console(), **options)
 
 
 @app.command()

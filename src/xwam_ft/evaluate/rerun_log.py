@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.conventions import command_slices, state_slices
-from xwam_ft.depth_code import INVALID, colour, is_exact, to_metres
+from xwam_ft.depth_code import colour, to_metres
 from xwam_ft.errors import require
-from xwam_ft.evaluate.pointcloud import view_cloud
-from xwam_ft.evaluate.scene import camera_pose
+from xwam_ft.evaluate.scene import camera_pose, left_out, stored_cloud, stored_intrinsics
 from xwam_ft.files import atomic_path
-from xwam_ft.pictures import resize_intrinsics
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Camera, Contract
@@ -43,7 +41,7 @@ def show_episode(shards: ShardSet, episode: int, save: Path | None) -> None:
     try:
         import rerun as rr
     except ImportError:
-        raise require("rerun-sdk", "viz", "data_tools/view_shards.py") from None
+        raise require("rerun-sdk", "viz", "xwam-ft view --rerun") from None
     shards.episode(episode)
     recording = rr.RecordingStream("xwam-ft", recording_id=f"{shards.contract.embodiment} episode {episode}")
     if save is None:
@@ -92,14 +90,11 @@ def _log_view(recording: Any, contract: Contract, camera: Camera, segment: Segme
 
     rgb = segment.rgb[view, row]
     size = rgb.shape[:2]
-    calibrated = camera.intrinsics is not None and camera.pose is not None
-    calibrated = calibrated and (camera.kind == "static" or camera.mount is not None)
+    calibrated = camera.name not in left_out(contract)
     place = f"world/cameras/{camera.name}" if calibrated else f"cameras/{camera.name}"
-    intrinsics, pose = None, np.eye(4)
-    if calibrated and camera.intrinsics is not None:
-        intrinsics = resize_intrinsics(camera.intrinsics, (camera.source_height, camera.source_width), size)
+    if calibrated:
+        fx, fy, cx, cy = stored_intrinsics(camera, size)
         pose = camera_pose(contract, camera, segment.proprio[row])
-        fx, fy, cx, cy = intrinsics
         recording.log(place, rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
         pinhole = rr.Pinhole(focal_length=(fx, fy), principal_point=(cx, cy), width=size[1], height=size[0])
         recording.log(place, pinhole)
@@ -112,12 +107,8 @@ def _log_view(recording: Any, contract: Contract, camera: Camera, segment: Segme
         return
     metres = to_metres(codes, contract.depth_of(camera)).astype(np.float32)
     recording.log(f"{place}/depth", rr.DepthImage(np.nan_to_num(metres), meter=1.0))
-    if intrinsics is not None:
-        # What is beyond the coded range would become a shell of points at its far end, or a patch at its near one.
-        exact = to_metres(np.where(is_exact(codes), codes, INVALID).astype(np.uint16), contract.depth_of(camera))
-        mask = np.zeros(size, dtype=bool)
-        mask[::POINTS_STRIDE, ::POINTS_STRIDE] = True
-        cloud = view_cloud(exact, rgb, intrinsics, pose, mask)
+    if calibrated:
+        cloud = stored_cloud(contract, camera, rgb, codes, segment.proprio[row], POINTS_STRIDE)
         recording.log(f"world/points/{camera.name}", rr.Points3D(cloud.points, colors=cloud.colours, radii=0.002))
 
 
@@ -135,11 +126,13 @@ def _log_motion(recording: Any, contract: Contract, states: np.ndarray, commands
             if at is None:
                 continue
             numbers = table[:, at]
-            if slot.kind == "pose":
+            raw = what == "command" and slot.for_controller  # a controller's input: no place, and in units of its own
+            if slot.kind == "pose" and not raw:
                 colours = STATE if what == "state" else COMMAND
                 path = rr.LineStrips3D([numbers[:, :3]], colors=[colours], radii=0.001)
                 recording.log(f"world/{name}/{what}", path, static=True)
-            lines = rr.SeriesLines(names=[f"{element} {what}" for element in slot.elements])
+            names = slot.action_elements if raw else slot.elements
+            lines = rr.SeriesLines(names=[f"{element} {what}" for element in names])
             recording.log(f"{what}/{name}", lines, static=True)
             recording.send_columns(f"{what}/{name}", indexes=times, columns=rr.Scalars.columns(scalars=numbers))
         if slot.kind == "pose":

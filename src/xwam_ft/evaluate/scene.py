@@ -76,6 +76,32 @@ def camera_pose(contract: Contract, camera: Camera, state: Float[ndarray, " p"])
     return pose_matrix(state[state_slices(contract)[camera.mount]]) @ fixed
 
 
+def stored_intrinsics(camera: Camera, size: tuple[int, int]) -> Intrinsics:
+    """Intrinsics of the pictures of a calibrated camera as shards hold them: resized to `size` (h, w), not cropped."""
+    assert camera.intrinsics is not None
+    return resize_intrinsics(camera.intrinsics, (camera.source_height, camera.source_width), size)
+
+
+def stored_cloud(
+    contract: Contract,
+    camera: Camera,
+    rgb: UInt8[ndarray, "h w 3"],
+    codes: UInt16[ndarray, "h w"],
+    state: Float[ndarray, " p"],
+    stride: int = 1,
+) -> Cloud:
+    """Points of one calibrated view as shards hold it, in the base frame; every `stride`-th pixel and row.
+
+    Raises:
+        UserError: the depth is not metric.
+    """
+    metres = to_metres(_inside(codes), contract.depth_of(camera))
+    mask = np.zeros(codes.shape, dtype=bool)
+    mask[::stride, ::stride] = True
+    pose = camera_pose(contract, camera, state)
+    return view_cloud(metres, rgb, stored_intrinsics(camera, codes.shape), pose, mask)
+
+
 def scene_cloud(
     contract: Contract,
     rgb: UInt8[ndarray, "v h w 3"],
@@ -94,14 +120,17 @@ def scene_cloud(
     clouds: list[Cloud] = []
     lacking = left_out(contract)
     for view, camera in enumerate(contract.cameras):
-        # What is beyond the coded range would become a shell of points at its far end, or a patch at its near one.
-        exact = np.where(is_exact(codes[view]), codes[view], INVALID).astype(np.uint16)
-        metres = to_metres(exact, contract.depth_of(camera))
+        metres = to_metres(_inside(codes[view]), contract.depth_of(camera))
         if camera.name in lacking:
             continue
         pose = camera_pose(contract, camera, state)
         clouds.append(view_cloud(metres, rgb[view], model_intrinsics(contract, camera), pose))
     return fuse(clouds)
+
+
+def _inside(codes: np.ndarray) -> np.ndarray:
+    """Without what is beyond the coded range: a shell of points at its far end, or a patch at its near one."""
+    return np.where(is_exact(codes), codes, INVALID).astype(np.uint16)
 
 
 def preview(path: Path, clouds: Mapping[str, Cloud], caption: Mapping[str, str | None]) -> None:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from xwam_ft.policy.request import Options
     from xwam_ft.shards import Clip
 
+    Progress = Callable[[int, int], None]
+
 NO_TEXT = ""
 """The prompt whose embedding stands for "no text" in guidance."""
 ENCODED = 64
@@ -250,9 +252,9 @@ class Policy:
         result = self._sample(inputs, seeds, settings or self.settings, prefix, actions_only=True)
         return result.action.double().cpu().numpy()
 
-    def imagine(self, inputs: EncodedObservation, seed: int) -> Imagined:
+    def imagine(self, inputs: EncodedObservation, seed: int, progress: Progress | None = None) -> Imagined:
         """Denoise the whole clip: pictures, depth where the network has a branch, states and actions."""
-        return self.imagine_batch([inputs], [seed])[0]
+        return self.imagine_batch([inputs], [seed], progress=progress)[0]
 
     def imagine_batch(
         self,
@@ -260,6 +262,7 @@ class Policy:
         seeds: Sequence[int],
         given: Sequence[Float[ndarray, "ta da"] | None] | None = None,
         depths: int | None = None,
+        progress: Progress | None = None,
     ) -> list[Imagined]:
         """Futures of several observations; each equals what it would be alone, to rounding.
 
@@ -267,8 +270,11 @@ class Policy:
             given: normalised actions: the future is the one they make, and they are given back as they are. None: the
                 policy's own.
             depths: of how many, the first ones, depth is decoded; default all.
+            progress: called after each denoising step with how many are done, and of how many.
         """
-        result = self._sample(inputs, seeds, self.settings, actions_only=False, given=given, with_depth=depths != 0)
+        result = self._sample(
+            inputs, seeds, self.settings, actions_only=False, given=given, with_depth=depths != 0, progress=progress
+        )
         depths = len(inputs) if depths is None else depths
         return [self._imagined(result, row, depth=row < depths) for row in range(len(inputs))]
 
@@ -301,6 +307,7 @@ class Policy:
         actions_only: bool,
         given: Sequence[Float[ndarray, "ta da"] | None] | None = None,
         with_depth: bool = True,
+        progress: Progress | None = None,
     ) -> Sample:
         latents = self.condition(np.stack([item.pictures for item in inputs]))
         proprio = np.stack([item.proprio for item in inputs])
@@ -323,6 +330,7 @@ class Policy:
             actions_only=actions_only,
             with_depth=with_depth,
             forward=self.forward,
+            progress=progress,
         )
 
     def _context(self, prompts: Sequence[str]) -> TextContext:

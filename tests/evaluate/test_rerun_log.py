@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import xwam_ft
 from xwam_ft.errors import UserError
 from xwam_ft.shards import ShardSet
 
@@ -43,9 +44,7 @@ def column(parts: list[Any], component: str) -> tuple[np.ndarray, list[Any]]:
 
 @pytest.mark.slow
 def test_every_frame_is_there_once_with_its_numbers(shard_set: ShardSet, tmp_path: Path) -> None:
-    from xwam_ft.evaluate.rerun_log import show_episode
-
-    show_episode(shard_set, 0, tmp_path / "episode.rrd")
+    xwam_ft.view(shard_set.folder, episode=0, save=tmp_path / "episode.rrd")
     found = chunks(tmp_path / "episode.rrd")
     segments = [shard_set.read(entry) for entry in shard_set.segments() if entry.episode == 0]
     assert len(segments) > 1  # they overlap
@@ -72,12 +71,12 @@ def test_every_frame_is_there_once_with_its_numbers(shard_set: ShardSet, tmp_pat
     assert all(np.array(cloud)[:, 1].min() > -1.0 + 0.45 for cloud in clouds)
 
 
-def test_the_script_says_what_is_wrong(shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xwam_ft.evaluate.rerun_log import show_episode
-
+def test_it_says_what_is_wrong(shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no episode 9"):
-        show_episode(shard_set, 9, tmp_path / "a.rrd")
+        xwam_ft.view(shard_set.folder, episode=9, save=tmp_path / "a.rrd")
+    with pytest.raises(UserError, match=r"got no episode.*one of 0, 1, 2"):
+        xwam_ft.view(shard_set.folder, rerun=True)
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(UserError, match=r"pip install 'xwam-ft\[viz\]'"):
-        show_episode(shard_set, 0, tmp_path / "a.rrd")
+        xwam_ft.view(shard_set.folder, episode=0, save=tmp_path / "a.rrd")
     assert list(tmp_path.iterdir()) == []
