@@ -178,7 +178,7 @@ class Policy:
                     "contract.json",
                     "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
                 )
-        prefix = None if options.prefix is None else self._prefix(options.prefix, inputs)
+        prefix = self._prefix(options.prefix, inputs) if options.prefix is not None and len(options.prefix) else None
         if prefix is not None and options.chunk is not None and options.chunk < prefix.shape[1]:
             raise UserError(
                 f"is {options.chunk}, and the prefix has {prefix.shape[1]} commands already",
@@ -224,8 +224,6 @@ class Policy:
                 where,
                 "ask earlier, or with fewer commands left",
             )
-        if not len(rows):
-            return None
         table = command_rows(self.contract, rows)
         actions = conventions.encode_actions(self.contract, table, inputs.state)
         normalised = conventions.normalise_action(self.contract, actions)
