@@ -61,6 +61,19 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
 
 
 @contextlib.contextmanager
+def waiting_lock(path: Path) -> Generator[None]:
+    """Keep others out of what the file `path` stands for, and wait while they keep us out; for short work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def sole_folder(target: Path, doing: str) -> Generator[Path]:
     """`atomic_folder` under `sole_writer`: a new folder that nobody else makes meanwhile."""
     with sole_writer(target, doing), atomic_folder(target) as folder:
