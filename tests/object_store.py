@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 Answer = tuple[int, dict[str, str], bytes]
+CODES = {"403": b"AccessDenied", "503": b"SlowDown", "500": b"InternalError", "404": b"NoSuchKey"}
 DROPPED = {"transfer-encoding", "connection", "content-length", "server", "date"}
 
 
@@ -110,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         if fault and fault.kind.isdigit():
-            status, headers, data = int(fault.kind), {}, b"<Error><Code>SlowDown</Code></Error>"
+            status, headers, data = int(fault.kind), {}, b"<Error><Code>%s</Code></Error>" % CODES.get(fault.kind, b"")
         else:
             status, headers, data = self.at.answer(self.command, self.path, dict(self.headers), body)
         if fault and fault.kind == "short":

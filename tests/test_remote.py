@@ -16,6 +16,7 @@ from object_store import Fault, Gate, Store
 from xwam_ft import remote
 from xwam_ft.copies import Copies, copies_folder
 from xwam_ft.errors import UserError
+from xwam_ft.remote_errors import Missing, NotAllowed
 
 DATA = bytes(range(250)) * 8
 
@@ -108,16 +109,14 @@ def test_what_does_not_mend_is_a_sentence(kind: str, sentence: str, web: Gate) -
     assert len(web.seen) == (1 if kind.startswith("4") else 3)
 
 
-def test_other_sentences(
-    s3: Store, web: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gcsfs: None
-) -> None:
+def test_other_sentences(s3: Store, web: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gcsfs: None) -> None:
     for ask in (lambda: remote.read_bytes("s3://none/x"), lambda: remote.sizes("s3://none/x")):
-        with pytest.raises(remote.Missing, match=r"^s3://none/x: its bucket does not exist\. Fix: check the name"):
+        with pytest.raises(Missing, match=r"^s3://none/x: its bucket does not exist\. Fix: check the name"):
             ask()
     s3.gate.faults = [Fault("403", "/lab/x", times=99)]
-    with pytest.raises(remote.Refused, match=r"^s3://lab/x: may not be read .*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(NotAllowed, match=r"^s3://lab/x: may not be read .*AWS_ACCESS_KEY_ID"):
         remote.read_bytes("s3://lab/x")
-    with pytest.raises(remote.Refused, match=r"^s3://lab/x: may not be written to"):
+    with pytest.raises(NotAllowed, match=r"^s3://lab/x: may not be written to"):
         remote.put_bytes(b"", "s3://lab/x")
     with pytest.raises(UserError, match=r"^gs://lab/x: .*'gcsfs' is not installed\. Fix: pip install 'xwam-ft\[gcs\]'"):
         remote.read_bytes("gs://lab/x")
@@ -141,7 +140,7 @@ def test_other_sentences(
 
     S3FileSystem.clear_instance_cache()
     s3.gate.faults = []
-    with pytest.raises(remote.Refused, match=r"^s3://lab/x: cannot be read: no credentials were found"):
+    with pytest.raises(NotAllowed, match=r"^s3://lab/x: cannot be read: no credentials were found"):
         remote.read_bytes("s3://lab/x")
 
 

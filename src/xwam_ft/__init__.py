@@ -27,6 +27,7 @@ The hall
     limits.py         what commands are held in, stated or recorded
     hub.py            the Hugging Face Hub: what a name means there, fetched by its commit
     remote.py         places at URLs (s3://, gs://, hf://, http://): reading, listing, writing, tries and sentences
+    remote_errors.py  what to tell of errors there
     copies.py         copies of what is read from URLs, within a limit
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     aliases.py        a robot's own names and units of what it observes

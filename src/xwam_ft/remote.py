@@ -22,8 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xwam_ft.errors import UserError, require, spelled
+from xwam_ft.errors import UserError, require
 from xwam_ft.files import read_json
+from xwam_ft.remote_errors import Missing, first_line, sentence
 
 Result = TypeVar("Result")
 Place = str | Path
@@ -38,14 +39,6 @@ BLOCK = 32 << 20
 """Bytes of one request where a file is read through."""
 AT_ONCE = 16  # requests side by side, where there are many small ones
 _URL = re.compile(r"(s3|gs|gcs|hf|https?):/{1,2}([^/].*)", re.DOTALL)
-
-
-class Missing(UserError):
-    """Nothing lies at a URL."""
-
-
-class Refused(UserError):
-    """No right to do that at a URL, or no way to say who asks."""
 
 
 def url_of(place: Place) -> str | None:
@@ -99,7 +92,7 @@ def read_bytes(place: Place, start: int = 0, size: int | None = None) -> bytes:
     """A file, or `size` bytes of it from `start` on; from a URL in one request.
 
     Raises:
-        UserError: `Missing`, `Refused`, a library that is not installed, a server that does not answer or sends other
+        UserError: `Missing`, `NotAllowed`, a library that is not installed, a server that does not answer or sends other
             bytes than were asked for.
     """
     url = url_of(place)
@@ -167,19 +160,32 @@ def sizes(folder: Place, names: Sequence[str] | None = None) -> dict[str, int]:
             found = zip(names, pool.map(lambda name: size_of(f"{url}/{name}"), names), strict=True)
             return {name: size for name, size in found if size is not None}
 
-    def listed(files: Any, path: str) -> dict[str, int]:
+    there = {name: size for name, (size, _) in listing(url).items()}
+    return there if names is None else {name: there[name] for name in names if name in there}
+
+
+def listing(url: str) -> dict[str, tuple[int, str]]:
+    """Bytes of the files below a URL, and what changes with their content (the store's own mark, or a date)."""
+
+    def listed(files: Any, path: str) -> dict[str, tuple[int, str]]:
         files.invalidate_cache()
         top = str(files._strip_protocol(path)).rstrip("/") + "/"
         rows: dict[str, Any] = files.find(path, detail=True)
-        return {str(name).removeprefix(top): int(row["size"]) for name, row in rows.items()}
+        marks = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "updated")
+        return {
+            str(name).removeprefix(top): (
+                int(row["size"]),
+                str(next((row[mark] for mark in marks if row.get(mark)), "")),
+            )
+            for name, row in rows.items()
+        }
 
     try:
-        there = _tried(url, listed)
+        return _tried(url, listed)
     except Missing:
         if _lacks_bucket(url):
             raise
         return {}
-    return there if names is None else {name: there[name] for name in names if name in there}
 
 
 def fetch(place: Place, target: Path, size: int) -> None:
@@ -263,12 +269,12 @@ def _tried(url: str, ask: Callable[[Any, str], Result], *, writing: bool = False
         except UserError:
             raise
         except Exception as error:
-            told = _sentence(error, url, writing=writing)
+            told = sentence(error, url, writing=writing)
             if told is not None:
                 raise told from error
             if pause is None:
                 raise UserError(
-                    f"does not answer as it should, after {len(PAUSES) + 1} tries ({_first_line(error)})",
+                    f"does not answer as it should, after {len(PAUSES) + 1} tries ({first_line(error)})",
                     url,
                     "look at the network and the store, then do it again: what came is kept",
                 ) from error
@@ -294,91 +300,6 @@ def _exactly(data: bytes, size: int, url: str) -> bytes:
     return data
 
 
-def _sentence(error: Exception, url: str, *, writing: bool) -> UserError | None:
-    """What to tell of an error that no further try mends; None where one may."""
-    if url.startswith("hf:"):
-        return _of_the_hub(error, url)
-    status, names = _status(error), {type(cause).__name__ for cause in _causes(error)}
-    doing = "written to" if writing else "read"
-    if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound"}:
-        return Refused(f"cannot be {doing}: no credentials were found ({_first_line(error)})", url, _who(url))
-    if names & {"NoSuchBucket"} or "bucket does not exist" in str(error).lower():
-        return Missing("its bucket does not exist", url, "check the name, or make the bucket first")
-    if status in (401, 403) or isinstance(error, PermissionError):
-        return Refused(f"may not be {doing} ({_first_line(error)})", url, _who(url))
-    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
-        return Missing("is not there", url, "check the URL")
-    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
-        return UserError(f"cannot be {doing} ({_first_line(error)})", url, "check the URL and how the store is set up")
-    if names & {"ParamValidationError", "InvalidURL", "InvalidUrlClientError", "NonHttpUrlClientError"}:
-        return UserError(f"is no such URL ({_first_line(error)})", url, "check how it is written")
-    if names & {"CancelledError"} or isinstance(error, OSError | EOFError):
-        return None
-    module = type(error).__module__.partition(".")[0]
-    passing = module in ("aiohttp", "botocore", "aiobotocore", "google", "gcsfs", "fsspec", "asyncio", "urllib3")
-    if passing:
-        return None
-    raise error  # a bug of ours, with its traceback
-
-
-def _of_the_hub(error: Exception, url: str) -> UserError | None:
-    from xwam_ft import hub
-
-    parts = url.removeprefix("hf://").removeprefix("datasets/").split("/")
-    name, _, revision = "/".join(parts[:2]).partition("@")
-    repo = hub.Repo("dataset" if url.startswith("hf://datasets/") else "model", name, revision or None)
-    status = _status(error)
-    if (status is not None and (status >= 500 or status == 429)) or isinstance(error, ConnectionError):
-        return None
-    if isinstance(error, FileNotFoundError) and not any(
-        type(cause).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError") for cause in _causes(error)
-    ):
-        return Missing("is not there", url, "check the URL")
-    for cause in _causes(error):
-        if (told := hub.said_of(cause, repo)) is not None:
-            if isinstance(told, hub.Unreachable) and "HF_HUB_OFFLINE" not in told.what:
-                return None
-            return Refused(told.what, url, told.fix)
-    if isinstance(error, OSError):
-        return None
-    raise error
-
-
-def _causes(error: BaseException) -> Iterator[Exception]:
-    seen: BaseException | None = error
-    for _ in range(8):
-        if isinstance(seen, Exception):
-            yield seen
-        seen = None if seen is None else seen.__cause__ or seen.__context__
-
-
-def _status(error: Exception) -> int | None:
-    """The HTTP status that an error of any of these libraries tells."""
-    for cause in _causes(error):
-        answer: Any = getattr(cause, "response", None)
-        if isinstance(answer, dict):  # botocore
-            code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:  # aiohttp, gcsfs, httpx
-            code = getattr(answer, "status_code", None) or getattr(cause, "status", None)
-            if type(cause).__module__.startswith("gcsfs"):
-                code = getattr(cause, "code", None)
-        if str(code).isdigit():
-            return int(str(code))
-    return None
-
-
-def _who(url: str) -> str:
-    """What lets one in."""
-    if url.startswith("s3:"):
-        return (
-            "give credentials that may (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or `aws configure`; "
-            "AWS_ENDPOINT_URL for a store of your own; FSSPEC_S3_ANON=true for a public bucket), and check the URL"
-        )
-    if url.startswith("g"):
-        return "log in with `gcloud auth application-default login` as one who may, and check the URL"
-    return "serve it to this machine without a login, or use an object store"
-
-
 def _lacks_bucket(url: str) -> bool:
     try:
         _tried("/".join(url.split("/")[:3]), lambda files, path: files.ls(path))
@@ -387,11 +308,3 @@ def _lacks_bucket(url: str) -> bool:
     except UserError:
         return False
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # fsspec's word for any answer to HEAD
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    said = spelled(lines[0].rstrip(".")) if lines else ""
-    return said if said and len(said) < 200 else f"{type(error).__name__}{': ' + said[:200] if said else ''}"

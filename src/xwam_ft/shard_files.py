@@ -18,6 +18,7 @@ from xwam_ft import remote
 from xwam_ft.copies import LOCAL_GB, Copies, copies_folder
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, sha256
+from xwam_ft.remote_errors import Missing
 
 if TYPE_CHECKING:
     from xwam_ft.shards import SegmentEntry, ShardEntry
@@ -37,7 +38,7 @@ def read_index(folder: Path) -> tuple[Any, str | None]:
     if (url := remote.url_of(folder)) is not None:
         try:
             data = remote.read_bytes(path)
-        except remote.Missing as error:
+        except Missing as error:
             raise _unfinished(url, error) from None
         try:
             return json.loads(data), sha256_of(data).hexdigest()

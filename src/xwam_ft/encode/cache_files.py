@@ -79,7 +79,7 @@ class CacheFiles:
         return CachedFile(name, size, remote.sha256(self.folder / name, size))
 
 
-class _Part(NamedTuple):
+class _Stands(NamedTuple):
     """Where a tensor stands in its file, and of what it is."""
 
     dtype: str
@@ -103,7 +103,7 @@ class FarTensors:
     _mapped: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     @cached_property
-    def _parts(self) -> dict[str, _Part]:
+    def _parts(self) -> dict[str, _Stands]:
         place, size = self.folder / self.file.path, self.file.size
         head = remote.read_bytes(place, 0, min(HEADER, size))
         length = int.from_bytes(head[:8], "little")
@@ -117,7 +117,7 @@ class FarTensors:
             raise self._changed() from None
         first = 8 + length
         return {
-            name: _Part(row["dtype"], tuple(row["shape"]), *(first + at for at in row["data_offsets"]))
+            name: _Stands(row["dtype"], tuple(row["shape"]), *(first + at for at in row["data_offsets"]))
             for name, row in tree.items()
             if name != "__metadata__"
         }
