@@ -184,6 +184,9 @@ def s3_store(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[Store]:
 
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
+    link = http.client.HTTPConnection(*moto.get_host_and_port())
+    link.request("POST", "/moto-api/reset")  # servers of one process have one content
+    assert link.getresponse().status == 200
     gate = Gate(upstream=moto.get_host_and_port())
     given = {
         "AWS_ENDPOINT_URL": gate.url,

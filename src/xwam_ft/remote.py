@@ -92,8 +92,8 @@ def read_bytes(place: Place, start: int = 0, size: int | None = None) -> bytes:
     """A file, or `size` bytes of it from `start` on; from a URL in one request.
 
     Raises:
-        UserError: `Missing`, `NotAllowed`, a library that is not installed, a server that does not answer or sends other
-            bytes than were asked for.
+        UserError: `Missing`, `NotAllowed`, a library that is not installed, a server that does not answer or that sends
+            other bytes than were asked for.
     """
     url = url_of(place)
     if url is None:

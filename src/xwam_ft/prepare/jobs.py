@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Episode
+    from xwam_ft.prepare.far import FarWork
 
 RESULT = "result.json"
 MOTION_FILE = "motion.npz"
@@ -45,6 +46,7 @@ class EpisodeJob:
     timing: Timing
     instruction: str | None
     staging: Path
+    far: FarWork | None = None  # where it is done by a machine that shares no disk with this one
 
     @property
     def folder(self) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from xwam_ft.consoles import setting
+from xwam_ft.errors import spelled
 from xwam_ft.prepare.findings import FindingGroup, Names, Severity, episodes_text
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def say(report: PrepareReport, console: Console) -> None:
         if last and group.fix not in group.summary:
             console.print(f"  what to do: {group.fix}", style="dim", markup=False, soft_wrap=True)
     console.print(
-        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
-        f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
+        f"{spelled(report.out)}: {report.episodes} episodes, {report.frames} frames{rejected}, "
+        f"{report.count('warning')} warnings; see {spelled(report.out / 'report.html')}",
         markup=False,
         soft_wrap=True,
     )
