@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,17 @@ exec {ray} start --address={address} --num-cpus=1 --resources='{{"apart": 1}}' -
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'xwam-ft[ray]'")
-def test_ray_s_machines_need_no_shared_disk(v21: Path, v30: Path, toy: Path, s3: Store, tmp_path: Path) -> None:
+def test_ray_s_machines_need_no_shared_disk(
+    v21: Path, v30: Path, toy: Path, s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two nodes; the one that works is in a mount namespace of its own, where neither copies nor recordings are."""
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
         pytest.skip("no mount namespace can be made here: it takes the rights of an administrator")
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     cache = copies_folder()
     cache.mkdir(parents=True, exist_ok=True)
     for raw in (v21, v30):
@@ -135,12 +139,8 @@ def test_ray_s_machines_need_no_shared_disk(v21: Path, v30: Path, toy: Path, s3:
         script = NODE.format(cache=cache, raw=v21, ray=binary, address=head.address)
         node = subprocess.Popen(["unshare", "-m", "bash", "-c", script], stdout=subprocess.DEVNULL)
         ray.init(address=head.address, log_to_driver=False)
-        head.wait_for_nodes  # noqa: B018
-        for _ in range(300):
-            if ray.cluster_resources().get("apart"):
-                break
-            import time
-
+        until = time.monotonic() + 60
+        while not ray.cluster_resources().get("apart") and time.monotonic() < until:
             time.sleep(0.2)
         assert ray.cluster_resources()["CPU"] == 1
         assert ray.get(ray.remote(lambda: list(Path(cache).iterdir())).remote()) == []
