@@ -129,9 +129,6 @@ def test_other_sentences(s3: Store, web: Gate, tmp_path: Path, monkeypatch: pyte
         remote.sizes(web.url)
     with pytest.raises(UserError, match=r"^http://127.0.0.1:9/x: does not answer .*Cannot connect"):
         remote.read_bytes("http://127.0.0.1:9/x")
-    with pytest.raises(UserError, match=r"^s3://lab/x: is a URL, and a run folder lies on this machine"):
-        remote.require_here("s3://lab/x", "a run folder")
-    assert remote.require_here("x", "a run folder") == Path("x")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import UNWRITABLE, atomic_folder, disk_errors, remove_temporaries
+from xwam_ft.files import UNWRITABLE, atomic_folder, disk_errors, remove_temporaries, require_local
 
 PATIENCE = 0.3
 """Seconds in which another's look at the lock is over."""
@@ -43,6 +43,7 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
     Raises:
         UserError: another process writes it; says which, where and since when.
     """
+    require_local(target)
     path = _lock_of(target)
     with disk_errors(target, UNWRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,20 +52,6 @@ def absolute(place: Place) -> Path:
     return Path(place) if url_of(place) else Path(place).resolve()
 
 
-def require_here(place: Place, what: str, fix: str = "give a folder; copy it there afterwards") -> Path:
-    """The same as a path.
-
-    Args:
-        what: what lies on this machine ("a run folder").
-
-    Raises:
-        UserError: it is a URL.
-    """
-    if url_of(place):
-        raise UserError(f"is a URL, and {what} lies on this machine", place, fix)
-    return Path(place)
-
-
 def is_file(place: Place) -> bool:
     """Whether a file is there, here or at a URL."""
     return size_of(place) is not None

@@ -29,7 +29,7 @@ from xwam_ft import hub, remote
 from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed, spelled
-from xwam_ft.files import atomic_folder, remove_folder, write_text_atomic
+from xwam_ft.files import atomic_folder, remove_folder, require_local, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import BackboneSpec, DataSpec, Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
@@ -246,6 +246,7 @@ def require_backbone_there(run: RunFolder) -> None:
 
 def require_free(path: Path) -> None:
     """Raise a `UserError` if `path` cannot be made, or is there already: no run is ever overwritten."""
+    require_local(path, "a run folder")
     if path.is_file():
         raise UserError("is a file, and a run is a folder", path, "name another by --run")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
