@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hub_server import TOKEN, LocalHub
 from object_store import Fault, Gate, Store
 from xwam_ft import remote
 from xwam_ft.copies import Copies, copies_folder
@@ -141,7 +142,8 @@ def test_other_sentences(s3: Store, web: Gate, tmp_path: Path, monkeypatch: pyte
         remote.read_bytes("s3://lab/x")
 
 
-def test_of_the_hub(local_hub: Any, tmp_path: Path, quick_tries: None) -> None:
+def test_of_the_hub(local_hub: LocalHub, tmp_path: Path, quick_tries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     (tmp_path / "up" / "set").mkdir(parents=True)
     (tmp_path / "up" / "set" / "file").write_bytes(DATA)
     local_hub.add("datasets/org/name", tmp_path / "up")
@@ -150,6 +152,11 @@ def test_of_the_hub(local_hub: Any, tmp_path: Path, quick_tries: None) -> None:
     assert remote.read_bytes(place) == DATA
     assert remote.sizes("hf://datasets/org/name/set") == {"file": len(DATA)}
     assert remote.size_of("hf://datasets/org/name/none") is None
+    remote.put_bytes(b"new", "hf://datasets/org/name/set/new")
+    assert remote.sizes("hf://datasets/org/name/set") == {"file": len(DATA), "new": 3}
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError, match=r"^hf://datasets/org/name/set/other: .*(401|token|log)"):
+        remote.put_bytes(b"new", "hf://datasets/org/name/set/other")
     with pytest.raises(UserError, match=r"^hf://datasets/org/none/file: .*private"):
         remote.read_bytes("hf://datasets/org/none/file")
 

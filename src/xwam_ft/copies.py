@@ -82,7 +82,8 @@ class Copies:
 
     @contextmanager
     def _room(self, size: int) -> Generator[None]:
-        """Count `size` bytes more, for which older copies go where they must."""
+        """Count `size` bytes more, for which older copies go where they must; one writes at a time, or whoever counts
+        anew would miss what another is about to write."""
         count = copies_folder() / "bytes"
         with waiting_lock(copies_folder() / "locks" / "bytes"):
             try:
@@ -91,8 +92,8 @@ class Copies:
                 held = _evict(self.limit)
             if held + size > self.limit:
                 held = _evict(int(KEPT * self.limit) - size)
-            write_bytes_atomic(count, str(held + size).encode())
-        yield
+            count.write_text(str(held + size))  # of a torn one nothing is read, and all is counted anew
+            yield
 
 
 def _path(name: str) -> Path:

@@ -164,6 +164,7 @@ def listing(url: str) -> dict[str, tuple[int, str]]:
                 str(next((row[mark] for mark in marks if row.get(mark)), "")),
             )
             for name, row in rows.items()
+            if str(name).startswith(top)
         }
 
     try:
