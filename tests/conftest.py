@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 from hub_server import LocalHub, at_this_hub
+from object_store import Store, s3_store
 from shared import QUIET
+from xwam_ft import remote
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Contract, DepthCode, Image, Quantiles, Slot, Timing
 from xwam_ft.depth_code import metres_to_code
 from xwam_ft.shard_writer import (
@@ -285,6 +288,26 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Local
     local = at_this_hub(monkeypatch, tmp_path / "hf")
     yield local
     local.stop()
+
+
+@pytest.fixture
+def quick_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two further tries, at once."""
+    monkeypatch.setattr(remote, "PAUSES", (0.01, 0.02))
+
+
+@pytest.fixture
+def no_gcsfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where [gcs] is not installed."""
+    monkeypatch.setattr(remote, "find_spec", lambda name: None if name == "gcsfs" else find_spec(name))
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick_tries: None) -> Iterator[Store]:
+    """An S3 server on this machine, with an empty bucket."""
+    pytest.importorskip("moto", reason="moto is not installed: pip install 'xwam-ft[dev]'")
+    with s3_store(monkeypatch, tmp_path / "xwam-ft-cache") as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

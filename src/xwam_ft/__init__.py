@@ -27,6 +27,9 @@ The hall
     quantiles.py      what numbers are normalised by, from the recorded motion
     limits.py         what commands are held in, stated or recorded
     hub.py            the Hugging Face Hub: what a name means there, fetched by its commit
+    remote.py         places at URLs (s3://, gs://, hf://, http://): reading, listing, writing, tries and sentences
+    remote_errors.py  what to tell of errors there
+    copies.py         copies of what is read from URLs, within a limit
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
     aliases.py        a robot's own names and units of what it observes
     kinematics.py     URDF chains: joints -> poses, and back
@@ -37,6 +40,7 @@ The hall
     processes.py      jobs side by side in worker processes
     progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
+    shard_files.py    its files, in a folder or at a URL
     shard_writer.py   writing it
     verb.py           a room's package that can be called
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.consoles import plain_console
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, spelled
 from xwam_ft.results import Bundle, Evaluation, ImaginedEpisode, Run, Runs, place_of
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ def imagine(
         UserError: `out` is not empty; not a bundle, run or shard set, or they do not belong together; no such episode.
     """
     console = plain_console(progress)
-    console.print(f"imagining episode {episode} of {place_of(shards)} by {place_of(bundle)}", soft_wrap=True)
+    console.print(
+        f"imagining episode {episode} of {spelled(place_of(shards))} by {spelled(place_of(bundle))}", soft_wrap=True
+    )
     console.file.flush()  # before torch is loaded, and where the output goes into a file
     from xwam_ft.evaluate.imagine import imagine as work
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, spelled
 from xwam_ft.strict_yaml import parse_override
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: 
 
 def typed(*words: str | Path) -> str:
     """A command as it can be pasted into a shell."""
-    return " ".join(quote(str(word)) for word in words)
+    return " ".join(quote(spelled(word) if isinstance(word, Path) else word) for word in words)
 
 
 def setting(key: str, value: object) -> str:
     """`--set key=value` for a command, the value as YAML reads it back."""
-    text = str(value) if isinstance(value, str | Path) else json.dumps(value)
+    text = spelled(value) if isinstance(value, Path) else value if isinstance(value, str) else json.dumps(value)
     if isinstance(value, str | Path) and not _reads_back(text):
         text = json.dumps(text, ensure_ascii=False)
     return f"--set {quote(f'{key}={text}')}"

@@ -24,10 +24,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from xwam_ft.aliases import Aliases
 from xwam_ft.errors import UserError
-from xwam_ft.files import json_bytes, read_json, write_bytes_atomic
+from xwam_ft.files import json_bytes, write_bytes_atomic
 from xwam_ft.kinematics import Chain
 from xwam_ft.limits import Limits, Part, Recorded
 from xwam_ft.pictures import turn_intrinsics, turned_axes
+from xwam_ft.remote import load_json
 
 SCHEMA_VERSION = 1
 POSE_ELEMENTS = ("x", "y", "z", "qw", "qx", "qy", "qz")
@@ -370,7 +371,7 @@ def load_contract(path: Path) -> Contract:
         UserError: absent, not JSON, or not a contract of this version (every reason named).
     """
     try:
-        return Contract.model_validate(read_json(path))
+        return Contract.model_validate(load_json(path))
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'contract'}: {e['msg']}" for e in error.errors())
         raise UserError(f"is not a valid contract ({reasons})", path, "make it again with `xwam-ft prepare`") from None

@@ -7,10 +7,12 @@ escapes is a bug of ours and keeps its traceback. Invariants of our own are `ass
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 
 EXIT_CODE = 2
+_URL = re.compile(r"(?<![\w/])(s3|gs|gcs|hf|https?):/(?=[^/\s])")
 
 
 class UserError(Exception):
@@ -23,13 +25,18 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, where: object, fix: str) -> None:
-        self.what = what
-        self.where = str(where)
-        self.fix = fix
-        super().__init__(f"{self.where}: {what}. Fix: {fix}")
+        self.what = spelled(what)
+        self.where = spelled(where)
+        self.fix = spelled(fix)
+        super().__init__(f"{self.where}: {self.what}. Fix: {self.fix}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         return type(self), (self.what, self.where, self.fix)  # so that it comes whole from a worker process
+
+
+def spelled(text: object) -> str:
+    """A text with the URLs in it written out: a `Path` makes one slash of two (remote.py)."""
+    return _URL.sub(r"\1://", str(text))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, spelled
 from xwam_ft.machine import gigabytes
 
 
@@ -25,6 +25,7 @@ def atomic_path(target: Path) -> Generator[Path]:
 
     The temporary name keeps the suffix, since media libraries choose the container by it.
     """
+    require_local(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".tmp{target.suffix}", dir=target.parent)
     os.close(handle)
@@ -59,8 +60,19 @@ def atomic_folder(target: Path) -> Generator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_local(target: Path, what: str = "what is made or read here") -> None:
+    """Raise a `UserError` where a path is a URL, which only shard sets, latent caches and recordings may be."""
+    if spelled(target) != str(target):
+        raise UserError(
+            f"is a URL, and {what} lies on this machine",
+            target,
+            "give a path of this machine, and copy it from there or to there",
+        )
+
+
 def require_new(target: Path) -> None:
     """Raise a `UserError` unless `target` is free to be made: absent, or an empty folder."""
+    require_local(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("exists already and is not an empty folder", target, "choose another folder or remove it")
 

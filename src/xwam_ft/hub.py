@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import disk_errors, write_text_atomic
+from xwam_ft.files import disk_errors, require_local, write_text_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,6 +186,7 @@ def folder_of(place: str | Path, revision: str | None, allow: Sequence[str], fix
         return Path(place)
     repo = repo_of(place, "model")
     if repo is None:
+        require_local(Path(place), "a folder with weights")
         raise UserError(f"no such folder; looked at {Path(place).absolute()}", place, fix + hint(place, "model"))
     return fetch(replace(repo, revision=repo.revision or revision), allow=allow)
 

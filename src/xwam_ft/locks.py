@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import UNWRITABLE, atomic_folder, disk_errors, remove_temporaries
+from xwam_ft.files import UNWRITABLE, atomic_folder, disk_errors, remove_temporaries, require_local
 
 PATIENCE = 0.3
 """Seconds in which another's look at the lock is over."""
@@ -43,6 +43,7 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
     Raises:
         UserError: another process writes it; says which, where and since when.
     """
+    require_local(target)
     path = _lock_of(target)
     with disk_errors(target, UNWRITABLE):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,19 @@ def sole_writer(target: Path, doing: str) -> Generator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)  # before it is let go: whoever opened it meanwhile sees that it is gone
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Generator[None]:
+    """Keep others out of what the file `path` stands for, and wait while they keep us out; for short work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
         os.close(descriptor)
 
 

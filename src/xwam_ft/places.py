@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from xwam_ft.errors import UserError
+from xwam_ft.files import require_local
 from xwam_ft.hub import hint
 
 RECIPE_FILE = "recipe.yaml"
@@ -22,6 +23,8 @@ def run_at(text: str | Path) -> tuple[Path, int | None]:
         UserError: what stands behind the `@` is no step of a run that is there.
     """
     place = Path(text)
+    if not str(text).startswith("hf:"):  # which is for the Hub to say
+        require_local(place, "a run or bundle")
     if place.exists() or "@" not in place.name:
         named = step_of(place)
         return (place, None) if named is None else (place.absolute().parents[1], named)

@@ -86,6 +86,7 @@ class DataSpec(Section):
     on_corrupt: Literal["stop", "skip"] = "stop"
     cache: Literal["auto", "require", "none"] = "auto"
     cache_dir: str | None = None  # where latent caches lie; None: each in its shard set
+    local_gb: PositiveFloat = 50.0  # of this machine's disk for copies of what is read from URLs (copies.py)
     clip_stride: PositiveInt = 4  # source frames between the starts of clips
     encode_batch: PositiveInt = 4  # clips a VAE call
     augment: AugmentSpec = AugmentSpec()

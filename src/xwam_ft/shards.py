@@ -22,6 +22,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
@@ -30,9 +31,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from xwam_ft.contract import Contract, Timing, load_contract, require_compatible
+from xwam_ft.copies import LOCAL_GB
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.files import json_bytes, read_json, sha256
+from xwam_ft.files import json_bytes, sha256
 from xwam_ft.media import read_gray16, read_rgb
+from xwam_ft.shard_files import AGAIN, CONTRACT_FILE, INDEX_FILE, ShardFiles, read_index
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
@@ -42,12 +45,9 @@ Split = Literal["train", "held_out"]
 Streams = Literal["all", "depth", "none"]
 
 INDEX_VERSION = 1
-INDEX_FILE = "index.json"
-CONTRACT_FILE = "contract.json"
 META = "meta.json"
 MOTION = "motion.npz"
 MOTION_TABLES = ("proprio", "proprio_mask", "action", "action_mask")
-AGAIN = "run `xwam-ft prepare` again"
 
 
 def rgb_member(camera: str) -> str:
@@ -191,6 +191,8 @@ class ShardSet:
     contract: Contract
     index: Index
     left_out: tuple[str, ...] = ()  # damaged shards of which nothing stands in `index`
+    index_sha256: str | None = None  # of a set at a URL
+    local_gb: float = LOCAL_GB  # of copies on this machine, of a set at a URL
 
     def __len__(self) -> int:
         return len(self.index.segments)
@@ -202,29 +204,26 @@ class ShardSet:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of index.json and of what is left out."""
-        whole = sha256(self.folder / INDEX_FILE)
+        whole = self.index_sha256 or sha256(self.folder / INDEX_FILE)
         return whole if not self.left_out else hashlib.sha256(json_bytes([whole, *self.left_out])).hexdigest()
 
     @classmethod
-    def open(cls, folder: str | Path, *, sizes: bool = True) -> ShardSet:
+    def open(cls, folder: str | Path, *, sizes: bool = True, local_gb: float = LOCAL_GB) -> ShardSet:
         """Read contract and index, and check that every shard is there with its size.
 
         Args:
+            folder: where the set lies; a URL too (remote.py).
             sizes: False leaves that check out (`damage` finds it).
+            local_gb: of this machine's disk that copies of what is read from a URL may fill (copies.py).
 
         Raises:
-            UserError: not a finished shard set, made by another version, or damaged.
+            UserError: not a finished shard set, made by another version, or damaged; a URL that does not answer.
         """
         folder = Path(folder)
-        if not (folder / INDEX_FILE).is_file():
-            what = "is not a finished shard set (no index.json)" if folder.is_dir() else "the folder does not exist"
-            if folder.is_file():
-                what = "is a file, and a shard set is a folder"
-            what += "" if folder.is_absolute() else f"; looked at {folder.absolute()}"
-            raise UserError(what, folder, "give a folder that `xwam-ft prepare` finished")
+        tree, print_ = read_index(folder)
         contract = load_contract(folder / CONTRACT_FILE)
         try:
-            index = Index.model_validate(read_json(folder / INDEX_FILE))
+            index = Index.model_validate(tree)
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -236,32 +235,26 @@ class ShardSet:
                 folder / INDEX_FILE,
                 f"restore the contract these shards were made with, or {AGAIN}",
             )
-        shards = cls(folder, contract, index)
+        shards = cls(folder, contract, index, index_sha256=print_, local_gb=local_gb)
         for shard in index.shards if sizes else ():
-            if (found := shards.missing_or_cut(shard)) is not None:
+            if (found := shards.files.missing_or_cut(shard)) is not None:
                 raise UserError(found, folder / shard.name, f"copy the whole folder again, or {AGAIN}")
         return shards
 
-    def missing_or_cut(self, shard: ShardEntry) -> str | None:
-        """What is wrong with a shard without reading it; None: it is there with its size."""
-        path = self.folder / shard.name
-        if not path.is_file():
-            return "the shard is missing"
-        size = path.stat().st_size
-        return None if size == shard.bytes else f"has {size} bytes, not the {shard.bytes} that were written"
+    @cached_property
+    def files(self) -> ShardFiles:
+        """The tars, wherever they lie."""
+        return ShardFiles(self.folder, self.local_gb)
 
-    def damage(self, shard: ShardEntry) -> str | None:
-        """What is wrong with a shard, its SHA-256 included; None: it is as it was written."""
-        if (found := self.missing_or_cut(shard)) is not None:
-            return found
-        same = sha256(self.folder / shard.name) == shard.sha256
-        return None if same else "is damaged (SHA-256 differs from index.json)"
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return {shard.name: shard.sha256 for shard in self.index.shards}
 
     def verify(self) -> None:
         """Check the SHA-256 of every shard; a `UserError` names the first that is damaged."""
         for shard in self.index.shards:
-            if (found := self.damage(shard)) is not None:
-                raise UserError(found, self.folder / shard.name, f"copy it again, or {AGAIN}")
+            if (found := self.files.damage(shard)) is not None:
+                raise UserError(found, self.files.place(shard.name), f"copy it again, or {AGAIN}")
 
     def under(self, contract: Contract, contract_at: Path | str) -> ShardSet:
         """The same shards with another preparation's contract, whose quantiles then normalise them.
@@ -323,32 +316,25 @@ class ShardSet:
 
     def _read(self, entry: SegmentEntry, rows: np.ndarray | None, *, streams: Streams = "all") -> Segment:
         """Decode a segment; with `rows`, only those pictures."""
-        path = self.folder / entry.shard
-        if not path.is_file():
-            raise UserError("the shard is missing", path, f"copy the whole folder again, or {AGAIN}")
-        with path.open("rb") as stream:
-
-            def member(name: str) -> bytes:
-                offset, size = entry.members[name]
-                stream.seek(offset)
-                return stream.read(size)
-
-            frames = None if rows is None else rows.tolist()
-            cameras = self.contract.camera_names
-            try:
-                meta = SegmentMeta.model_validate_json(member(META))
-                with np.load(io.BytesIO(member(MOTION)), allow_pickle=False) as archive:
-                    tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
-                rgb, depth = np.zeros((len(cameras), len(tables["proprio"]), 0, 0, 3), dtype=np.uint8), None
-                if streams == "all":
-                    rgb = np.stack([read_rgb(member(rgb_member(camera)), frames) for camera in cameras])
-                if streams != "none" and meta.depth:
-                    depth = np.stack([read_gray16(member(depth_member(camera)), frames) for camera in cameras])
-            except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
-                reason = error.what if isinstance(error, UserError) else str(error)
-                raise UserError(
-                    f"segment {entry.key} cannot be read ({reason})", path, f"copy the shard again, or {AGAIN}"
-                ) from None
+        frames = None if rows is None else rows.tolist()
+        cameras = self.contract.camera_names
+        wanted = [META, MOTION]
+        wanted += [rgb_member(camera) for camera in cameras if streams == "all"]
+        wanted += [name for camera in cameras if streams != "none" and (name := depth_member(camera)) in entry.members]
+        member = self.files.members(entry, wanted, self._versions[entry.shard])
+        try:
+            meta = SegmentMeta.model_validate_json(member[META])
+            if not entry.key.endswith(meta.key):
+                raise ValueError(f"it holds {meta.key}")
+            with np.load(io.BytesIO(member[MOTION]), allow_pickle=False) as archive:
+                tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
+            rgb, depth = np.zeros((len(cameras), len(tables["proprio"]), 0, 0, 3), dtype=np.uint8), None
+            if streams == "all":
+                rgb = np.stack([read_rgb(member[rgb_member(camera)], frames) for camera in cameras])
+            if streams != "none" and meta.depth:
+                depth = np.stack([read_gray16(member[depth_member(camera)], frames) for camera in cameras])
+        except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
+            raise self.files.unreadable(entry, error.what if isinstance(error, UserError) else str(error)) from None
         return Segment(
             key=entry.key,  # of the index, which may be one of several sets joined
             episode=entry.episode,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.files import require_local
 
 _HERE = Path(__file__).parent
 _CHECKOUT = _HERE.parents[2]
@@ -48,6 +49,7 @@ def named_file(given: Path, kind: str) -> Path:
     Raises:
         UserError: neither a file nor a name.
     """
+    require_local(given, "a recipe or embodiment file")
     if given.is_file() or given.is_absolute():
         return given
     names = shipped_names(kind)

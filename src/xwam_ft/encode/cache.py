@@ -19,14 +19,19 @@ Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from xwam_ft.copies import LOCAL_GB, Copies
+from xwam_ft.encode.cache_files import CachedFile, FarTensors
 from xwam_ft.errors import UserError, listed
-from xwam_ft.files import json_bytes, read_json, sha256
+from xwam_ft.files import json_bytes, sha256
 from xwam_ft.machine import installed_versions
+from xwam_ft.remote import is_file, load_json, size_of, sizes, url_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -76,17 +81,6 @@ def cache_place(data: DataSpec, shards: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class CachedFile:
-    path: str  # relative to the cache folder
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, folder: Path, path: Path) -> CachedFile:
-        return cls(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
-
-
-@dataclass(frozen=True)
 class CachedClip:
     """One clip's place: its `copies` rows from `row` on in a segment's file, and which instruction it follows."""
 
@@ -122,31 +116,37 @@ class LatentCache:
     clips: tuple[CachedClip, ...]
     prompts: tuple[str, ...]
     files: tuple[CachedFile, ...]
+    local_gb: float = LOCAL_GB  # of copies on this machine, of a cache at a URL
     _open: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path, advance: Advance | None = None, *, verify: bool = True) -> LatentCache:
-        """Read the index and check every file against its size and SHA-256.
+    def open(
+        cls, folder: Path, advance: Advance | None = None, *, verify: bool = True, local_gb: float = LOCAL_GB
+    ) -> LatentCache:
+        """Read the index and check every file against its size and SHA-256; of a URL now its size alone.
 
         Args:
+            local_gb: as `data.local_gb`.
             verify: False leaves the check out (another process does it).
             advance: told the bytes of each file once it is checked.
 
         Raises:
             UserError: the cache is absent or incomplete, or a file is missing, cut off or changed.
         """
-        if not (folder / INDEX_FILE).is_file():
+        if not is_file(folder / INDEX_FILE):
             raise UserError("the latent cache is not complete", folder, "run `xwam-ft encode` again; it goes on there")
-        tree = read_json(folder / INDEX_FILE)
+        tree = load_json(folder / INDEX_FILE)
         cache = cls(
             folder=folder,
             identity=CacheIdentity(**tree["identity"]),
             clips=tuple(_clip(clip) for clip in tree["clips"]),
             prompts=tuple(tree["prompts"]),
             files=tuple(CachedFile(**entry) for entry in tree["files"]),
+            local_gb=local_gb,
         )
+        there = sizes(folder, [entry.path for entry in cache.files]) if verify and url_of(folder) else None
         for entry in cache.files if verify else ():
-            require_intact(folder, entry)
+            require_intact(folder, entry, there)
             if advance is not None:
                 advance(entry.size)
         return cache
@@ -168,7 +168,8 @@ class LatentCache:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """[C, Tl, V, h, w]"""
-        return tuple(self._handle(self.clips[0].file).get_slice("rgb").get_shape()[1:])
+        handle = self._handle(self.clips[0].file)
+        return tuple(handle.shape("rgb") if url_of(self.folder) else handle.get_slice("rgb").get_shape())[1:]
 
     def of_split(self, split: Split) -> list[CachedClip]:
         return [clip for clip in self.clips if clip.split == split]
@@ -186,7 +187,11 @@ class LatentCache:
     def _embeddings(self) -> Tensor:
         from safetensors.torch import load_file
 
-        return load_file(self.folder / PROMPTS_FILE)["embeddings"]
+        path = self.folder / PROMPTS_FILE
+        if url_of(path):
+            file = next(file for file in self.files if file.path == PROMPTS_FILE)
+            path = FarTensors(self.folder, file, True, self.local_gb).copy()
+        return load_file(path)["embeddings"]
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -195,22 +200,37 @@ class LatentCache:
     def read(self, clip: CachedClip, copy: int = 0) -> ClipTensors:
         """The tensors of one copy of a clip, in the dtype they are stored in."""
         assert 0 <= copy < clip.copies, f"clip {clip.key} has no copy {copy}"
-        handle = self._handle(clip.file)
         names = CLIP_TENSORS + (DEPTH_TENSORS if self.with_depth else ())
-        rows: dict[str, Any] = {name: handle.get_slice(name)[clip.row + copy] for name in names}
+        rows: dict[str, Any] = self._rows(clip.file, names, clip.row + copy)
         return ClipTensors(**rows)
 
     def masks(self, clip: CachedClip, copy: int = 0) -> dict[str, Tensor]:
         """The masks of one copy of a clip: what the losses count."""
         names = CLIP_TENSORS + (DEPTH_TENSORS if self.with_depth else ())
-        handle = self._handle(clip.file)
-        return {name: handle.get_slice(name)[clip.row + copy] for name in names if name.endswith("_mask")}
+        return self._rows(clip.file, [name for name in names if name.endswith("_mask")], clip.row + copy)
 
     def finish(self, batch: Batch | PictureBatch) -> Batch:
         """Nothing is left to do: see ClipSource."""
         return cast("Batch", batch)
 
+    def _rows(self, file: str, names: Sequence[str], row: int) -> dict[str, Tensor]:
+        handle = self._handle(file)
+        if url_of(self.folder):
+            return handle.rows(names, row)
+        return {name: handle.get_slice(name)[row] for name in names}
+
+    @cached_property
+    def _by_path(self) -> dict[str, CachedFile]:
+        return {file.path: file for file in self.files}
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether copies of all of it fit on this machine."""
+        return sum(file.size for file in self.files) <= Copies(self.local_gb).limit
+
     def _handle(self, file: str) -> Any:
+        if file not in self._open and url_of(self.folder):
+            self._open[file] = FarTensors(self.folder, self._by_path[file], self._fits, self.local_gb)
         # Opened per process and kept: safetensors maps the file, so this costs no memory.
         if file not in self._open:
             from safetensors import safe_open
@@ -256,8 +276,8 @@ MEANING = {
 def stale_caches(place: Path, wanted: CacheIdentity) -> list[str]:
     """A phrase for each finished cache of other numbers: its name and what it was made with that is another now."""
     said: list[str] = []
-    for index in sorted(place.glob(f"latents-*/{INDEX_FILE}")):
-        there, now = read_json(index)["identity"], asdict(wanted)
+    for index in _indexes(place):
+        there, now = load_json(index)["identity"], asdict(wanted)
         changed = [
             f"{MEANING[name]} {_short(there.get(name))}, now {_short(value)}"
             for name, value in now.items()
@@ -265,6 +285,15 @@ def stale_caches(place: Path, wanted: CacheIdentity) -> list[str]:
         ]
         said.append(f"{index.parent.name} was made with {listed(changed)}")
     return said
+
+
+def _indexes(place: Path) -> list[Path]:
+    url = url_of(place)
+    if url is None:
+        return sorted(place.glob(f"latents-*/{INDEX_FILE}"))
+    if url.startswith("http"):
+        return []
+    return [place / name for name in sorted(sizes(place)) if fnmatchcase(name, f"latents-*/{INDEX_FILE}")]
 
 
 def _clip(tree: dict[str, Any]) -> CachedClip:
@@ -277,13 +306,18 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 or text.startswith("{") else f"{text[:12]}..."
 
 
-def require_intact(folder: Path, entry: CachedFile) -> None:
-    """Raise a `UserError` unless the file is there with the size and hash it was written with."""
+def require_intact(folder: Path, entry: CachedFile, there: Mapping[str, int] | None = None) -> None:
+    """Raise a `UserError` unless the file is there with the size and hash it was written with.
+
+    Args:
+        there: sizes of what lies at a URL; hashes are compared when files come from there.
+    """
     path = folder / entry.path
     fix = "delete it and run `xwam-ft encode` again; only this file is made anew"
-    if not path.is_file():
+    size = size_of(path) if there is None else there.get(entry.path)
+    if size is None:
         raise UserError("the cached file is missing", path, "run `xwam-ft encode` again; only this file is made anew")
-    if path.stat().st_size != entry.size:
-        raise UserError(f"has {path.stat().st_size} bytes, not the {entry.size} that were written", path, fix)
-    if sha256(path) != entry.sha256:
+    if size != entry.size:
+        raise UserError(f"has {size} bytes, not the {entry.size} that were written", path, fix)
+    if there is None and sha256(path) != entry.sha256:
         raise UserError("has changed since it was written (its SHA-256 is another)", path, fix)

@@ -21,6 +21,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import plain
+from xwam_ft.remote import absolute
 from xwam_ft.sets.stored import StoredMotions
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
@@ -75,14 +76,14 @@ def open_sets(data: DataSpec, console: Console | None = None, under: tuple[Contr
     """
     folders = [Path(source.path) for source in data.sources]
     for number, folder in enumerate(folders):
-        if any(folder.resolve() == other.resolve() for other in folders[:number]):
+        if any(absolute(folder) == absolute(other) for other in folders[:number]):
             raise UserError("is listed twice", folder, "name it once in data.shards, with a weight")
-    opened = [ShardSet.open(folder, sizes=False) for folder in folders]
+    opened = [ShardSet.open(folder, sizes=False, local_gb=data.local_gb) for folder in folders]
     if data.on_corrupt == "skip":
         opened = [_sound(one, console) for one in opened]
     for one in opened:
         for shard in one.index.shards:
-            if (found := one.missing_or_cut(shard)) is not None:
+            if (found := one.files.missing_or_cut(shard)) is not None:
                 raise corrupt(found, one, shard.name)
     if under is None:
         contract = shared_contract(opened)
@@ -104,7 +105,7 @@ def require_sound(shard_set: ShardSet, console: Console) -> None:
     shards = shard_set.index.shards
     with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
         for shard in shards:
-            if (found := shard_set.damage(shard)) is not None:
+            if (found := shard_set.files.damage(shard)) is not None:
                 raise corrupt(found, shard_set, shard.name)
             advance(shard.bytes)
 
@@ -112,7 +113,7 @@ def require_sound(shard_set: ShardSet, console: Console) -> None:
 def corrupt(what: str, shard_set: ShardSet, shard: str) -> UserError:
     """The error for a damaged shard."""
     fix = "copy the shard again, run `xwam-ft prepare` again, or set data.on_corrupt: skip to train without it"
-    return UserError(what, shard_set.folder / shard, fix)
+    return UserError(what, shard_set.files.place(shard), fix)
 
 
 def shared_contract(sets: Sequence[ShardSet]) -> Contract:
@@ -201,7 +202,7 @@ def _sound(shard_set: ShardSet, console: Console | None) -> ShardSet:
     total = sum(shard.bytes for shard in shard_set.index.shards)
     with progress_bar(console or Console(quiet=True), "check shards", "bytes", total) as advance:
         for shard in shard_set.index.shards:
-            if (what := shard_set.damage(shard)) is not None:
+            if (what := shard_set.files.damage(shard)) is not None:
                 damaged[shard.name] = what
             advance(shard.bytes)
     if len(damaged) == len(shard_set.index.shards):
@@ -239,7 +240,7 @@ def _joined(sets: Sequence[ShardSet], names: Sequence[str]) -> ShardSet:
     """One index over all: keys begin with the set's name, episodes are numbered on, shards stand by absolute path."""
     shards, episodes, segments, first = [], [], [], 0
     for one, name in zip(sets, names, strict=True):
-        folder = one.folder.resolve()
+        folder = absolute(one.folder)
         shards += [s.model_copy(update={"name": str(folder / s.name)}) for s in one.index.shards]
         for episode in one.index.episodes:
             keys = tuple(f"{name}/{key}" for key in episode.segments)
@@ -259,7 +260,7 @@ def _joined(sets: Sequence[ShardSet], names: Sequence[str]) -> ShardSet:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, with as many folders above them as tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [absolute(folder).parts for folder in folders]
     depth = 1
     while len({found[-depth:] for found in parts}) < len(parts):
         depth += 1

@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from xwam_ft import remote
 from xwam_ft.encode.cache import (
     EMPTY_PROMPT,
     INDEX_FILE,
     PROMPTS_FILE,
-    CachedFile,
     CacheIdentity,
     LatentCache,
     cache_identity,
     cache_place,
     stale_caches,
 )
+from xwam_ft.encode.cache_files import CacheFiles
 from xwam_ft.encode.data_sets import require_sound
 from xwam_ft.encode.segments import Encoding, Plan, plan_segments, save, write_segments
-from xwam_ft.errors import UserError
-from xwam_ft.files import disk_errors, write_json_atomic
+from xwam_ft.errors import UserError, spelled
+from xwam_ft.files import disk_errors, json_bytes, write_json_atomic
 from xwam_ft.locks import sole_writer
 from xwam_ft.progress import progress_bar
 
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
+
+
+STARTED = "started.json"
+"""At a URL: the identity of a cache that is being made there."""
 
 
 def wants_depth(recipe: Recipe, contract: Contract) -> bool:
@@ -95,9 +100,10 @@ def encode(
     place = cache_place(recipe.data, shard_set.folder)
     folder = identity.folder(place)
     plan = plan_segments(shard_set, recipe.data.clip_stride, recipe.data.copies)
-    files = [PROMPTS_FILE, *(part.file for part in plan)]
-    if not all((folder / name).is_file() for name in (*files, INDEX_FILE)):
-        stale = "; ".join(stale_caches(place, identity)) if not folder.exists() else ""
+    files, there = [PROMPTS_FILE, *(part.file for part in plan)], CacheFiles(folder)
+    found = there.there((*files, INDEX_FILE))
+    if len(found) < len(files) + 1:
+        stale = "; ".join(stale_caches(place, identity)) if not found else ""
         if recipe.data.cache == "require":
             raise UserError(
                 f"holds no latent cache of this recipe{': ' if stale else ''}{stale}",
@@ -115,16 +121,34 @@ def encode(
             forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
             "--set data.cache=none",
         ):
-            place.mkdir(parents=True, exist_ok=True)
-            if not os.access(place, os.W_OK):
+            if there.far:
+                _begin(folder, identity)
+            there.spool.parent.mkdir(parents=True, exist_ok=True)
+            if not there.far and not os.access(place, os.W_OK):
                 number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
                 raise OSError(number, os.strerror(number), str(place))
-            with sole_writer(folder, "encoding it"):
-                _make(recipe, shard_set, identity, folder, plan, device, workers or gpus_of(recipe, device), console)
+            with sole_writer(there.spool, "encoding it"):
+                _make(recipe, shard_set, identity, there, plan, device, workers or gpus_of(recipe, device), console)
+    if there.far:
+        shutil.rmtree(there.spool, ignore_errors=True)
+        return LatentCache.open(folder, local_gb=recipe.data.local_gb)
     with progress_bar(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
         return LatentCache.open(folder, advance)
+
+
+def _begin(folder: Path, identity: CacheIdentity) -> None:
+    """Say at a URL what is made there, before hours are spent on it.
+
+    Raises:
+        UserError: it may not be written to.
+    """
+    try:
+        remote.put_bytes(json_bytes(asdict(identity)), folder / STARTED)
+    except UserError as error:
+        elsewhere = "keep the latent cache elsewhere (--set data.cache_dir=FOLDER), or train without (data.cache=none)"
+        raise UserError(error.what, error.where, f"{elsewhere}; or: {error.fix}") from None
 
 
 def gpus_of(recipe: Recipe, device: torch.device) -> int:
@@ -139,7 +163,7 @@ def _make(
     recipe: Recipe,
     shard_set: ShardSet,
     identity: CacheIdentity,
-    folder: Path,
+    files: CacheFiles,
     plan: Plan,
     device: torch.device,
     workers: int,
@@ -147,37 +171,42 @@ def _make(
 ) -> None:
     from xwam_ft.model.backbone import load_backbone
 
-    contract, spec = shard_set.contract, recipe.backbone
+    contract, spec, folder = shard_set.contract, recipe.backbone, files.folder
     backbone = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
     image, timing = contract.image, contract.timing
     shape = backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
     total = sum(len(part.rows) for part in plan)
-    missing = sum(len(part.rows) for part in plan if not (folder / part.file).is_file())
+    there = files.there([PROMPTS_FILE, *(part.file for part in plan)])
+    missing = sum(len(part.rows) for part in plan if part.file not in there)
     clip = _latent_bytes(shape, spec.dtype, identity.with_depth)
     console.print(
-        f"latent cache: {total} clips{_copies(recipe)}, about {total * clip / 1e6:.1f} MB in {folder}", soft_wrap=True
+        f"latent cache: {total} clips{_copies(recipe)}, about {total * clip / 1e6:.1f} MB in {spelled(folder)}",
+        soft_wrap=True,
     )
-    _require_space(folder, missing * clip)
+    if not files.far:
+        _require_space(folder, missing * clip)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(text for part in plan for text in part.texts)})
-    if not (folder / PROMPTS_FILE).is_file():
-        embeddings = embed_instructions(recipe, prompts, device, console, folder)
-        folder.mkdir(exist_ok=True)
-        save({"embeddings": embeddings}, folder / PROMPTS_FILE, spec.dtype)
+    if PROMPTS_FILE not in there:
+        embeddings = embed_instructions(recipe, prompts, device, console, None if files.far else folder)
+        save({"embeddings": embeddings}, files, PROMPTS_FILE, spec.dtype)
         del embeddings
     # Only now, when the text encoder, four times the VAE's size, is gone from there.
     threads = max(1, torch.get_num_threads() // workers) if device.type == "cpu" else 0
-    encoding = Encoding(recipe, shard_set, folder, device.type, identity.with_depth, threads)
+    encoding = Encoding(recipe, shard_set, files, device.type, identity.with_depth, threads)
     with progress_bar(console, "encode clips", "clips", total) as advance:
         write_segments(encoding, plan, backbone, workers, advance)
     clips = [clip for part in plan for clip in part.cached()]
-    files = [CachedFile.of(folder, folder / name) for name in (PROMPTS_FILE, *(part.file for part in plan))]
+    written = [files.known(name) for name in (PROMPTS_FILE, *(part.file for part in plan))]
     index = {
         "identity": asdict(identity),
         "prompts": prompts,
         "clips": [asdict(clip) for clip in clips],
-        "files": [asdict(file) for file in files],
+        "files": [asdict(file) for file in written],
     }
-    write_json_atomic(folder / INDEX_FILE, index)
+    if files.far:
+        remote.put_bytes(json_bytes(index), folder / INDEX_FILE)
+    else:
+        write_json_atomic(folder / INDEX_FILE, index)
 
 
 def _copies(recipe: Recipe) -> str:

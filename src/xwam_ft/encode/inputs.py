@@ -13,12 +13,12 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from xwam_ft import hub
+from xwam_ft import hub, remote
 from xwam_ft.contract import load_contract
 from xwam_ft.encode.cache import INDEX_FILE, LatentCache, cache_place
 from xwam_ft.encode.data_sets import DataSets, episode_weights, open_sets, require_sound
 from xwam_ft.encode.inherit import inherit
-from xwam_ft.errors import UserError, require_installed
+from xwam_ft.errors import UserError, require_installed, spelled
 from xwam_ft.machine import require_supported
 from xwam_ft.places import neither, run_at
 from xwam_ft.shards import CONTRACT_FILE
@@ -94,7 +94,8 @@ class Inputs:
 
         if check and recipe.data.on_corrupt == "stop":  # otherwise each was looked at when the set was opened
             for one in sets.sets:
-                require_sound(one, self.console)
+                if not remote.url_of(one.folder):  # there sizes were compared, and what comes is checked as it comes
+                    require_sound(one, self.console)
         return ClipPool(open_pixels(recipe, sets.sets, self.device, self.console), sets, recipe.data)
 
     def cache(self, shard_set: ShardSet, workers: int | None = None) -> LatentCache:
@@ -105,7 +106,7 @@ class Inputs:
             return encode(self.recipe, shard_set, self.device, self.console, workers)
         folder = identify(self.recipe, shard_set).folder(cache_place(self.recipe.data, shard_set.folder))
         wait_for(folder / INDEX_FILE)
-        return LatentCache.open(folder, verify=False)  # the first rank does
+        return LatentCache.open(folder, verify=False, local_gb=self.recipe.data.local_gb)  # the first rank does
 
 
 def open_inputs(
@@ -199,13 +200,14 @@ def encode_shards(shards: Path, recipe: Recipe, console: Console, workers: int |
     Raises:
         UserError: as training, for what concerns shards and backbone.
     """
-    named = [Path(source.path).resolve() for source in recipe.data.sources]
-    alone = {} if len(named) > 1 and shards.resolve() in named else {"shards": str(shards), "episode_weights": []}
+    shards = remote.absolute(shards)
+    named = [remote.absolute(source.path) for source in recipe.data.sources]
+    alone = {} if len(named) > 1 and shards in named else {"shards": spelled(shards), "episode_weights": []}
     data = recipe.data.model_copy(update={"cache": "auto", **alone})
     inputs = open_inputs(recipe.model_copy(update={"data": data}), console, computes=False)
-    [shard_set] = [one for one in inputs.sets.sets if one.folder.resolve() == shards.resolve()]
+    [shard_set] = [one for one in inputs.sets.sets if remote.absolute(one.folder) == shards]
     cache = inputs.cache(shard_set, workers)
-    console.print(f"latent cache: {len(cache.clips)} clips in {cache.folder}", soft_wrap=True, markup=False)
+    console.print(f"latent cache: {len(cache.clips)} clips in {spelled(cache.folder)}", soft_wrap=True, markup=False)
     return cache
 
 
@@ -217,10 +219,10 @@ def first_rank() -> bool:
 def wait_for(path: Path) -> None:
     """Wait for a file that the first rank makes."""
     until = time.monotonic() + WAIT_SECONDS
-    while not path.is_file():
+    while not remote.is_file(path):
         if time.monotonic() > until:
             raise UserError("did not appear", path, "look at what the first rank printed")
-        time.sleep(1.0)
+        time.sleep(10.0 if remote.url_of(path) else 1.0)
 
 
 def _refuse_released_weights(recipe: Recipe) -> None:

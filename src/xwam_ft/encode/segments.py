@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xwam_ft.encode.cache import CachedClip
+from xwam_ft.encode.cache_files import CacheFiles
 from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
 from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_path
 from xwam_ft.processes import side_by_side, worker_number
 from xwam_ft.shards import cut_clip
 
@@ -82,14 +81,14 @@ class Encoding:
     """What a segment's file is made by.
 
     Args:
-        folder: of the cache.
+        files: of the cache.
         device: "cpu" or "cuda"; of several GPUs each worker process takes one.
         threads: of torch in a worker process on a CPU; 0 leaves torch's own choice.
     """
 
     recipe: Recipe
     shard_set: ShardSet
-    folder: Path
+    files: CacheFiles
     device: str
     with_depth: bool
     threads: int = 0
@@ -115,7 +114,7 @@ class Encoding:
             if advance is not None:
                 advance(len(clips))
         whole = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        save(whole, self.folder / part.file, recipe.backbone.dtype)
+        save(whole, self.files, part.file, recipe.backbone.dtype)
 
 
 def write_segments(
@@ -130,7 +129,8 @@ def write_segments(
     Raises:
         UserError: a segment cannot be read or encoded; a worker process died.
     """
-    missing = [part for part in plan if not (encoding.folder / part.file).is_file()]
+    there = encoding.files.there([part.file for part in plan])
+    missing = [part for part in plan if part.file not in there]
     advance(sum(len(part.rows) for part in plan) - sum(len(part.rows) for part in missing))
     if not missing:
         return
@@ -141,7 +141,7 @@ def write_segments(
         return
     died = UserError(
         "a process that encodes died, most likely for lack of memory",
-        encoding.folder,
+        encoding.files.folder,
         "run it again with fewer --workers or a smaller data.encode_batch; what is encoded is kept",
     )
     done = side_by_side(_write, missing, workers, died=died, begin=_take, given=(encoding,))
@@ -149,16 +149,16 @@ def write_segments(
         advance(len(part.rows))
 
 
-def save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
-    """Latents and embeddings in the backbone's dtype, motion and masks as they are."""
+def save(tensors: dict[str, Tensor], files: CacheFiles, name: str, dtype: str) -> None:
+    """Write one of the files: latents and embeddings in the backbone's dtype, motion and masks as they are."""
     from safetensors.torch import save_file
 
     stored = {
         name: tensor.to(getattr(torch, dtype)) if name in ("rgb", "depth", "embeddings") else tensor
         for name, tensor in tensors.items()
     }
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}, temporary)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+    files.write(name, lambda path: save_file(whole, path))
 
 
 _own: dict[str, Any] = {}  # of a worker process: its encoding, and its VAE from the first segment on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.errors import spelled
 from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
 from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
@@ -92,7 +93,7 @@ def evaluate_metrics(
         with progress_bar(console, "evaluate", "clips", work) as advance:
             mean = mean_action(shard_set)
             result = open_loop(policy, shard_set, split=split, clips=clips, advance=advance, mean=mean)
-            metrics: dict[str, Any] = {"bundle": source.name, "shards": str(shards), **result.metrics()}
+            metrics: dict[str, Any] = {"bundle": source.name, "shards": spelled(shards), **result.metrics()}
             if latency:
                 metrics["latency"] = latency_table(
                     policy, shard_set, split=split, clips=clips, mean=mean, advance=advance

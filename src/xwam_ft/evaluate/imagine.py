@@ -21,7 +21,7 @@ import numpy as np
 
 from xwam_ft.consoles import marked
 from xwam_ft.depth_code import INVALID, code_to_picture, colour, is_exact, picture_to_code, to_metres
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, spelled
 from xwam_ft.evaluate.fidelity import Fidelity
 from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
 from xwam_ft.evaluate.pointcloud import chamfer, write_ply
@@ -80,7 +80,7 @@ def imagine(bundle: Path | PolicySource, shards: Path, episode: int, out: Path, 
             found = write_futures(policy, shard_set, refs, folder, joined=True, advance=advance)
         metrics: dict[str, Any] = {
             "bundle": source.name,
-            "shards": str(shards),
+            "shards": spelled(shards),
             "episode": episode,
             "instruction": entry.instruction,
             "split": entry.split,

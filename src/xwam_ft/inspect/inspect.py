@@ -14,7 +14,7 @@ from xwam_ft import media
 from xwam_ft.consoles import marked, plain_console
 from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
-from xwam_ft.files import write_text_atomic
+from xwam_ft.files import require_local, write_text_atomic
 from xwam_ft.hub import fetched_from, name_of
 from xwam_ft.inspect.evidence import Evidence, gather
 from xwam_ft.inspect.grouping import HAND
@@ -65,6 +65,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
         UserError: not a dataset, or `write` exists already.
     """
     console = plain_console(console)
+    if write is not None:
+        require_local(write, "a starter file")
     if write is not None and write.exists():
         raise UserError("exists already", write, "choose another name for the starter file")
     named, raw = raw, recordings_at(raw, console)

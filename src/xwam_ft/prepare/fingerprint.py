@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.bundled import bundled
@@ -24,10 +26,19 @@ TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml")  # edited by hand, perhaps t
 LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow")
 
 
-def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embodiment, plan: DepthPlan) -> str:
+def preparation_fingerprint(
+    raws: list[Path],
+    jobs: list[EpisodeJob],
+    spec: Embodiment,
+    plan: DepthPlan,
+    listed: Mapping[Path, Mapping[Path, int]] = MappingProxyType({}),
+) -> str:
     """Embodiment, depth, URDF chains, metadata and text by content, data and video files by name and size.
 
     Absolute paths and dates are left out, so that a copied dataset is the same one; one of the Hub is its commit.
+
+    Args:
+        listed: files and sizes of those of `raws` that are copies from a URL, those that were not copied too.
     """
     parts: list[Any] = [FORMAT, spec.model_dump(mode="json"), plan.spec, plan.code.model_dump(mode="json")]
     if jobs:
@@ -43,7 +54,11 @@ def preparation_fingerprint(raws: list[Path], jobs: list[EpisodeJob], spec: Embo
             continue
         inside = sorted(path for path in raw.rglob("*") if path.is_file() and ".cache" not in path.parts)
         files = [raw] if raw.is_file() else inside  # one HDF5 file may be a dataset
-        parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])
+        if (there := listed.get(raw)) is not None:  # likewise
+            files = sorted(path for path in there if path.is_file())
+            parts.append([[str(path.relative_to(raw)), size] for path, size in sorted(there.items())])
+        else:
+            parts.append([[str(path.relative_to(raw)), path.stat().st_size] for path in files])
         parts.append([sha256(path) for path in files if path.is_relative_to(raw / "meta") or path.suffix in TEXT])
     if plan.spec == "tiny":
         parts.append(sha256(bundled("tiny/depth.safetensors")))

@@ -1,4 +1,4 @@
-"""Recordings by their name on the Hub: metadata first, then the files that are needed of them.
+"""Recordings by their name on the Hub, or at a URL: metadata first, then the files that are needed of them.
 
 Of a LeRobot dataset the films of cameras that nobody asked for stay where they are; of other formats everything comes.
 """
@@ -11,8 +11,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xwam_ft import hub
+from xwam_ft import hub, remote
+from xwam_ft.copies import copies_folder
 from xwam_ft.errors import UserError
+from xwam_ft.prepare.from_url import RecordedUrl
 from xwam_ft.prepare.sources.lerobot_meta import read_features, read_info
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ INFO = "meta/info.json"
 
 
 def recordings_at(place: Path, console: Console, embodiment: Embodiment | None = None) -> Path:
-    """Where recordings lie: `place` itself, or the Hub's cache, where it names a dataset of the Hub (hub.py).
+    """Where recordings lie: `place` itself, the Hub's cache, where it names a dataset of the Hub (hub.py), or copies of
+    what lies at a URL (from_url.py).
 
     Args:
         embodiment: whose cameras are wanted, and depth; None: what shows a dataset, every number and the first film of
@@ -33,27 +36,45 @@ def recordings_at(place: Path, console: Console, embodiment: Embodiment | None =
     Raises:
         UserError: no such dataset, no right to see it, no network.
     """
-    repo = hub.repo_of(place, "dataset")
-    if repo is None:
-        return place
-    repo = hub.pinned(repo, console)
-    names = hub.files(repo)
-    if not [name for name in names if not name.startswith(".") and name != "README.md"]:
-        raise UserError("holds no recordings yet", repo.page, "upload them first, or check the name")
+    if (recorded := recorded_url(place)) is not None:
+        names = list(recorded.files)
+
+        def fetch(allow: list[str] | None = None, ignore: list[str] | None = None) -> Path:
+            return recorded.fetch(console, allow=allow, ignore=ignore)
+    else:
+        repo = hub.repo_of(place, "dataset")
+        if repo is None:
+            return place
+        pinned = hub.pinned(repo, console)
+        names = hub.files(pinned)
+        if not [name for name in names if not name.startswith(".") and name != "README.md"]:
+            raise UserError("holds no recordings yet", pinned.page, "upload them first, or check the name")
+
+        def fetch(allow: list[str] | None = None, ignore: list[str] | None = None) -> Path:
+            return hub.fetch(pinned, console, allow=allow, ignore=ignore)
+
     if INFO not in names:
-        return hub.fetch(repo, console)
-    films = _films(hub.fetch(repo, console, allow=[INFO]), names)
+        return fetch()
+    films = _films(fetch(allow=[INFO]), names)
     if embodiment is None:
-        folder = hub.fetch(repo, console, ignore=[pattern for pattern, _ in films.values()])
-        return hub.fetch(repo, console, allow=[found[0] for _, found in films.values()]) if films else folder
+        folder = fetch(ignore=[pattern for pattern, _ in films.values()])
+        return fetch(allow=[found[0] for _, found in films.values()]) if films else folder
     named = _cameras(embodiment)
     idle = [key for key in films if not {key, key.rsplit(".", 1)[-1]} & named]
-    return hub.fetch(repo, console, ignore=[films[key][0] for key in idle] or None)
+    return fetch(ignore=[films[key][0] for key in idle] or None)
+
+
+def recorded_url(place: Path) -> RecordedUrl | None:
+    """The recordings at a URL; None: a path, or a repository of the Hub, which is taken by its commit."""
+    url = remote.url_of(place)
+    if url is None or (url.startswith("hf://") and url.removeprefix("hf://datasets/").count("/") < 2):
+        return None
+    return RecordedUrl(url)
 
 
 def is_partial(place: Path) -> bool:
     """Whether a folder is one that `recordings_at` fetched, so that files of it may be absent on purpose."""
-    return hub.fetched_from(place) is not None
+    return hub.fetched_from(place) is not None or place.is_relative_to(copies_folder())
 
 
 def _films(folder: Path, names: Collection[str]) -> dict[str, tuple[str, list[str]]]:

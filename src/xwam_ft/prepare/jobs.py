@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from xwam_ft.copies import copies_folder
 from xwam_ft.files import read_json
 from xwam_ft.prepare.findings import Finding, Severity
 from xwam_ft.quantiles import Motion
+from xwam_ft.remote import url_of
 from xwam_ft.shard_writer import episode_key
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Episode
+    from xwam_ft.prepare.far import FarWork
 
 RESULT = "result.json"
 MOTION_FILE = "motion.npz"
@@ -45,6 +49,7 @@ class EpisodeJob:
     timing: Timing
     instruction: str | None
     staging: Path
+    far: FarWork | None = None  # where it is done by a machine that shares no disk with this one
 
     @property
     def folder(self) -> Path:
@@ -90,7 +95,9 @@ JobOutcome = EpisodeResult | tuple[str, str, str]  # or the parts of a UserError
 
 
 def staging_of(out: Path) -> Path:
-    """Where what is prepared for `out` waits until all of it is done."""
+    """Where what is prepared for `out` waits until all of it is done: beside it, or for a URL where copies lie."""
+    if (url := url_of(out)) is not None:
+        return copies_folder() / "spool" / sha256(url.encode()).hexdigest()[:32] / "preparing"
     return out.absolute().parent / f".{out.name}.preparing"
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from xwam_ft import remote
 from xwam_ft.bundled import named_file
-from xwam_ft.errors import UserError, listed
+from xwam_ft.errors import UserError, listed, spelled
 from xwam_ft.files import full_disk, move_folder, read_json, write_json_atomic
 from xwam_ft.locks import sole_writer
 from xwam_ft.prepare import assemble
@@ -30,14 +31,16 @@ from xwam_ft.prepare.embodiment.cameras import calibrated, plan_cameras
 from xwam_ft.prepare.embodiment.schema import Embodiment, load_embodiment
 from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
 from xwam_ft.prepare.episode_work import run
+from xwam_ft.prepare.far import remove_parts, take_finished, with_urls
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
-from xwam_ft.prepare.from_hub import recordings_at
+from xwam_ft.prepare.from_hub import recorded_url, recordings_at
 from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished, staging_of
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
 from xwam_ft.prepare.sources import Source, open_source
 from xwam_ft.prepare.sources.beside import require_apart
+from xwam_ft.prepare.upload import PARTS, made_before, upload
 from xwam_ft.prepare.upside_down import upside_down
 from xwam_ft.prepare.workers import outcomes
 from xwam_ft.strict_yaml import Overrides
@@ -87,11 +90,14 @@ def prepare(
     embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
     require_apart(raws, out)
     spec = load_embodiment(embodiment, overrides)
+    recorded = [found for raw in raws if (found := recorded_url(raw)) is not None]
     raws = [recordings_at(raw, console, spec) for raw in raws]
     with console.status("looking through the recordings"):
         sources = [open_source(raw) for raw in raws]
         jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, staging_of(out), check=depth_check)
-        fingerprint = preparation_fingerprint(raws, jobs, spec, plan)
+        fingerprint = preparation_fingerprint(raws, jobs, spec, plan, {one.folder: one.sizes for one in recorded})
+        if ray is not None and (url := remote.url_of(out)) is not None:
+            jobs = with_urls(jobs, recorded, f"{url}/{PARTS}{fingerprint[:16]}")
     if (made := _made_before(out, fingerprint, console)) is not None:
         return made
     if plan.note:
@@ -107,10 +113,11 @@ def prepare(
         console.print(Text("warning", STYLES["warning"]), end=" ")
         console.print(size, markup=False, soft_wrap=True)
     try:
-        with sole_writer(out, "preparing it"):
+        with sole_writer(out if remote.url_of(out) is None else staging_of(out).with_name("set"), "preparing it"):
             if (made := _made_before(out, fingerprint, console)) is not None:  # by another, since we looked
                 return made
             _take_up(staging_of(out), fingerprint, console)
+            take_finished(jobs, finished)
             results = run_all(jobs, workers, ray, strict, console)
             check_together(jobs, results, strict=strict)
             check_unnamed(jobs, results, sources)
@@ -323,8 +330,12 @@ def _finish(
         depth = depth_outcomes([results[job.number] for job in accepted])
         assemble.write_depth(staged_set, depth, plan)
         assemble.write_report(staged_set, contract, accepted, results, chosen, plan)
-        move_folder(staged_set, out)
-        shutil.rmtree(staging_of(out))
+        if (url := remote.url_of(out)) is None:
+            move_folder(staged_set, out)
+    if url is not None:
+        upload(staged_set, url, staging_of(out) / "uploaded.json", console)
+        remove_parts(jobs)
+    shutil.rmtree(staging_of(out))
     seconds: dict[str, float] = {}
     for result in results:
         for stage, value in result.seconds.items():
@@ -347,6 +358,10 @@ def _finish(
 
 def _made_before(out: Path, fingerprint: str, console: Console) -> PrepareReport | None:
     """What is there already, where it is the same; a `UserError` where it is anything else."""
+    if (url := remote.url_of(out)) is not None:
+        from xwam_ft.shards import ShardSet
+
+        return _already(out, ShardSet.open(out), console) if made_before(url, fingerprint) else None
     if (out / RECORD).is_file() and read_json(out / RECORD).get("fingerprint") == fingerprint:
         from xwam_ft.shards import ShardSet
 
@@ -359,7 +374,7 @@ def _made_before(out: Path, fingerprint: str, console: Console) -> PrepareReport
 
 
 def _already(out: Path, shards: ShardSet, console: Console) -> PrepareReport:
-    console.print(f"{out}: already prepared from these inputs; nothing to do", markup=False, soft_wrap=True)
+    console.print(f"{spelled(out)}: already prepared from these inputs; nothing to do", markup=False, soft_wrap=True)
     frames = sum(episode.frames for episode in shards.index.episodes)
     return PrepareReport(out, len(shards.index.episodes), frames, already_prepared=True)
 

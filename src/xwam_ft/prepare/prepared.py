@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from xwam_ft.consoles import setting, typed
+from xwam_ft.errors import spelled
 from xwam_ft.prepare.findings import FindingGroup, Names, Severity, can_be_dropped, episodes_text
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def say(report: PrepareReport, console: Console) -> None:
             command = typed("xwam-ft", "shards", "drop", report.out, fewer, "--finding", group.check)
             console.print(f"  or without them: {command}", style="dim", markup=False, soft_wrap=True)
     console.print(
-        f"{report.out}: {report.episodes} episodes, {report.frames} frames{rejected}, "
-        f"{report.count('warning')} warnings; see {report.out / 'report.html'}",
+        f"{spelled(report.out)}: {report.episodes} episodes, {report.frames} frames{rejected}, "
+        f"{report.count('warning')} warnings; see {spelled(report.out / 'report.html')}",
         markup=False,
         soft_wrap=True,
     )

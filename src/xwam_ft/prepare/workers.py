@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, require
+from xwam_ft.prepare.far import take, work_afar
 from xwam_ft.prepare.jobs import RESULT
 from xwam_ft.processes import AHEAD, side_by_side
 
@@ -57,7 +58,11 @@ def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[
     resources: Mapping[str, float] = ray.cluster_resources()
     on_gpu = jobs[0].depth.estimator is not None and resources.get("GPU", 0) >= 1
     slots = int(resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1)) or 1
-    remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=RETRIES)(work)
+
+    def afar(job: EpisodeJob) -> JobOutcome:
+        return work(job) if job.far is None else work_afar(job, work)
+
+    remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=RETRIES)(afar)
     waiting = iter(jobs)
     running: dict[Any, EpisodeJob] = {}
     try:
@@ -69,11 +74,14 @@ def _on_ray(work: Work, jobs: list[EpisodeJob], address: str) -> Iterator[tuple[
             (done, *_), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(done)
             outcome = _fetch(ray, done)
-            if not isinstance(outcome, tuple) and outcome.reason is None and not (job.folder / RESULT).is_file():
+            whole = not isinstance(outcome, tuple) and outcome.reason is None
+            if whole and job.far is not None:
+                take(job)
+            if whole and not (job.folder / RESULT).is_file():
                 raise UserError(
                     "was written by a worker of the cluster and is not there",
                     job.folder,
-                    "let OUT and the recordings lie on storage that every node mounts at the same path",
+                    "let OUT and the recordings lie on storage that every node mounts at the same path, or at URLs",
                 )
             yield job.number, outcome
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import read_json
+from xwam_ft.files import read_json, require_local
 from xwam_ft.locks import holder
 from xwam_ft.prepare.assemble import DEPTH, FINDINGS, REJECTED
 from xwam_ft.prepare.fingerprint import RECORD
@@ -58,7 +58,7 @@ class OpenedSet:
         shards = [shard for shard in self.shards.index.shards if shard.name in used]
         with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
             for shard in shards:
-                if (found := self.shards.damage(shard)) is not None:
+                if (found := self.shards.files.damage(shard)) is not None:
                     fix = "copy the shard again, or run `xwam-ft prepare` again"
                     raise UserError(found, self.folder / shard.name, fix)
                 advance(shard.bytes)
@@ -68,9 +68,10 @@ def open_set(folder: str | Path) -> OpenedSet:
     """Open a shard set that nobody writes now.
 
     Raises:
-        UserError: it is being written, its preparation was stopped, or it is no finished shard set.
+        UserError: a URL, it is being written, its preparation was stopped, or it is no finished shard set.
     """
     folder = Path(folder)
+    require_local(folder, "a set that is merged, chosen from or exported")
     if (who := holder(folder)) is not None:
         raise UserError(f"is in use: {who}", folder, "wait until it has ended")
     if not folder.exists() and staging_of(folder).is_dir():

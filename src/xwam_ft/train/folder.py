@@ -25,11 +25,11 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from xwam_ft import hub
+from xwam_ft import hub, remote
 from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
-from xwam_ft.errors import UserError, listed
-from xwam_ft.files import atomic_folder, remove_folder, write_text_atomic
+from xwam_ft.errors import UserError, listed, spelled
+from xwam_ft.files import atomic_folder, remove_folder, require_local, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at, step_of
 from xwam_ft.recipe import BackboneSpec, DataSpec, Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
@@ -53,7 +53,7 @@ CONTRACT_FILE = "contract.json"
 PLAN_FILE = "plan.json"
 ADAPTER = "adapter"
 DEPTH_ADAPTER = "adapter-depth"
-FREE = ("trainer.workers", "data.cache_dir", "checkpoint.*", "validation.*", "logging.*")
+FREE = ("trainer.workers", "data.cache_dir", "data.local_gb", "checkpoint.*", "validation.*", "logging.*")
 """Keys of the recipe that may differ when a run goes on: the weights do not depend on them."""
 LENGTH = "trainer.max_steps"
 """This too: the run is then longer, or shorter, for good."""
@@ -222,7 +222,7 @@ def require_sealed(run: RunFolder) -> None:
 def require_shards(run: RunFolder) -> None:
     """Raise a `UserError` that says how to go on where the shards are not where the run's recipe says."""
     for source in run.recipe.data.sources:
-        if not Path(source.path).is_dir():
+        if not remote.url_of(source.path) and not Path(source.path).is_dir():
             there = "that is a file" if Path(source.path).is_file() else "there is no such folder"
             raise UserError(
                 f"trains on {source.path}, and {there}",
@@ -246,6 +246,7 @@ def require_backbone_there(run: RunFolder) -> None:
 
 def require_free(path: Path) -> None:
     """Raise a `UserError` if `path` cannot be made, or is there already: no run is ever overwritten."""
+    require_local(path, "a run folder")
     if path.is_file():
         raise UserError("is a file, and a run is a folder", path, "name another by --run")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -375,8 +376,12 @@ def _absolute_backbone(spec: BackboneSpec) -> BackboneSpec:
     return spec.model_copy(update={"path": str(Path(spec.path).resolve())})
 
 
+def _full(place: str) -> str:
+    return spelled(remote.absolute(place))
+
+
 def _absolute_data(data: DataSpec) -> DataSpec:
-    sources = [source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in data.sources]
-    cache = None if data.cache_dir is None else str(Path(data.cache_dir).resolve())
+    sources = [source.model_copy(update={"path": _full(source.path)}) for source in data.sources]
+    cache = None if data.cache_dir is None else _full(data.cache_dir)
     shards = sources[0].path if isinstance(data.shards, str) else sources
     return data.model_copy(update={"shards": shards, "cache_dir": cache})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.files import read_json, write_json_atomic
+from xwam_ft.remote import url_of
 
 if TYPE_CHECKING:
     from xwam_ft.recipe import DataSpec, Recipe
@@ -32,12 +33,16 @@ def moved_to(recipe: Recipe, folders: list[str]) -> Recipe:
 
 def found_again(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with the latest of its run's earlier places that are there, where its own are not."""
-    if all(Path(place).is_dir() for place in places(recipe.data)):
+    if all(_there(place) for place in places(recipe.data)):
         return recipe
     for earlier in reversed(_earlier(run)):
-        if len(earlier) == len(recipe.data.sources) and all(Path(place).is_dir() for place in earlier):
+        if len(earlier) == len(recipe.data.sources) and all(_there(place) for place in earlier):
             return moved_to(recipe, earlier)
     return recipe
+
+
+def _there(place: str) -> bool:
+    return url_of(place) is not None or Path(place).is_dir()
 
 
 def remember(run: Path, left: list[str]) -> None:

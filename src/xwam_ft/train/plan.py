@@ -23,6 +23,7 @@ from xwam_ft.machine import free_memory, gigabytes
 from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
+from xwam_ft.remote import url_of
 from xwam_ft.train.enough import too_few_clips
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
 from xwam_ft.train.sharding import Gathered, gathered_bytes, share
@@ -58,7 +59,7 @@ class Plan:
         memory: parts of the peak.
         activations: of a clip, with and without gradient checkpointing.
         memory_available: free on this machine's device; None where the recipe's device is not here.
-        disk: what will be written; `disk_free` where the shards lie and where the run will lie.
+        disk: what will be written; `disk_free` where the shards lie, unless at a URL, and where the run will lie.
         batch_size, batch: clips a micro-batch, and an optimizer step over all devices.
         train_clips, held_out_clips: on the recipe's stride.
         latents, text: [C, Tl, V, h, w] and [S, Dt] of a clip.
@@ -141,8 +142,10 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     held = tuple(summary_table(network, lambda parameter: share(parameter, cut))) if cut > 1 else groups
     gathered = gathered_bytes(network, mixed=mixed) if cut > 1 else None
     parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
-    places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or shard_set.folder}
-    free = tuple(PlanPart(name, shutil.disk_usage(_existing(place)).free) for name, place in places.items())
+    beside = Path() if url_of(shard_set.folder) else shard_set.folder
+    places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or beside}
+    here = {name: place for name, place in places.items() if not url_of(place)}  # a store says nothing of its room
+    free = tuple(PlanPart(name, shutil.disk_usage(_existing(place)).free) for name, place in here.items())
     plan = Plan(
         backbone=recipe.backbone.path,
         groups=groups,
@@ -213,7 +216,8 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
     if 0 < plan.held_out_clips < recipe.validation.clips:
         clips = f"{plan.held_out_clips} held-out clip{'' if plan.held_out_clips == 1 else 's'}"
         said.append(f"{clips}, fewer than validation.clips={recipe.validation.clips}")
-    for place, free in zip(("data.clip_stride", "checkpoint.keep"), plan.disk_free, strict=True):
+    for free in plan.disk_free:
+        place = "checkpoint.keep" if free.name == "checkpoints" else "data.clip_stride"
         size = sum(part.bytes for part in plan.disk if (part.name == CHECKPOINTS) == (place == "checkpoint.keep"))
         if size > free.bytes:
             change = "raise" if place == "data.clip_stride" else "lower"

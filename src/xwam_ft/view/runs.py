@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import read_json
+from xwam_ft.files import read_json, require_local
 from xwam_ft.media import count_frames, probe
 from xwam_ft.shards import ShardSet
 
@@ -111,6 +111,7 @@ def run_sets(run: Path) -> tuple[list[ShardSet], list[str]]:
     lost: list[str] = []
     for place in places(found_again(load_recipe(run / RECIPE_FILE), run).data):
         try:
+            require_local(Path(place), "a shard set that is watched")
             found.append(ShardSet.open(place))
         except UserError as error:
             lost.append(f"its shard set is not shown: {error}")

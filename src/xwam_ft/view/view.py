@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import typed
 from xwam_ft.errors import UserError, listed
+from xwam_ft.files import require_local
 from xwam_ft.places import RECIPE_FILE, run_at
 from xwam_ft.shards import INDEX_FILE, ShardSet
 from xwam_ft.view.episodes import WatchedSet
@@ -61,6 +62,10 @@ def open_site(target: Path, shards: Path | None, results: Sequence[Path], consol
         UserError: it is none of what can be shown, or what is given beside it is not, or does not belong to it.
     """
     name = str(target)
+    if shards is not None:
+        require_local(shards, "a shard set that is watched")
+    if not name.startswith("hf:"):  # which is for the Hub to say
+        require_local(target, "what is watched")
     for folder in results:
         if not is_results(folder):
             raise UserError("holds no results", folder, "give a folder that `xwam-ft imagine` or `evaluate` wrote")

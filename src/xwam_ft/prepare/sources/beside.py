@@ -17,6 +17,7 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import stand_in
 from xwam_ft.prepare.episode import Problem
 from xwam_ft.prepare.sources.views import VIDEOS
+from xwam_ft.remote import absolute
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.episode import Episode
@@ -164,9 +165,9 @@ def unnamed(info: SourceInfo, episodes: Iterable[Episode]) -> list[str]:
 
 def require_apart(raws: list[Path], out: Path) -> None:
     """Raise a `UserError` where OUT would be made among the recordings, which it must never touch."""
-    made = out.resolve()
+    made = absolute(out)
     for raw in raws:
-        recordings = raw.resolve()
+        recordings = absolute(raw)
         if made == recordings or recordings in made.parents:
             where = "is RAW itself" if made == recordings else f"lies in RAW ({raw})"
             raise UserError(f"OUT {where}", out, f"give a folder outside the recordings, such as {_aside(recordings)}")
