@@ -6,6 +6,7 @@ and exit code 2; anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -342,8 +343,6 @@ def doctor(
 
     Exit code 2 where something that everybody needs is wrong.
     """
-    import json
-
     from xwam_ft import api
 
     found = api.doctor()
