@@ -226,11 +226,11 @@ def evaluate(
             source, env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
         )
     else:
-        from xwam_ft.evaluate.evaluate import evaluate_metrics
+        from xwam_ft.evaluate.evaluate import evaluate_bundle
 
         assert shards is not None
         options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams, "world": world}
-        _, metrics = evaluate_metrics(source, place_of(shards), place, clips, console, split=split, **options)
+        _, metrics = evaluate_bundle(source, place_of(shards), place, clips, console, split=split, **options)
     return Evaluation(metrics, place, None if place is None else place / "report.html")
 
 

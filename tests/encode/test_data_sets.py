@@ -283,7 +283,7 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
     bundle = tmp_path / "bundle"
     export_run(run, bundle, console=QUIET)
     for folder in pair:  # each was prepared under quantiles of its own
-        assert evaluate_bundle(bundle, folder, None, 2, QUIET).clips == 2
+        assert evaluate_bundle(bundle, folder, None, 2, QUIET)[0].clips == 2
     sources = [ShardSource(path=str(pair[0])), ShardSource(path=str(pair[1]))]
     (run / "recipe.yaml").write_text(
         load_recipe(run / "recipe.yaml")

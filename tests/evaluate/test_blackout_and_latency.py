@@ -89,7 +89,7 @@ def test_both_tables_are_printed_and_on_the_page(
     said = io.StringIO()
     options: dict[str, Any] = {"latency": True, "camera_blackout": True, "split": "train"}
     where = tmp_path / "bundle", shard_set.folder, tmp_path / "out"
-    result = evaluate_bundle(*where, 2, Console(file=said, width=140, markup=False), **options)
+    result, _ = evaluate_bundle(*where, 2, Console(file=said, width=140, markup=False), **options)
     assert result.split == "train"
     page = (tmp_path / "out" / "report.html").read_text()
     for words in ("wrist black", "20.5", "tool position [mm]"):

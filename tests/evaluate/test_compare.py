@@ -15,7 +15,7 @@ from rich.console import Console
 
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.compare import cells, compare
-from xwam_ft.evaluate.evaluate import evaluate_metrics
+from xwam_ft.evaluate.evaluate import evaluate_bundle
 from xwam_ft.policy.policy import Policy
 from xwam_ft.shards import ShardSet
 
@@ -32,7 +32,7 @@ def evaluated(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Policy, "load", classmethod(lambda cls, path: policy))
         screen = Console(file=said, width=160, markup=False)
-        result, metrics = evaluate_metrics(
+        result, metrics = evaluate_bundle(
             place / "bundle", shard_set.folder, place / "out", 6, screen, split="held_out", world=True
         )
     assert json.loads((place / "out" / "metrics.json").read_text()) == json.loads(json.dumps(metrics))

@@ -140,7 +140,7 @@ def bundle(shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_evaluate_writes_numbers_plot_and_page(bundle: Path, shard_set: ShardSet, tmp_path: Path) -> None:
     out, said = tmp_path / "out", io.StringIO()
-    result = evaluate_bundle(bundle, shard_set.folder, out, 6, Console(file=said, width=120))
+    result, _ = evaluate_bundle(bundle, shard_set.folder, out, 6, Console(file=said, width=120))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == {"bundle": str(bundle), "shards": str(shard_set.folder), **result.metrics()}
     assert metrics["slots"]["tool"]["position"]["policy"] == pytest.approx(3.0, abs=1e-3)

@@ -44,24 +44,6 @@ def evaluate_bundle(
     camera_blackout: bool = False,
     seams: bool = False,
     world: bool = False,
-) -> OpenLoopResult:
-    """`evaluate_metrics`, of which only the open-loop result is wanted."""
-    options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams, "world": world}
-    return evaluate_metrics(bundle, shards, out, clips, console, split=split, **options)[0]
-
-
-def evaluate_metrics(
-    bundle: Path | PolicySource,
-    shards: Path,
-    out: Path | None,
-    clips: int,
-    console: Console,
-    *,
-    split: Split = "held_out",
-    latency: bool = False,
-    camera_blackout: bool = False,
-    seams: bool = False,
-    world: bool = False,
 ) -> tuple[OpenLoopResult, dict[str, Any]]:
     """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
 
