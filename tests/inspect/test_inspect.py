@@ -16,8 +16,9 @@ from shared import QUIET
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.inspect.evidence import Evidence, Group, gather, slot_columns
-from xwam_ft.inspect.inspect import inspect, propose_timing
+from xwam_ft.inspect.inspect import inspect
 from xwam_ft.inspect.starter import _cameras, _slot  # pyright: ignore[reportPrivateUsage]
+from xwam_ft.inspect.timing import propose_timing
 from xwam_ft.prepare.camera_kind import edge_change, guess_kind, guess_mount
 from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.sources import open_source

@@ -19,7 +19,8 @@ from rich.console import Console
 from scipy.spatial.transform import Rotation
 
 from shared import QUIET
-from xwam_ft.inspect.inspect import inspect, propose_timing
+from xwam_ft.inspect.inspect import inspect
+from xwam_ft.inspect.timing import propose_timing
 from xwam_ft.media import write_rgb
 from xwam_ft.prepare.action_semantics import guess_actions
 from xwam_ft.prepare.camera_kind import guess_kind

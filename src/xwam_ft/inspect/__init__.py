@@ -4,6 +4,7 @@ inspect.py       `xwam-ft inspect`
 evidence.py      what names, numbers and pictures say
 grouping.py      columns -> limbs
 known_robots.py  shipped embodiments that fit
+timing.py        how far apart pictures and actions are
 starter.py       the file that is proposed
 """
 

@@ -12,7 +12,6 @@ from rich.table import Table as RichTable
 
 from xwam_ft import media
 from xwam_ft.consoles import marked, plain_console
-from xwam_ft.contract import Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import require_local, write_text_atomic
 from xwam_ft.hub import fetched_from, name_of
@@ -20,6 +19,7 @@ from xwam_ft.inspect.evidence import Evidence, gather
 from xwam_ft.inspect.grouping import HAND
 from xwam_ft.inspect.known_robots import known_embodiments, said_of
 from xwam_ft.inspect.starter import starter
+from xwam_ft.inspect.timing import propose_timing
 from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
 from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings, shape_of
 from xwam_ft.prepare.from_hub import is_partial, recordings_at
@@ -33,20 +33,8 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode import Episode, Table
     from xwam_ft.prepare.sources import SourceInfo
 
-PRETRAINED_RATE = 3.75  # pictures a second X-WAM saw in pretraining
-PRETRAINED_CLIP = 9
-ACTIONS_PER_FRAME = 4
-CLIPS = 2  # an episode should be so many times as long as a clip
 TABLES_READ = 20  # episodes whose numbers are looked at
 MOST_PROBLEMS = 8  # kinds of them that are shown
-
-
-@dataclass(frozen=True)
-class TimingProposal:
-    frame_skip: int
-    action_skip: int
-    clip_frames: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -100,34 +88,6 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
             f"{write}: starter embodiment; check what was guessed, replace every TODO, then run `xwam-ft prepare`",
             soft_wrap=True,
         )
-
-
-def propose_timing(fps: float | None, lengths: np.ndarray) -> TimingProposal:
-    """Pictures near 3.75 a second, 4 actions a picture where that divides, and clips of which most episodes give many:
-    three of four are at least twice as long as one."""
-    if fps is None:
-        reason = (
-            f"frame_skip is fps / {PRETRAINED_RATE}, rounded to a multiple of {ACTIONS_PER_FRAME}; this is for 15 fps"
-        )
-        return TimingProposal(ACTIONS_PER_FRAME, 1, PRETRAINED_CLIP, reason)
-    frame_skip = max(1, round(fps / PRETRAINED_RATE))
-    if frame_skip > ACTIONS_PER_FRAME:
-        frame_skip = max(ACTIONS_PER_FRAME, ACTIONS_PER_FRAME * round(fps / PRETRAINED_RATE / ACTIONS_PER_FRAME))
-    action_skip = frame_skip // ACTIONS_PER_FRAME if frame_skip % ACTIONS_PER_FRAME == 0 else 1
-    reason = f"{fps / frame_skip:.3g} pictures a second, X-WAM was pretrained at {PRETRAINED_RATE}"
-    known = lengths[lengths > 0]
-    clip, usual = PRETRAINED_CLIP, float(np.quantile(known, 0.25)) if len(known) else np.inf
-    span = Timing(fps=fps, frame_skip=frame_skip, action_skip=action_skip, clip_frames=clip).span
-    if CLIPS * span > usual:
-        clip = 5
-        while frame_skip > 1 and CLIPS * ((clip - 1) * frame_skip + 1) > usual:
-            frame_skip -= ACTIONS_PER_FRAME if frame_skip > ACTIONS_PER_FRAME else 1
-        action_skip = max(1, frame_skip // ACTIONS_PER_FRAME)
-        reason = (
-            f"{fps / frame_skip:.3g} pictures a second; a clip of {PRETRAINED_CLIP} at X-WAM's {PRETRAINED_RATE} spans "
-            f"{span} frames, and a quarter of the episodes has no more than {usual:.0f}"
-        )
-    return TimingProposal(frame_skip, action_skip, clip, reason)
 
 
 def summarise(info: SourceInfo, tables: list[Table]) -> list[ColumnSummary]:

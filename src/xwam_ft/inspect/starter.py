@@ -15,7 +15,7 @@ from xwam_ft.inspect.known_robots import known_embodiments, known_units, said_of
 from xwam_ft.prepare.unit_guess import UnitGuess
 
 if TYPE_CHECKING:
-    from xwam_ft.inspect.inspect import TimingProposal
+    from xwam_ft.inspect.timing import TimingProposal
     from xwam_ft.prepare.sources import SourceInfo
 
 ACTIONS = {
