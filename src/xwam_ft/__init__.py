@@ -8,6 +8,7 @@ Front doors
     api_use.py        its second half, from a run to a robot
     results.py        what they return
     cli.py            the verbs of `xwam-ft`, a thin layer over it
+    cli_use.py        its second half, from a run to a robot
     cli_shards.py     those of `xwam-ft shards`, over the room sets/
     demo.py           the whole job on the bundled recordings
     diagnosis.py      what this machine has and lacks, on one page to paste

@@ -163,6 +163,7 @@ def evaluate(
     clips: int = 64,
     split: Split = "held_out",
     latency: bool = True,
+    train_split: bool = True,
     camera_blackout: bool = False,
     seams: bool = True,
     world: bool = False,
@@ -181,11 +182,12 @@ def evaluate(
 
     Args:
         bundle: a bundle, or a run's checkpoint: RUN (the newest) or RUN@STEP, which need not be exported.
-        shards: open loop on this shard set; `clips`, `split`, `latency`, `seams`, `camera_blackout`,
+        shards: open loop on this shard set; `clips`, `split`, `train_split`, `latency`, `seams`, `camera_blackout`,
             `world` belong to it.
         env: closed loop in metaworld:TASK, or FILE.py:FUNCTION; the others belong to it.
         out: folder to make with report.html and metrics.json.
         clips: spread evenly over `split`, held_out or train.
+        train_split: also errors on clips it was trained on: far below the held-out ones, they are remembered.
         latency: also error and time of a call for 1 to 10 denoising steps.
         camera_blackout: also errors with each camera black.
         seams: also how hard commands jerk where one chunk follows another.
@@ -229,7 +231,13 @@ def evaluate(
         from xwam_ft.evaluate.evaluate import evaluate_bundle
 
         assert shards is not None
-        options = {"latency": latency, "camera_blackout": camera_blackout, "seams": seams, "world": world}
+        options = {
+            "train_split": train_split,
+            "latency": latency,
+            "camera_blackout": camera_blackout,
+            "seams": seams,
+            "world": world,
+        }
         _, metrics = evaluate_bundle(source, place_of(shards), place, clips, console, split=split, **options)
     return Evaluation(metrics, place, None if place is None else place / "report.html")
 

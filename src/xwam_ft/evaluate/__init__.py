@@ -4,6 +4,7 @@ evaluate.py    `xwam-ft evaluate` on recordings
 open_loop.py   predicted against recorded commands, by slot and horizon, beside two baselines
 baselines.py   those two: the training split's mean action, and holding still
 errors.py      millimetres, degrees and native units from two commands
+train_split.py  the same errors on clips it was trained on
 blackout.py    the same errors with each camera's pictures black
 seams.py       how hard commands jerk where one chunk follows another
 latency.py     error and time of a request for 1 to 10 action steps

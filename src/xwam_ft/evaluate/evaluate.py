@@ -12,6 +12,7 @@ from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
 from xwam_ft.evaluate.open_loop import open_loop
 from xwam_ft.evaluate.report import horizon_plot, html, print_table
 from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
+from xwam_ft.evaluate.train_split import train_split_table
 from xwam_ft.evaluate.world import MOST_CLIPS as MOST_WORLD
 from xwam_ft.evaluate.world import whole_clips
 from xwam_ft.evaluate.world import world as judge
@@ -41,6 +42,7 @@ def evaluate_bundle(
     *,
     split: Split = "held_out",
     latency: bool = False,
+    train_split: bool = False,
     camera_blackout: bool = False,
     seams: bool = False,
     world: bool = False,
@@ -48,6 +50,8 @@ def evaluate_bundle(
     """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
 
     Args:
+        train_split: also errors on as many clips of the train split (train_split.py), where this is the set that the
+            policy was trained on and `split` is held_out.
         latency: also error and time of a call for 1 to 10 action steps (latency.py).
         camera_blackout: also errors with each camera's pictures black (blackout.py).
         seams: also jerk where a chunk follows another (seams.py).
@@ -63,12 +67,16 @@ def evaluate_bundle(
     judged: World | None = None
     with ExitStack() as stack:
         folder = stack.enter_context(sole_folder(out, "evaluating into it")) if out is not None else None
-        shard_set = ShardSet.open(shards)
+        opened = ShardSet.open(shards)
         source = PolicySource.of(bundle)
         policy = source.load()
-        shard_set = shard_set.under(policy.contract, source.folder / CONTRACT_FILE)
+        shard_set = opened.under(policy.contract, source.folder / CONTRACT_FILE)
         total = min(clips, len(shard_set.clips(split, 1)))
         work = total + (total * len(shard_set.contract.cameras) if camera_blackout else 0)
+        seen = len(shard_set.clips("train", 1))
+        # Under an equal contract this is the set it was trained on, or a part of that.
+        beside = train_split and split == "held_out" and seen > 0 and opened.contract == policy.contract
+        work += min(clips, seen) if beside else 0
         work += min(total, MOST_CLIPS) * len(STEPS) if latency else 0
         work += min(total, MOST_PAIRS) if seams else 0
         work += min(total, len(whole_clips(shard_set, split)), MOST_WORLD) if world else 0
@@ -76,6 +84,10 @@ def evaluate_bundle(
             mean = mean_action(shard_set)
             result = open_loop(policy, shard_set, split=split, clips=clips, advance=advance, mean=mean)
             metrics: dict[str, Any] = {"bundle": source.name, "shards": spelled(shards), **result.metrics()}
+            if beside:
+                metrics["train_split"] = train_split_table(
+                    policy, shard_set, result, clips=clips, mean=mean, advance=advance
+                )
             if latency:
                 metrics["latency"] = latency_table(
                     policy, shard_set, split=split, clips=clips, mean=mean, advance=advance

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import marked
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
+from xwam_ft.evaluate.train_split import said_of
 from xwam_ft.evaluate.world_report import sections, world_curves
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
         word = marked(row["verdict"], style=style)
         table.add_row(row["slot"], row["name"], row["unit"], *row["figures"].values(), word)
     console.print(table)
-    tables = {"latency": latency_rows(metrics), "blackout": blackout_rows(metrics), "seams": seam_rows(metrics)}
+    tables = {
+        "train_split": train_split_rows(metrics),
+        "latency": latency_rows(metrics),
+        "blackout": blackout_rows(metrics),
+        "seams": seam_rows(metrics),
+    }
     for name, rows in tables.items():
         if rows:
             header, *body = rows
@@ -80,6 +86,8 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
             for line in body:
                 other.add_row(*line)
             console.print(other)
+            for text in said_of(metrics) if name == "train_split" else ():
+                console.print(text, soft_wrap=True, markup=False)
     for section in sections(metrics):
         header, *body = section.rows
         other = Table(*header, title=section.title, title_justify="left")
@@ -95,10 +103,24 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
 
 
 TITLES = {
+    "train_split": "mean error on clips it was trained on, and on held-out ones",
     "latency": "action steps: error and time of a request",
     "blackout": "error with a camera's pictures black",
     "seams": "jerk of commands where one chunk follows another",
 }
+
+
+def train_split_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """A line a quantity: error on the train split, on the held-out one, and their ratio, with a header."""
+    if not metrics.get("train_split"):
+        return []
+    rows = [["slot", "error", "trained on", "held out", "ratio"]]
+    for slot, table in metrics["train_split"]["slots"].items():
+        for name, cell in table.items():
+            ratio = f"{cell['held_out'] / cell['train']:.1f}" if cell["train"] > 0 else "–"
+            errors = (figure(cell["train"]), figure(cell["held_out"]))
+            rows.append([slot, f"{name}{_unit(cell['unit'])}", *errors, ratio])
+    return rows
 
 
 def latency_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -240,6 +262,8 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes, sheet: byt
         quantities=table_rows(metrics["slots"]),
         dimensions=table_rows(metrics["dimensions"]),
         lines=summary_lines(metrics),
+        train_split=train_split_rows(metrics),
+        said_of_train_split=said_of(metrics),
         latency=latency_rows(metrics),
         blackout=blackout_rows(metrics),
         seams=seam_rows(metrics),

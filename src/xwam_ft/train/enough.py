@@ -25,6 +25,6 @@ def too_few_clips(shown: int, shard_set: ShardSet) -> str | None:
     each = "of one instruction" if tasks == 1 else f"of each of {tasks} instructions"
     return (
         f"about {shown / tasks:,.0f} clips {each} will be shown; with 8,000 of each task a button was pressed in 94 % "
-        "of new scenes and a puck pushed to its goal in 14 %, with 39,000 in 60 % (docs/log.md): for what takes "
-        "precision, raise trainer.max_steps"
+        "of new scenes and a puck pushed to its goal in 14 %, with 64,000 in 100 and 50 % (docs/log.md): for what "
+        "takes precision, raise trainer.max_steps"
     )
