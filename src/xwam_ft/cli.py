@@ -50,6 +50,9 @@ Overrides = Annotated[
 BUNDLE = "Bundle (or ORG/NAME of the Hub); or a checkpoint: RUN, RUN@STEP."
 Bundle = Annotated[Path, typer.Argument(help=BUNDLE)]
 OptionalBundle = Annotated[Path | None, typer.Argument(help=BUNDLE)]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
+]
 Shards = Annotated[Path, typer.Argument(help="Shard set made by `xwam-ft prepare`.")]
 
 
@@ -78,9 +81,7 @@ def prepare(
     ] = None,
     depth_check: Annotated[bool, typer.Option(help="Compare that depth with recorded depth.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one. The result is the same.")] = 2,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
-    ] = None,
+    ray: RayAddress = None,
     overrides: Overrides = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
     urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
@@ -124,12 +125,13 @@ def encode(
     shards: Shards,
     recipe: Annotated[Path, typer.Option(help="The recipe (file or name) whose backbone encodes.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a GPU of the recipe.")] = None,
+    ray: RayAddress = None,
     overrides: Overrides = None,
 ) -> None:
     """Make the latent cache of shards; `train` does it where missing."""
     from xwam_ft import api
 
-    api.encode(shards, recipe, workers=workers, progress=plain_console(), **_values(overrides))
+    api.encode(shards, recipe, workers=workers, ray=ray, progress=plain_console(), **_values(overrides))
 
 
 @app.command()

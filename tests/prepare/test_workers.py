@@ -15,8 +15,9 @@ import pytest
 from dying import run_or_die
 
 from shared import QUIET, files_in
+from xwam_ft import ray_cluster
 from xwam_ft.errors import UserError
-from xwam_ft.prepare import pipeline, report, workers
+from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.episode_work import run
 
 
@@ -96,7 +97,7 @@ def test_ray_gives_the_bytes_of_a_local_run(
 
         # A worker that dies every time: one sentence, and what was finished is kept.
         with monkeypatch.context() as patch:
-            patch.setattr(workers, "RETRIES", 0)
+            patch.setattr(ray_cluster, "RETRIES", 0)
             patch.setattr(pipeline, "run", dies)
             with pytest.raises(UserError, match="a worker of the Ray cluster died over one episode"):
                 prepared(v21, tmp_path / "dead", toy, ray="auto")
