@@ -58,7 +58,7 @@ class CacheFiles:
             return {name for name in names if (self.folder / name).is_file()}
         return set(remote.sizes(self.folder, names))
 
-    def write(self, name: str, save: Callable[[Path], None]) -> None:
+    def write(self, name: str, save: Callable[[Path], object]) -> None:
         """Let `save` write a file, which appears whole or not at all."""
         with atomic_path(self.spool / name) as temporary:
             save(temporary)

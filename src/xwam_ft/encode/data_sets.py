@@ -6,7 +6,7 @@ are those of all training episodes at once, as if all recordings had been prepar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.recipe import DataSpec
+    from xwam_ft.shards import ShardEntry
+
+    Damages = Callable[[ShardSet], Iterable[tuple[ShardEntry, str | None]]]
+    """What is wrong with each shard of a set."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,20 @@ def open_sets(data: DataSpec, console: Console | None = None, under: tuple[Contr
     return DataSets(tuple(replace(one, contract=contract) for one in opened), tuple(_names(folders)), shares)
 
 
-def require_sound(shard_set: ShardSet, console: Console) -> None:
+def require_sound(shard_set: ShardSet, console: Console, damages: Damages | None = None) -> None:
     """Check every shard's SHA-256, before its pictures become numbers that no one can see.
+
+    Args:
+        damages: who looks; None: this process.
 
     Raises:
         UserError: names the first that is damaged.
     """
     shards = shard_set.index.shards
     with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
-        for shard in shards:
-            if (found := shard_set.files.damage(shard)) is not None:
+        looked = ((shard, shard_set.files.damage(shard)) for shard in shards)
+        for shard, found in looked if damages is None else damages(shard_set):
+            if found is not None:
                 raise corrupt(found, shard_set, shard.name)
             advance(shard.bytes)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ from xwam_ft.progress import progress_bar
 from xwam_ft.ray_cluster import connected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from jaxtyping import Float
     from rich.console import Console
@@ -121,26 +121,11 @@ def encode(
             )
         if stale:
             console.print(f"another latent cache is made: {stale}", soft_wrap=True)
-        with (
-            nullcontext() if ray is None else connected(ray) as cluster,
-            disk_errors(
-                folder,
-                kept=lambda: f"what is encoded stays in {folder}",
-                then="; then run the same command again",
-                forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without "
-                "one, --set data.cache=none",
-            ),
-        ):
+        with nullcontext() if ray is None else connected(ray) as cluster:
             on = None if cluster is None else Nodes.of(cluster, recipe, workers)
             if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
-                require_sound(shard_set, console)
-            if there.far:
-                _begin(folder, identity)
-            there.spool.parent.mkdir(parents=True, exist_ok=True)
-            if not there.far and not os.access(place, os.W_OK):
-                number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
-                raise OSError(number, os.strerror(number), str(place))
-            with sole_writer(there.spool, "encoding it"):
+                require_sound(shard_set, console, None if on is None else on.damages)
+            with _writing(place, identity, there):
                 _make(
                     recipe, shard_set, identity, there, plan, device, on or workers or gpus_of(recipe, device), console
                 )
@@ -151,6 +136,27 @@ def encode(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
         return LatentCache.open(folder, advance)
+
+
+@contextmanager
+def _writing(place: Path, identity: CacheIdentity, files: CacheFiles) -> Generator[None]:
+    """While a cache is made in a place; says so where it may not be written."""
+    folder = files.folder
+    with disk_errors(
+        folder,
+        kept=lambda: f"what is encoded stays in {folder}",
+        then="; then run the same command again",
+        forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
+        "--set data.cache=none",
+    ):
+        if files.far:
+            _begin(folder, identity)
+        files.spool.parent.mkdir(parents=True, exist_ok=True)
+        if not files.far and not os.access(place, os.W_OK):
+            number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(place))
+        with sole_writer(files.spool, "encoding it"):
+            yield
 
 
 def _begin(folder: Path, identity: CacheIdentity) -> None:

@@ -23,12 +23,13 @@ from xwam_ft.ray_cluster import Cluster, Told
 from xwam_ft.shard_files import INDEX_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
     from xwam_ft.progress import Advance
     from xwam_ft.recipe import Recipe
+    from xwam_ft.shards import ShardEntry, ShardSet
 
 EVERYWHERE = "have it on every node at the same path"
 TOLD = Told("xwam-ft encode --ray", "segment", "what is encoded is kept; smaller: data.encode_batch, --workers")
@@ -59,6 +60,20 @@ class Nodes:
             fix = "add a node with one, or set it to cpu or auto"
             raise UserError("is 'gpu', and the Ray cluster has no GPU", "trainer.accelerator", fix)
         return cls(cluster, wanted != "cpu" and gpus > 0, most)
+
+    def damages(self, shard_set: ShardSet) -> Iterator[tuple[ShardEntry, str | None]]:
+        """What is wrong with each of the shards, which the nodes read through."""
+        there = replace(shard_set, folder=remote.absolute(shard_set.folder))
+        told = Told(TOLD.command, "shard", "no segment was begun")
+        shards = shard_set.index.shards
+        return self.cluster.side_by_side(
+            there.files.damage,
+            shards,
+            told=told,
+            most=self.most,
+            begin=_require_shards,
+            given=(there, shard_set.fingerprint),
+        )
 
     def write(self, encoding: Encoding, plan: Sequence[SegmentPlan], advance: Advance, console: Console) -> None:
         """Write every file of the plan that is missing.
@@ -125,24 +140,28 @@ def _begin(encoding: Encoding, wanted: _Alike) -> None:
     Raises:
         UserError: it lacks shards, backbone or GPU, or has others than the machine that gives the work.
     """
-    folder, spec = encoding.shard_set.folder, encoding.recipe.backbone
-    if not remote.url_of(folder) and not (folder / INDEX_FILE).is_file():
-        fix = "let the shard set lie on storage that every node mounts at the same path, or at a URL"
-        raise UserError("is no shard set there", folder, fix)
+    spec = encoding.recipe.backbone
+    _require_shards(encoding.shard_set, wanted.shards)
     if Path(spec.path).is_absolute() and not Path(spec.path).is_dir():
         raise UserError("is not there", spec.path, f"{EVERYWHERE}, or give backbone.path an id of the Hub")
     here = _Alike.here(encoding)
     if here.versions != wanted.versions:
         fix = "install the same xwam-ft and libraries on every node"
         raise UserError(f"its versions are {here.versions}, not {wanted.versions}", TOLD.command, fix)
-    if here.shards != wanted.shards:
-        raise UserError("is another shard set there", folder, f"{EVERYWHERE}, or at a URL")
     if here.vae != wanted.vae:
         raise UserError("its VAE is another one there", spec.path, f"{EVERYWHERE}, and a commit as backbone.revision")
     if encoding.device == "cuda" and not torch.cuda.is_available():
         fix = "install torch for its CUDA version there, or set it to cpu"
         raise UserError("Ray gave it a GPU, and torch finds none", "trainer.accelerator", fix)
     take(encoding)
+
+
+def _require_shards(shard_set: ShardSet, fingerprint: str) -> None:
+    folder = shard_set.folder
+    there = bool(remote.url_of(folder)) or (folder / INDEX_FILE).is_file()
+    if not there or shard_set.fingerprint != fingerprint:
+        fix = "let the shard set lie on storage that every node mounts at the same path, or at a URL"
+        raise UserError("is another shard set there" if there else "is no shard set there", folder, fix)
 
 
 def _send(part: SegmentPlan) -> CachedFile | bytes:
