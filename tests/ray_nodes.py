@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+TOKEN = secrets.token_hex(32)
+"""Ray keeps the first one that a process had."""
 START = """
 set -e
 for place in {hidden}; do mount -t tmpfs none $place; done
@@ -25,7 +27,7 @@ def quiet_ray(patch: pytest.MonkeyPatch) -> Any:
     """Ray, which tells nobody and writes nothing into the home folder; or a skip."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'xwam-ft[ray]'")
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
+    patch.setenv("RAY_AUTH_TOKEN", TOKEN)  # else Ray writes one into the home folder
     return ray
 
 

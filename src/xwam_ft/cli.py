@@ -18,12 +18,7 @@ from xwam_ft.cli_shards import app as shards_app
 from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 
-app = typer.Typer(
-    name="xwam-ft",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(name="xwam-ft", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(shards_app)
 
 

@@ -21,8 +21,9 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import plain
-from xwam_ft.remote import absolute
+from xwam_ft.remote import absolute, is_file
 from xwam_ft.sets.stored import StoredMotions
+from xwam_ft.shard_files import INDEX_FILE
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
@@ -116,6 +117,15 @@ def require_sound(shard_set: ShardSet, console: Console, damages: Damages | None
             if found is not None:
                 raise corrupt(found, shard_set, shard.name)
             advance(shard.bytes)
+
+
+def require_same_shards(shard_set: ShardSet, fingerprint: str) -> None:
+    """Raise a `UserError` where this node of a cluster sees no shard set, or another one."""
+    folder = shard_set.folder
+    there = is_file(folder / INDEX_FILE)
+    if not there or shard_set.fingerprint != fingerprint:
+        fix = "let the shard set lie on storage that every node mounts at the same path, or at a URL"
+        raise UserError("is another shard set there" if there else "is no shard set there", folder, fix)
 
 
 def corrupt(what: str, shard_set: ShardSet, shard: str) -> UserError:

@@ -17,10 +17,10 @@ import torch
 from xwam_ft import remote
 from xwam_ft.encode.cache import libraries
 from xwam_ft.encode.cache_files import CachedFile
+from xwam_ft.encode.data_sets import require_same_shards
 from xwam_ft.encode.segments import Encoding, SegmentPlan, missing_of, own, stored, take
 from xwam_ft.errors import UserError
 from xwam_ft.ray_cluster import Cluster, Told
-from xwam_ft.shard_files import INDEX_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ class Nodes:
             shards,
             told=told,
             most=self.most,
-            begin=_require_shards,
+            begin=require_same_shards,
             given=(there, shard_set.fingerprint),
         )
 
@@ -141,7 +141,7 @@ def _begin(encoding: Encoding, wanted: _Alike) -> None:
         UserError: it lacks shards, backbone or GPU, or has others than the machine that gives the work.
     """
     spec = encoding.recipe.backbone
-    _require_shards(encoding.shard_set, wanted.shards)
+    require_same_shards(encoding.shard_set, wanted.shards)
     if Path(spec.path).is_absolute() and not Path(spec.path).is_dir():
         raise UserError("is not there", spec.path, f"{EVERYWHERE}, or give backbone.path an id of the Hub")
     here = _Alike.here(encoding)
@@ -154,14 +154,6 @@ def _begin(encoding: Encoding, wanted: _Alike) -> None:
         fix = "install torch for its CUDA version there, or set it to cpu"
         raise UserError("Ray gave it a GPU, and torch finds none", "trainer.accelerator", fix)
     take(encoding)
-
-
-def _require_shards(shard_set: ShardSet, fingerprint: str) -> None:
-    folder = shard_set.folder
-    there = bool(remote.url_of(folder)) or (folder / INDEX_FILE).is_file()
-    if not there or shard_set.fingerprint != fingerprint:
-        fix = "let the shard set lie on storage that every node mounts at the same path, or at a URL"
-        raise UserError("is another shard set there" if there else "is no shard set there", folder, fix)
 
 
 def _send(part: SegmentPlan) -> CachedFile | bytes:
