@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from xwam_ft.shards import ShardEntry, ShardSet
 
 EVERYWHERE = "have it on every node at the same path"
-TOLD = Told("xwam-ft encode --ray", "segment", "what is encoded is kept; smaller: data.encode_batch, --workers")
+LESS = "what is encoded is kept, and fewer --workers or a smaller data.encode_batch take less memory"
+TOLD = Told("xwam-ft encode --ray", "segment", LESS)
 
 
 @dataclass(frozen=True)
