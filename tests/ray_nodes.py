@@ -35,7 +35,7 @@ def quiet_ray(patch: pytest.MonkeyPatch) -> Any:
 def one_node(patch: pytest.MonkeyPatch, cpus: int = 1) -> Iterator[Any]:
     """Ray in this process, connected."""
     ray = quiet_ray(patch)
-    ray.init(num_cpus=cpus, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=cpus, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
     try:
         yield ray
     finally:
