@@ -39,6 +39,7 @@ The hall
     pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees
     processes.py      jobs side by side in worker processes
+    ray_cluster.py    the same on a Ray cluster
     progress.py       a progress bar with count, rate and time left
     shards.py         the shard format: index, segments, clips; reading
     shard_files.py    its files, in a folder or at a URL

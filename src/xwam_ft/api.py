@@ -144,6 +144,7 @@ def encode(
     recipe: str | Path | Recipe,
     *,
     workers: int | None = None,
+    ray: str | None = None,
     progress: bool | Console = False,
     **overrides: object,
 ) -> EncodedSet:
@@ -152,7 +153,8 @@ def encode(
     Args:
         shards: what `prepare` made.
         recipe: YAML file or `Recipe` whose backbone encodes.
-        workers: processes that encode; default one a GPU of the recipe's `trainer.devices`.
+        workers: processes that encode; default one a GPU of the recipe's `trainer.devices`, or of the cluster.
+        ray: address of a Ray cluster that encodes instead of this machine.
         progress: print what is done.
         overrides: values of the recipe, as `**{"data.clip_stride": 8}`.
 
@@ -162,7 +164,7 @@ def encode(
     from xwam_ft.encode.inputs import encode_shards
 
     console, place = plain_console(progress), place_of(shards)
-    cache = encode_shards(place, _recipe(recipe, overrides), console, workers)
+    cache = encode_shards(place, _recipe(recipe, overrides), console, workers, ray)
     if isinstance(recipe, str | Path):
         given = overrides if "data.shards" in overrides else {**overrides, "data.shards": place}
         settings = " ".join(setting(key, value) for key, value in given.items())

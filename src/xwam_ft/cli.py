@@ -19,12 +19,7 @@ from xwam_ft.cli_use import VERBS, Shards
 from xwam_ft.consoles import plain_console
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 
-app = typer.Typer(
-    name="xwam-ft",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = typer.Typer(name="xwam-ft", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(shards_app)
 
 
@@ -47,6 +42,9 @@ def _main(
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the file; repeatable.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
 ]
 
 
@@ -75,9 +73,7 @@ def prepare(
     ] = None,
     depth_check: Annotated[bool, typer.Option(help="Compare that depth with recorded depth.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 works in this one. The result is the same.")] = 2,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster instead; `auto`: this machine's.")
-    ] = None,
+    ray: RayAddress = None,
     overrides: Overrides = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first episode that fails a check.")] = False,
     urdf_dir: Annotated[list[Path] | None, typer.Option(help="Where to look for URDF files; repeatable.")] = None,
@@ -121,12 +117,13 @@ def encode(
     shards: Shards,
     recipe: Annotated[Path, typer.Option(help="The recipe (file or name) whose backbone encodes.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a GPU of the recipe.")] = None,
+    ray: RayAddress = None,
     overrides: Overrides = None,
 ) -> None:
     """Make the latent cache of shards; `train` does it where missing."""
     from xwam_ft import api
 
-    api.encode(shards, recipe, workers=workers, progress=plain_console(), **_values(overrides))
+    api.encode(shards, recipe, workers=workers, ray=ray, progress=plain_console(), **_values(overrides))
 
 
 @app.command()

@@ -194,16 +194,19 @@ def put(source: Path, place: Place) -> None:
 
     def send(files: Any, path: str) -> None:
         files.put_file(str(source), path)
-        files.invalidate_cache()
-        if (there := int(files.info(path)["size"])) != size:
-            raise OSError(f"{there} of {size} bytes arrived")
+        _require_arrived(files, path, size)
 
     _tried(url, send, writing=True)
 
 
 def put_bytes(data: bytes, place: Place) -> None:
     """The same for bytes."""
-    _tried(_writable(place), lambda files, path: files.pipe_file(path, data), writing=True)
+
+    def send(files: Any, path: str) -> None:
+        files.pipe_file(path, data)
+        _require_arrived(files, path, len(data))
+
+    _tried(_writable(place), send, writing=True)
 
 
 def remove(place: Place) -> None:
@@ -212,6 +215,12 @@ def remove(place: Place) -> None:
         _tried(_writable(place), lambda files, path: files.rm_file(path), writing=True)
     except Missing:
         return
+
+
+def _require_arrived(files: Any, path: str, size: int) -> None:
+    files.invalidate_cache()
+    if (there := int(files.info(path)["size"])) != size:
+        raise OSError(f"{there} of {size} bytes arrived")
 
 
 def _writable(place: Place) -> str:

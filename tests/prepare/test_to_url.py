@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import secrets
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from object_store import Fault, Store
+from ray_nodes import node_apart
 from shared import QUIET, files_in
 from xwam_ft.copies import copies_folder
 from xwam_ft.errors import UserError
@@ -106,44 +102,16 @@ def test_what_cannot_be_is_a_sentence(v21: Path, toy: Path, s3: Store, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-NODE = """
-set -e
-mount -t tmpfs none {cache}
-mount -t tmpfs none {raw}
-exec {ray} start --address={address} --num-cpus=1 --resources='{{"apart": 1}}' --block --disable-usage-stats \
-    --object-store-memory=100000000
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'xwam-ft[ray]'")
 def test_ray_s_machines_need_no_shared_disk(
     v21: Path, v30: Path, toy: Path, s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes; the one that works is in a mount namespace of its own, where neither copies nor recordings are."""
-    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
-        pytest.skip("no mount namespace can be made here: it takes the rights of an administrator")
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     cache = copies_folder()
     cache.mkdir(parents=True, exist_ok=True)
     for raw in (v21, v30):
         prepared(raw, tmp_path / f"here-{raw.name}", toy)
-    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    node = None
-    try:
-        binary = Path(sys.executable).with_name("ray")
-        script = NODE.format(cache=cache, raw=v21, ray=binary, address=head.address)
-        node = subprocess.Popen(["unshare", "-m", "bash", "-c", script], stdout=subprocess.DEVNULL)
-        ray.init(address=head.address, log_to_driver=False)
-        until = time.monotonic() + 60
-        while not ray.cluster_resources().get("apart") and time.monotonic() < until:
-            time.sleep(0.2)
-        assert ray.cluster_resources()["CPU"] == 1
-        assert ray.get(ray.remote(lambda: list(Path(cache).iterdir())).remote()) == []
+    with node_apart(monkeypatch, cache, v21):
         with pytest.raises(UserError, match=r"all 3 episodes are rejected|is not there"):
             prepared(v21, tmp_path / "shared", toy, ray="auto")  # a folder needs a mount that both see
         for raw in (v21, v30):
@@ -151,9 +119,3 @@ def test_ray_s_machines_need_no_shared_disk(
             prepared(url, f"{s3.url}/sets/{raw.name}", toy, ray="auto")
             assert s3.files(f"sets/{raw.name}") == files_in(tmp_path / f"here-{raw.name}")
             assert any(f"/sets/{raw.name}/parts-" in line and line.startswith("PUT") for line in s3.gate.seen)
-    finally:
-        ray.shutdown()
-        if node is not None:
-            node.terminate()
-            node.wait(30)
-        head.shutdown()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -14,9 +12,11 @@ from typing import Any
 import pytest
 from dying import run_or_die
 
+from ray_nodes import one_node, quiet_ray
 from shared import QUIET, files_in
+from xwam_ft import ray_cluster
 from xwam_ft.errors import UserError
-from xwam_ft.prepare import pipeline, report, workers
+from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.episode_work import run
 
 
@@ -72,20 +72,15 @@ def test_a_killed_worker_is_one_sentence_and_a_rerun_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'xwam-ft[ray]'")
 def test_ray_gives_the_bytes_of_a_local_run(
     v21: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
+    quiet_ray(monkeypatch)
     with pytest.raises(UserError, match=r"there is no Ray cluster .*start one with `ray start --head`"):
         prepared(v21, tmp_path / "none", toy, ray="auto")
     prepared(v21, tmp_path / "here", toy)
     # What is already connected is used, and left running.
-    ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
-    try:
+    with one_node(monkeypatch) as ray:
         prepared(v21, tmp_path / "there", toy, ray="auto")
         assert files_in(tmp_path / "here") == files_in(tmp_path / "there")
 
@@ -96,7 +91,7 @@ def test_ray_gives_the_bytes_of_a_local_run(
 
         # A worker that dies every time: one sentence, and what was finished is kept.
         with monkeypatch.context() as patch:
-            patch.setattr(workers, "RETRIES", 0)
+            patch.setattr(ray_cluster, "RETRIES", 0)
             patch.setattr(pipeline, "run", dies)
             with pytest.raises(UserError, match="a worker of the Ray cluster died over one episode"):
                 prepared(v21, tmp_path / "dead", toy, ray="auto")
@@ -106,5 +101,3 @@ def test_ray_gives_the_bytes_of_a_local_run(
         prepared(v21, tmp_path / "dead", toy)
         assert files_in(tmp_path / "dead") == files_in(tmp_path / "here")
         assert ray.is_initialized()
-    finally:
-        ray.shutdown()

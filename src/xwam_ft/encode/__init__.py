@@ -7,6 +7,8 @@ clips.py         which clip comes when, and which random numbers belong to it
 augment.py       random crops and colour of training clips: functions of (clip, copy)
 clip_tensors.py  a clip as numbers: pictures as the VAE sees them, motion, masks
 encode.py        `xwam-ft encode`: shards -> the latent cache
+segments.py      its files, one a segment; in worker processes
+ray_segments.py  the same on a Ray cluster
 cache.py         the latent cache: its place, its index, reading one clip
 pixels.py        training without one
 clip_source.py   what training asks of either; several as one

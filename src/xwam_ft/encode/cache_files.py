@@ -58,25 +58,32 @@ class CacheFiles:
             return {name for name in names if (self.folder / name).is_file()}
         return set(remote.sizes(self.folder, names))
 
-    def write(self, name: str, save: Callable[[Path], None]) -> None:
+    def write(self, name: str, save: Callable[[Path], object]) -> None:
         """Let `save` write a file, which appears whole or not at all."""
         with atomic_path(self.spool / name) as temporary:
             save(temporary)
         if self.far:
             path = self.spool / name
-            write_json_atomic(path.with_suffix(".json"), [path.stat().st_size, sha256(path)])
+            self.note(CachedFile(name, path.stat().st_size, sha256(path)))
             remote.put(path, self.folder / name)
             path.unlink()
 
-    def known(self, name: str) -> CachedFile:
-        """Size and SHA-256 of a file that is there; one that another machine wrote is read for it."""
+    def note(self, file: CachedFile) -> None:
+        """Remember what is known of a file at the URL, which was or will be written there."""
+        write_json_atomic((self.spool / file.path).with_suffix(".json"), [file.size, file.sha256])
+
+    def known(self, names: Sequence[str]) -> list[CachedFile]:
+        """Size and SHA-256 of files that are there; one at a URL of which nothing is noted is read for it."""
         if not self.far:
-            return CachedFile(name, (self.folder / name).stat().st_size, sha256(self.folder / name))
-        note, size = (self.spool / name).with_suffix(".json"), remote.size_of(self.folder / name)
-        assert size is not None
-        if note.is_file() and (noted := read_json(note))[0] == size:
-            return CachedFile(name, *noted)
-        return CachedFile(name, size, remote.sha256(self.folder / name, size))
+            return [CachedFile(name, (self.folder / name).stat().st_size, sha256(self.folder / name)) for name in names]
+        there, found = remote.sizes(self.folder, names), list[CachedFile]()
+        for name in names:
+            note, size = (self.spool / name).with_suffix(".json"), there[name]
+            if note.is_file() and (noted := read_json(note))[0] == size:
+                found.append(CachedFile(name, *noted))
+            else:
+                found.append(CachedFile(name, size, remote.sha256(self.folder / name, size)))
+        return found
 
 
 class _Stands(NamedTuple):

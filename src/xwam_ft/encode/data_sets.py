@@ -6,7 +6,7 @@ are those of all training episodes at once, as if all recordings had been prepar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -21,14 +21,19 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.recorded import recorded_together
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import plain
-from xwam_ft.remote import absolute
+from xwam_ft.remote import absolute, is_file
 from xwam_ft.sets.stored import StoredMotions
+from xwam_ft.shard_files import INDEX_FILE
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.recipe import DataSpec
+    from xwam_ft.shards import ShardEntry
+
+    Damages = Callable[[ShardSet], Iterable[tuple[ShardEntry, str | None]]]
+    """What is wrong with each shard of a set."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +101,31 @@ def open_sets(data: DataSpec, console: Console | None = None, under: tuple[Contr
     return DataSets(tuple(replace(one, contract=contract) for one in opened), tuple(_names(folders)), shares)
 
 
-def require_sound(shard_set: ShardSet, console: Console) -> None:
+def require_sound(shard_set: ShardSet, console: Console, damages: Damages | None = None) -> None:
     """Check every shard's SHA-256, before its pictures become numbers that no one can see.
+
+    Args:
+        damages: who looks; None: this process.
 
     Raises:
         UserError: names the first that is damaged.
     """
     shards = shard_set.index.shards
     with progress_bar(console, "check shards", "bytes", sum(shard.bytes for shard in shards)) as advance:
-        for shard in shards:
-            if (found := shard_set.files.damage(shard)) is not None:
+        looked = ((shard, shard_set.files.damage(shard)) for shard in shards)
+        for shard, found in looked if damages is None else damages(shard_set):
+            if found is not None:
                 raise corrupt(found, shard_set, shard.name)
             advance(shard.bytes)
+
+
+def require_same_shards(shard_set: ShardSet, fingerprint: str) -> None:
+    """Raise a `UserError` where this node of a cluster sees no shard set, or another one."""
+    folder = shard_set.folder
+    there = is_file(folder / INDEX_FILE)
+    if not there or shard_set.fingerprint != fingerprint:
+        fix = "let the shard set lie on storage that every node mounts at the same path, or at a URL"
+        raise UserError("is another shard set there" if there else "is no shard set there", folder, fix)
 
 
 def corrupt(what: str, shard_set: ShardSet, shard: str) -> UserError:

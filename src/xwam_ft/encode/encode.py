@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +31,16 @@ from xwam_ft.encode.cache import (
 )
 from xwam_ft.encode.cache_files import CacheFiles
 from xwam_ft.encode.data_sets import require_sound
+from xwam_ft.encode.ray_segments import Nodes
 from xwam_ft.encode.segments import Encoding, Plan, plan_segments, save, write_segments
 from xwam_ft.errors import UserError, spelled
 from xwam_ft.files import disk_errors, json_bytes, write_json_atomic
 from xwam_ft.locks import sole_writer
 from xwam_ft.progress import progress_bar
+from xwam_ft.ray_cluster import connected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from jaxtyping import Float
     from rich.console import Console
@@ -85,12 +88,18 @@ def identify(recipe: Recipe, shard_set: ShardSet) -> CacheIdentity:
 
 
 def encode(
-    recipe: Recipe, shard_set: ShardSet, device: torch.device, console: Console, workers: int | None = None
+    recipe: Recipe,
+    shard_set: ShardSet,
+    device: torch.device,
+    console: Console,
+    workers: int | None = None,
+    ray: str | None = None,
 ) -> LatentCache:
     """Make the latent cache of a shard set where it is missing or incomplete, then open it.
 
     Args:
-        workers: processes that encode; default one a GPU of the run (`gpus_of`).
+        workers: processes that encode; default one a GPU of the run (`gpus_of`), or of the cluster.
+        ray: address of a Ray cluster that they are of.
 
     Raises:
         UserError: a shard or a cached file is damaged, the pictures do not fit the VAE, the split is empty, the disk
@@ -112,23 +121,14 @@ def encode(
             )
         if stale:
             console.print(f"another latent cache is made: {stale}", soft_wrap=True)
-        if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
-            require_sound(shard_set, console)
-        with disk_errors(
-            folder,
-            kept=lambda: f"what is encoded stays in {folder}",
-            then="; then run the same command again",
-            forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
-            "--set data.cache=none",
-        ):
-            if there.far:
-                _begin(folder, identity)
-            there.spool.parent.mkdir(parents=True, exist_ok=True)
-            if not there.far and not os.access(place, os.W_OK):
-                number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
-                raise OSError(number, os.strerror(number), str(place))
-            with sole_writer(there.spool, "encoding it"):
-                _make(recipe, shard_set, identity, there, plan, device, workers or gpus_of(recipe, device), console)
+        with nullcontext() if ray is None else connected(ray) as cluster:
+            on = None if cluster is None else Nodes.of(cluster, recipe, workers)
+            if recipe.data.on_corrupt == "stop":  # otherwise each one was looked at when the set was opened
+                require_sound(shard_set, console, None if on is None else on.damages)
+            with _writing(place, identity, there):
+                _make(
+                    recipe, shard_set, identity, there, plan, device, on or workers or gpus_of(recipe, device), console
+                )
     if there.far:
         shutil.rmtree(there.spool, ignore_errors=True)
         return LatentCache.open(folder, local_gb=recipe.data.local_gb)
@@ -136,6 +136,27 @@ def encode(
         console, "check cache", "bytes", sum((folder / name).stat().st_size for name in files)
     ) as advance:
         return LatentCache.open(folder, advance)
+
+
+@contextmanager
+def _writing(place: Path, identity: CacheIdentity, files: CacheFiles) -> Generator[None]:
+    """While a cache is made in a place; says so where it may not be written."""
+    folder = files.folder
+    with disk_errors(
+        folder,
+        kept=lambda: f"what is encoded stays in {folder}",
+        then="; then run the same command again",
+        forbidden="keep the latent cache elsewhere, --set data.cache_dir=FOLDER, or train from pixels without one, "
+        "--set data.cache=none",
+    ):
+        if files.far:
+            _begin(folder, identity)
+        files.spool.parent.mkdir(parents=True, exist_ok=True)
+        if not files.far and not os.access(place, os.W_OK):
+            number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(place))
+        with sole_writer(files.spool, "encoding it"):
+            yield
 
 
 def _begin(folder: Path, identity: CacheIdentity) -> None:
@@ -166,7 +187,7 @@ def _make(
     files: CacheFiles,
     plan: Plan,
     device: torch.device,
-    workers: int,
+    on: Nodes | int,
     console: Console,
 ) -> None:
     from xwam_ft.model.backbone import load_backbone
@@ -191,12 +212,15 @@ def _make(
         save({"embeddings": embeddings}, files, PROMPTS_FILE, spec.dtype)
         del embeddings
     # Only now, when the text encoder, four times the VAE's size, is gone from there.
-    threads = max(1, torch.get_num_threads() // workers) if device.type == "cpu" else 0
+    threads = max(1, torch.get_num_threads() // on) if isinstance(on, int) and device.type == "cpu" else 0
     encoding = Encoding(recipe, shard_set, files, device.type, identity.with_depth, threads)
     with progress_bar(console, "encode clips", "clips", total) as advance:
-        write_segments(encoding, plan, backbone, workers, advance)
+        if isinstance(on, int):
+            write_segments(encoding, plan, backbone, on, advance)
+        else:
+            on.write(encoding, plan, advance, console)
     clips = [clip for part in plan for clip in part.cached()]
-    written = [files.known(name) for name in (PROMPTS_FILE, *(part.file for part in plan))]
+    written = files.known([PROMPTS_FILE, *(part.file for part in plan)])
     index = {
         "identity": asdict(identity),
         "prompts": prompts,

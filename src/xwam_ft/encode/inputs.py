@@ -98,12 +98,16 @@ class Inputs:
                     require_sound(one, self.console)
         return ClipPool(open_pixels(recipe, sets.sets, self.device, self.console), sets, recipe.data)
 
-    def cache(self, shard_set: ShardSet, workers: int | None = None) -> LatentCache:
-        """The latent cache of one of the sets; `workers` as in `encode.encode`."""
+    def cache(self, shard_set: ShardSet, workers: int | None = None, ray: str | None = None) -> LatentCache:
+        """The latent cache of one of the sets; `workers` and `ray` as in `encode.encode`."""
+        import torch
+
         from xwam_ft.encode.encode import encode, identify
 
         if first_rank():
-            return encode(self.recipe, shard_set, self.device, self.console, workers)
+            # With Ray this machine needs no GPU: it embeds the instructions and gives the work.
+            device = torch.device("cpu") if ray is not None and not torch.cuda.is_available() else self.device
+            return encode(self.recipe, shard_set, device, self.console, workers, ray)
         folder = identify(self.recipe, shard_set).folder(cache_place(self.recipe.data, shard_set.folder))
         wait_for(folder / INDEX_FILE)
         return LatentCache.open(folder, verify=False, local_gb=self.recipe.data.local_gb)  # the first rank does
@@ -191,8 +195,10 @@ def _started(recipe: Recipe, contract: Contract) -> Contract:
     return inherit(contract, load_contract(folder / CONTRACT_FILE), recipe.init_quantiles)[0]
 
 
-def encode_shards(shards: Path, recipe: Recipe, console: Console, workers: int | None = None) -> LatentCache:
-    """Make the latent cache of a shard set by a recipe; `workers` as in `encode.encode`.
+def encode_shards(
+    shards: Path, recipe: Recipe, console: Console, workers: int | None = None, ray: str | None = None
+) -> LatentCache:
+    """Make the latent cache of a shard set by a recipe; `workers` and `ray` as in `encode.encode`.
 
     Where `shards` is one of several sets that the recipe names, the cache is that of training on all of them, under
     the contract they share; otherwise that of training on this one alone.
@@ -200,13 +206,15 @@ def encode_shards(shards: Path, recipe: Recipe, console: Console, workers: int |
     Raises:
         UserError: as training, for what concerns shards and backbone.
     """
+    if ray is not None:
+        require_installed("ray", "ray", "--ray")
     shards = remote.absolute(shards)
     named = [remote.absolute(source.path) for source in recipe.data.sources]
     alone = {} if len(named) > 1 and shards in named else {"shards": spelled(shards), "episode_weights": []}
     data = recipe.data.model_copy(update={"cache": "auto", **alone})
     inputs = open_inputs(recipe.model_copy(update={"data": data}), console, computes=False)
     [shard_set] = [one for one in inputs.sets.sets if remote.absolute(one.folder) == shards]
-    cache = inputs.cache(shard_set, workers)
+    cache = inputs.cache(shard_set, workers, ray)
     console.print(f"latent cache: {len(cache.clips)} clips in {spelled(cache.folder)}", soft_wrap=True, markup=False)
     return cache
 

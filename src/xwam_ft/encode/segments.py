@@ -100,6 +100,10 @@ class Encoding:
 
     def write(self, part: SegmentPlan, vae: Backbone, advance: Advance | None = None) -> None:
         """Encode the clips of a segment and write their file, whole or not at all."""
+        save(self.encoded(part, vae, advance), self.files, part.file, self.recipe.backbone.dtype)
+
+    def encoded(self, part: SegmentPlan, vae: Backbone, advance: Advance | None = None) -> dict[str, Tensor]:
+        """What the file of a segment holds, by name; its clips along the first axis."""
         recipe, contract = self.recipe, self.shard_set.contract
         segment = self.shard_set.read(part.entry)
         rows: list[dict[str, Tensor]] = []
@@ -113,8 +117,14 @@ class Encoding:
             rows.append(encode_clips(clips, contract, vae, with_depth=self.with_depth, augmentations=changes))
             if advance is not None:
                 advance(len(clips))
-        whole = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        save(whole, self.files, part.file, recipe.backbone.dtype)
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def missing_of(encoding: Encoding, plan: Sequence[SegmentPlan], advance: Advance) -> list[SegmentPlan]:
+    """The segments whose files are not there; the others count as done."""
+    there = encoding.files.there([part.file for part in plan])
+    advance(sum(len(part.rows) for part in plan if part.file in there))
+    return [part for part in plan if part.file not in there]
 
 
 def write_segments(
@@ -129,10 +139,7 @@ def write_segments(
     Raises:
         UserError: a segment cannot be read or encoded; a worker process died.
     """
-    there = encoding.files.there([part.file for part in plan])
-    missing = [part for part in plan if part.file not in there]
-    advance(sum(len(part.rows) for part in plan) - sum(len(part.rows) for part in missing))
-    if not missing:
+    if not (missing := missing_of(encoding, plan, advance)):
         return
     if (workers := min(workers, len(missing))) == 1:
         vae = vae.to(encoding.place)
@@ -144,33 +151,45 @@ def write_segments(
         encoding.files.folder,
         "run it again with fewer --workers or a smaller data.encode_batch; what is encoded is kept",
     )
-    done = side_by_side(_write, missing, workers, died=died, begin=_take, given=(encoding,))
+    done = side_by_side(_write, missing, workers, died=died, begin=take, given=(encoding,))
     for part, _ in done:
         advance(len(part.rows))
 
 
 def save(tensors: dict[str, Tensor], files: CacheFiles, name: str, dtype: str) -> None:
-    """Write one of the files: latents and embeddings in the backbone's dtype, motion and masks as they are."""
+    """Write one of the files (`stored`)."""
     from safetensors.torch import save_file
 
-    stored = {
+    whole = stored(tensors, dtype)
+    files.write(name, lambda path: save_file(whole, path))
+
+
+def stored(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """As they stand in files: latents and embeddings in the backbone's dtype, motion and masks as they are."""
+    cast = {
         name: tensor.to(getattr(torch, dtype)) if name in ("rgb", "depth", "embeddings") else tensor
         for name, tensor in tensors.items()
     }
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
-    files.write(name, lambda path: save_file(whole, path))
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in cast.items()}
 
 
 _own: dict[str, Any] = {}  # of a worker process: its encoding, and its VAE from the first segment on
 
 
-def _take(encoding: Encoding) -> None:
+def take(encoding: Encoding) -> None:
+    """Begin in a worker process."""
     _own["encoding"] = encoding
     if encoding.threads:
         torch.set_num_threads(encoding.threads)
 
 
 def _write(part: SegmentPlan) -> None:
+    encoding, vae = own()
+    encoding.write(part, vae)
+
+
+def own() -> tuple[Encoding, Backbone]:
+    """What this worker process began with, and its VAE, which is loaded once."""
     from xwam_ft.model.backbone import load_backbone
 
     encoding: Encoding = _own["encoding"]
@@ -178,4 +197,4 @@ def _write(part: SegmentPlan) -> None:
         spec = encoding.recipe.backbone
         vae = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision)
         _own["vae"] = vae.to(encoding.place)
-    encoding.write(part, _own["vae"])
+    return encoding, _own["vae"]
