@@ -190,7 +190,7 @@ def put(source: Path, place: Place) -> None:
     Raises:
         UserError: as `read_bytes`; the place can only be read.
     """
-    url, size = _writable(place), source.stat().st_size
+    url, size = require_writable(place), source.stat().st_size
 
     def send(files: Any, path: str) -> None:
         files.put_file(str(source), path)
@@ -203,18 +203,19 @@ def put(source: Path, place: Place) -> None:
 
 def put_bytes(data: bytes, place: Place) -> None:
     """The same for bytes."""
-    _tried(_writable(place), lambda files, path: files.pipe_file(path, data), writing=True)
+    _tried(require_writable(place), lambda files, path: files.pipe_file(path, data), writing=True)
 
 
 def remove(place: Place) -> None:
     """Remove a file of a URL, where it is there."""
     try:
-        _tried(_writable(place), lambda files, path: files.rm_file(path), writing=True)
+        _tried(require_writable(place), lambda files, path: files.rm_file(path), writing=True)
     except Missing:
         return
 
 
-def _writable(place: Place) -> str:
+def require_writable(place: Place) -> str:
+    """The URL, where its kind may be written to; a `UserError` of a web server."""
     url = url_of(place)
     assert url is not None
     if url.startswith("http"):
