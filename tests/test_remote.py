@@ -129,7 +129,9 @@ def test_an_address_where_nobody_is_is_told_at_once(monkeypatch: pytest.MonkeyPa
     assert s3.url in remote._answered
 
 
-def test_waiting_for_a_store_is_said(web: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_store_is_said(
+    web: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(remote, "PAUSES", (0.01,) * 4)
     monkeypatch.setattr(remote, "_last_told", [float("-inf")])
     web.faults = [Fault("503", "GET", times=4)]

@@ -328,7 +328,9 @@ def test_one_bit_of_a_file_is_noticed_when_it_is_read(damaged: Path, member: str
     data = bytearray((damaged / entry.shard).read_bytes())
     data[offset + size // 2] ^= 1
     (damaged / entry.shard).write_bytes(data)
-    with pytest.raises(UserError, match=rf"segment episode-000000-000000 cannot be read \({member} is not what was writt"):
+    with pytest.raises(
+        UserError, match=rf"segment episode-000000-000000 cannot be read \({member} is not what was writt"
+    ):
         found.read(entry)
     assert (found.read(found.segments()[1]).rgb.any(axis=(1, 2, 3))).all(), "the others are as they were"
 

@@ -110,7 +110,9 @@ def test_what_cannot_be_is_a_sentence(v21: Path, toy: Path, s3: Store, tmp_path:
         prepared(f"{s3.url}/sets/monday", tmp_path / "out", toy)
     assert not s3.gate.gets("shard-"), "nothing of it was fetched"
     s3.upload(v21, "robot/monday")
-    with pytest.raises(UserError, match=r"^s3://lab/robot: is not a dataset .*there is a dataset in s3://lab/robot/monday"):
+    with pytest.raises(
+        UserError, match=r"^s3://lab/robot: is not a dataset .*there is a dataset in s3://lab/robot/monday"
+    ):
         prepared(f"{s3.url}/robot", tmp_path / "out", toy)
     assert not (tmp_path / "out").exists()
 

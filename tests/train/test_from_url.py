@@ -224,6 +224,8 @@ def test_a_changed_bit_is_never_a_picture(shard_set: ShardSet, s3: Store, tmp_pa
     tar = bytearray((folder / entry.shard).read_bytes())
     tar[offset + size // 2] ^= 1
     s3.client().put_object(Bucket="lab", Key=key, Body=bytes(tar))
-    with pytest.raises(UserError, match=rf"^s3://lab/{key}: rgb.front.mp4 of segment {entry.key} is not what was written"):
+    with pytest.raises(
+        UserError, match=rf"^s3://lab/{key}: rgb.front.mp4 of segment {entry.key} is not what was written"
+    ):
         there.read(entry)
     assert not list((copies_folder() / "copies").glob("*/*")), "and it is not kept"
