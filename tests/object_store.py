@@ -25,8 +25,8 @@ DROPPED = {"transfer-encoding", "connection", "content-length", "server", "date"
 class Fault:
     """What becomes of the next `times` requests whose line has `match` in it.
 
-    `kind`: cut (the body breaks off half-way), short (less than was asked for, honestly declared), slow (the answer
-    waits `seconds`), silent (no answer), or a status.
+    `kind`: cut (the body breaks off half-way), short (less than was asked for, honestly declared), flip (a bit in the
+    middle is another), slow (the answer waits `seconds`), silent (no answer), or a status.
     """
 
     kind: str
@@ -116,6 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, data = self.at.answer(self.command, self.path, dict(self.headers), body)
         if fault and fault.kind == "short":
             data = data[: len(data) // 2]
+        if fault and fault.kind == "flip":
+            middle = len(data) // 2
+            data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         declared = headers.get("Content-Length", str(len(data))) if self.command == "HEAD" else str(len(data))
         self.send_response(status)
         for name, value in headers.items():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,53 @@ def test_what_does_not_mend_is_a_sentence(kind: str, sentence: str, web: Gate) -
     assert len(web.seen) == (1 if kind.startswith("4") else 3)
 
 
+def test_an_address_where_nobody_is_is_told_at_once(monkeypatch: pytest.MonkeyPatch, s3: Store) -> None:
+    """A wrong endpoint must not look like a slow store; one that has answered is waited for."""
+    slept: list[float] = []
+    monkeypatch.setattr(remote, "PAUSES", (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0))
+    monkeypatch.setattr(remote, "_answered", set())
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
+    with pytest.raises(UserError, match=r"^http://127.0.0.1:9/x: does not answer .* after 4 tries \(.*Cannot connect"):
+        remote.read_bytes("http://127.0.0.1:9/x")
+    assert slept == [0.5, 1.0, 2.0]  # with the next pause it would be more than FIRST
+    slept.clear()
+    remote._answered.add("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="after 8 tries"):
+        remote.read_bytes("http://127.0.0.1:9/x")
+    assert len(slept) == 7
+    remote.put_bytes(DATA, f"{s3.url}/file")
+    assert s3.url in remote._answered
+
+
+def test_waiting_for_a_store_is_said(
+    web: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr(remote, "_last_told", [float("-inf")])
+    web.faults = [Fault("503", "GET", times=4)]
+    assert remote.read_bytes(f"{web.url}/file", 0, 10) == DATA[:10]
+    assert [line.getMessage() for line in caplog.records] == [
+        f"xwam-ft: {web.url}/file does not answer as it should (503, message='Service Unavailable', "
+        f"url='{web.url}/file'); it is tried again for a while"
+    ]
+
+
+def test_a_store_that_falls_silent_is_given_up_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every try may be a minute of silence; eight of them would be nine minutes."""
+    slept: list[float] = []
+
+    def silent(*_: object) -> None:
+        slept.append(60.0)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(remote, "_answered", {"s3://lab"})
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
+    monkeypatch.setattr(remote, "_files", lambda url: (None, url))
+    with pytest.raises(UserError, match="does not answer as it should, after 3 tries"):
+        remote._tried("s3://lab/x", silent)
+    assert slept == [60.0, 0.5, 60.0, 1.0, 60.0]
+
+
 def test_other_sentences(s3: Store, web: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gcsfs: None) -> None:
     for ask in (lambda: remote.read_bytes("s3://none/x"), lambda: remote.sizes("s3://none/x")):
         with pytest.raises(Missing, match=r"^s3://none/x: its bucket does not exist\. Fix: check the name"):
@@ -130,12 +178,17 @@ def test_other_sentences(s3: Store, web: Gate, tmp_path: Path, monkeypatch: pyte
         remote.sizes(web.url)
     with pytest.raises(UserError, match=r"^http://127.0.0.1:9/x: does not answer .*Cannot connect"):
         remote.read_bytes("http://127.0.0.1:9/x")
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"^AWS_ENDPOINT_URL: .*Invalid endpoint: 127.0.0.1:9\).*http:// or https://"):
+        remote.read_bytes("s3://lab/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.gate.url)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    from s3fs import S3FileSystem
-
     S3FileSystem.clear_instance_cache()
     s3.gate.faults = []
     with pytest.raises(NotAllowed, match=r"^s3://lab/x: cannot be read: no credentials were found"):

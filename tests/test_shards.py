@@ -318,3 +318,47 @@ def test_damage_inside_is_found_by_the_hash_and_named_when_read(damaged: Path, m
         found.verify()
     with pytest.raises(UserError, match=r"shard-000000\.tar: segment episode-000000-000000 cannot be read"):
         found.read(entry)
+
+
+@pytest.mark.parametrize("member", ["meta.json", "motion.npz", "rgb.front.mp4", "depth.front.mkv"])
+def test_one_bit_of_a_file_is_noticed_when_it_is_read(damaged: Path, member: str) -> None:
+    found = ShardSet.open(damaged)
+    entry = found.segments()[0]
+    offset, size = entry.members[member]
+    data = bytearray((damaged / entry.shard).read_bytes())
+    data[offset + size // 2] ^= 1
+    (damaged / entry.shard).write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"segment episode-000000-000000 cannot be read \({member} is not what was writt"
+    ):
+        found.read(entry)
+    assert (found.read(found.segments()[1]).rgb.any(axis=(1, 2, 3))).all(), "the others are as they were"
+
+
+def test_a_set_from_before_there_were_checksums_is_read(shard_set: ShardSet, damaged: Path) -> None:
+    tree = json.loads((damaged / "index.json").read_text())
+    for entry in tree["segments"]:
+        assert set(entry.pop("crc32c")) == set(entry["members"])
+    (damaged / "index.json").write_text(json.dumps(tree))
+    older = ShardSet.open(damaged)
+    older.verify()
+    for one, other in zip(older, shard_set, strict=True):
+        assert (one.rgb == other.rgb).all()
+        assert (one.action == other.action).all()
+
+
+def test_checksums_are_those_of_rfc_3720(shard_set: ShardSet) -> None:
+    def crc32c(data: bytes) -> int:  # bit by bit, as appendix B.4 has it: reflected 0x1EDC6F41
+        value = 0xFFFFFFFF
+        for byte in data:
+            value ^= byte
+            for _ in range(8):
+                value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        return value ^ 0xFFFFFFFF
+
+    assert crc32c(bytes(32)) == 0x8A9136AA  # its first example
+    entry = shard_set.segments()[0]
+    tar = (shard_set.folder / entry.shard).read_bytes()
+    for name, (offset, size) in entry.members.items():
+        if size < 20_000:
+            assert crc32c(tar[offset : offset + size]) == entry.crc32c[name]

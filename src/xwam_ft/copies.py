@@ -43,20 +43,24 @@ class Copies:
         """In bytes."""
         return int(self.limit_gb * 1e9)
 
-    def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> bytes:
+    def get(
+        self, name: str, size: int, fetch: Callable[[], bytes], sound: Callable[[bytes], bool] | None = None
+    ) -> bytes:
         """The bytes of this name, from the copy or from `fetch`, which is called where there is none.
 
         Args:
             name: says what the bytes are, for good.
             size: of them.
+            fetch: gives them; what it gives is kept as it is.
+            sound: whether bytes are those that are meant; a copy that is not comes anew.
 
         Raises:
             UserError: what `fetch` raises; one copy is larger than the limit; the disk cannot be written.
         """
         path = _path(name)
-        if (data := _read(path, size)) is not None:
+        if (data := _read(path, size)) is not None and (sound is None or sound(data)):
             return data
-        return self._fetched(path, size, fetch)
+        return self._fetched(path, size, fetch, sound)
 
     def file(self, name: str, size: int, fetch: Callable[[], bytes]) -> Path:
         """The same as a file, which is to be opened at once: it may go when others need its room."""
@@ -65,7 +69,9 @@ class Copies:
             self._fetched(path, size, fetch)
         return path
 
-    def _fetched(self, path: Path, size: int, fetch: Callable[[], bytes]) -> bytes:
+    def _fetched(
+        self, path: Path, size: int, fetch: Callable[[], bytes], sound: Callable[[bytes], bool] | None = None
+    ) -> bytes:
         if size > self.limit:
             raise UserError(
                 f"is {self.limit_gb:g}, and one piece of what is read has {size / 1e9:.3g} GB",
@@ -73,7 +79,8 @@ class Copies:
                 f"set it to {max(1.0, 20 * size / 1e9):.2g} or more",
             )
         with disk_errors(copies_folder(), UNWRITABLE), waiting_lock(copies_folder() / "locks" / path.name[:2]):
-            if (data := _read(path, size)) is None:
+            data = _read(path, size)
+            if data is None or (sound is not None and not sound(data)):
                 data = fetch()
                 assert len(data) == size
                 with self._room(size):

@@ -14,17 +14,19 @@ copies.py.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
 from xwam_ft.errors import UserError, require
 from xwam_ft.files import read_json
-from xwam_ft.remote_errors import Missing, first_line, sentence
+from xwam_ft.remote_errors import Missing, first_line, sentence, unreachable
 
 Result = TypeVar("Result")
 Place = str | Path
@@ -35,9 +37,16 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before each further try."""
 CONNECT, SILENT = 15, 60
 """Seconds in which a server must take a connection, and after which silence counts as a cut."""
+FIRST = 5.0
+"""Seconds after which a store that has never taken a connection is given up."""
+PATIENCE = 150.0
+"""The same of any other, since a try alone may take `SILENT`."""
+TELL_AFTER, TELL_SECONDS = 2, 10.0  # further tries, or seconds, that pass without a word
 BLOCK = 32 << 20
 """Bytes of one request where a file is read through."""
 AT_ONCE = 16  # requests side by side, where there are many small ones
+_answered: set[str] = set()  # stores that have answered this process
+_last_told = [float("-inf")]
 _URL = re.compile(r"(s3|gs|gcs|hf|https?):/{1,2}([^/].*)", re.DOTALL)
 
 
@@ -190,7 +199,7 @@ def put(source: Path, place: Place) -> None:
     Raises:
         UserError: as `read_bytes`; the place can only be read.
     """
-    url, size = _writable(place), source.stat().st_size
+    url, size = require_writable(place), source.stat().st_size
 
     def send(files: Any, path: str) -> None:
         files.put_file(str(source), path)
@@ -206,13 +215,13 @@ def put_bytes(data: bytes, place: Place) -> None:
         files.pipe_file(path, data)
         _require_arrived(files, path, len(data))
 
-    _tried(_writable(place), send, writing=True)
+    _tried(require_writable(place), send, writing=True)
 
 
 def remove(place: Place) -> None:
     """Remove a file of a URL, where it is there."""
     try:
-        _tried(_writable(place), lambda files, path: files.rm_file(path), writing=True)
+        _tried(require_writable(place), lambda files, path: files.rm_file(path), writing=True)
     except Missing:
         return
 
@@ -223,7 +232,8 @@ def _require_arrived(files: Any, path: str, size: int) -> None:
         raise OSError(f"{there} of {size} bytes arrived")
 
 
-def _writable(place: Place) -> str:
+def require_writable(place: Place) -> str:
+    """The URL, where its kind may be written to; a `UserError` of a web server."""
     url = url_of(place)
     assert url is not None
     if url.startswith("http"):
@@ -258,24 +268,48 @@ def _files(url: str) -> tuple[Any, str]:
 
 def _tried(url: str, ask: Callable[[Any, str], Result], *, writing: bool = False) -> Result:
     """What `ask` gives, tried again while that may help."""
-    for pause in (*PAUSES, None):
+    began, store = time.monotonic(), "/".join(url.split("/")[:3])
+    for number, pause in enumerate((*PAUSES, None)):
         try:
             files, path = _files(url)
-            return ask(files, path)
+            found = ask(files, path)
+            _answered.add(store)
+            return found
         except UserError:
             raise
         except Exception as error:
             told = sentence(error, url, writing=writing)
             if told is not None:
                 raise told from error
-            if pause is None:
+            lost, waited = unreachable(error) and _is_first(store), time.monotonic() - began
+            if pause is None or waited + pause > (FIRST if lost else PATIENCE):
                 raise UserError(
-                    f"does not answer as it should, after {len(PAUSES) + 1} tries ({first_line(error)})",
+                    f"does not answer as it should, after {number + 1} tries ({first_line(error)})",
                     url,
-                    "look at the network and the store, then do it again: what came is kept",
+                    "check the address, the network and AWS_ENDPOINT_URL"
+                    if lost and url.startswith("s3:")
+                    else "look at the network and the store, then do it again: what came is kept",
                 ) from error
+            if number >= TELL_AFTER or waited > TELL_SECONDS:
+                _tell(f"{url} does not answer as it should ({first_line(error)}); it is tried again for a while")
             time.sleep(pause)
     raise AssertionError
+
+
+def _is_first(store: str) -> bool:
+    """Whether a store has never answered: its address may be wrong, and a minute of patience would hide that.
+
+    Not in a worker process, whose store answered the process that started it.
+    """
+    return store not in _answered and parent_process() is None
+
+
+def _tell(text: str) -> None:
+    """Say on stderr why nothing happens; of requests side by side one says it."""
+    now = time.monotonic()
+    if now - _last_told[0] > SILENT:
+        _last_told[0] = now
+        logging.getLogger(__name__).warning("xwam-ft: %s", text)
 
 
 def _whole(files: Any, path: str, url: str) -> bytes:

@@ -12,6 +12,13 @@ class Missing(UserError):
     """Nothing lies at a URL."""
 
 
+UNREACHABLE = {
+    *("EndpointConnectionError", "ConnectTimeoutError", "gaierror", "ConnectionRefusedError"),
+    *("ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError", "ConnectError", "ConnectTimeout"),
+}
+"""By name, since their libraries may not be installed: botocore's, Python's, aiohttp's and httpx's."""
+
+
 class NotAllowed(UserError):
     """No right to do that at a URL, or no way to say who asks."""
 
@@ -34,6 +41,9 @@ def sentence(error: Exception, url: str, *, writing: bool) -> UserError | None:
         return UserError(f"cannot be {doing} ({first_line(error)})", url, "check the URL and how the store is set up")
     if names & {"ParamValidationError", "InvalidURL", "InvalidUrlClientError", "NonHttpUrlClientError"}:
         return UserError(f"is no such URL ({first_line(error)})", url, "check how it is written")
+    if isinstance(error, ValueError) and "endpoint" in str(error).lower():
+        what = f"is no address of a store ({first_line(error)})"
+        return UserError(what, "AWS_ENDPOINT_URL", "write it in full, with http:// or https:// before the host")
     if names & {"CancelledError"} or isinstance(error, OSError | EOFError):
         return None
     module = type(error).__module__.partition(".")[0]
@@ -41,6 +51,11 @@ def sentence(error: Exception, url: str, *, writing: bool) -> UserError | None:
     if passing:
         return None
     raise error  # a bug of ours, with its traceback
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether no connection came about at all: nobody of this name or address takes one."""
+    return any(type(cause).__name__ in UNREACHABLE for cause in _causes(error))
 
 
 def _of_the_hub(error: Exception, url: str) -> UserError | None:

@@ -14,6 +14,8 @@ from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from google_crc32c import value as crc32c
+
 from xwam_ft import remote
 from xwam_ft.copies import LOCAL_GB, Copies, copies_folder
 from xwam_ft.errors import UserError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 INDEX_FILE = "index.json"
 CONTRACT_FILE = "contract.json"
 AGAIN = "run `xwam-ft prepare` again"
+FETCHES = 2  # of a part whose checksum differs
 
 
 def read_index(folder: Path) -> tuple[Any, str | None]:
@@ -116,13 +119,13 @@ class ShardFiles:
         return UserError(f"segment {entry.key} cannot be read ({reason})", place, fix)
 
     def members(self, entry: SegmentEntry, names: Collection[str], version: str) -> dict[str, bytes]:
-        """Files of a segment by their names in it.
+        """Files of a segment by their names in it, compared with their checksums where the index has them.
 
         Args:
             version: SHA-256 of the tar, which tells its copies from those of another of the same name.
 
         Raises:
-            UserError: the tar is not there, or its server does not give it.
+            UserError: the tar is not there, its server does not give it, or these are not the bytes that were written.
         """
         place = self.place(entry.shard)
         try:
@@ -134,12 +137,37 @@ class ShardFiles:
                 raise UserError("the shard is missing", place, f"copy the whole folder again, or {AGAIN}")
             try:
                 with place.open("rb") as stream:
-                    return {name: _part(stream, *span) for name, span in spans.items()}
+                    found = {name: _part(stream, *span) for name, span in spans.items()}
             except OSError as error:
                 raise self.unreadable(entry, str(error)) from None
+            if (changed := _changed(entry, found)) is not None:
+                raise self.unreadable(entry, f"{changed} is not what was written: its checksum differs")
+            return found
         # They stand one after another, so that what lies between them is not worth a request of its own.
         start = min(offset for offset, _ in spans.values())
         size = max(offset + length for offset, length in spans.values()) - start
-        name = f"{version} {start}+{size}"
-        data = Copies(self.local_gb).get(name, size, lambda: remote.read_bytes(place, start, size))
-        return {name: data[offset - start : offset - start + length] for name, (offset, length) in spans.items()}
+
+        def parts(data: bytes) -> dict[str, bytes]:
+            return {name: data[offset - start : offset - start + length] for name, (offset, length) in spans.items()}
+
+        def fetch() -> bytes:
+            changed: str | None = None
+            for _ in range(FETCHES):  # what was hurt on its way is sound the next time
+                data = remote.read_bytes(place, start, size)
+                if (changed := _changed(entry, parts(data))) is None:
+                    return data
+            raise UserError(
+                f"{changed} of segment {entry.key} is not what was written: its checksum differs",
+                place,
+                "the shard was replaced or damaged since the set was opened: start again where it was replaced by "
+                "another set, else upload the shard again",
+            )
+
+        copies, name = Copies(self.local_gb), f"{version} {start}+{size}"
+        return parts(copies.get(name, size, fetch, lambda data: _changed(entry, parts(data)) is None))
+
+
+def _changed(entry: SegmentEntry, found: dict[str, bytes]) -> str | None:
+    """The first of a segment's files that is not what was written; None: all are, as far as the index can tell."""
+    known = entry.crc32c
+    return next((name for name, data in found.items() if name in known and crc32c(data) != known[name]), None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import google_crc32c
 import numpy as np
 
 from xwam_ft.contract import Contract, Timing
@@ -165,6 +166,7 @@ class ShardSetWriter:
                 num_starts=meta.num_starts,
                 split=meta.split,
                 members={name: self._tar.add(f"{meta.key}.{name}", members[name]) for name in sorted(members)},
+                crc32c={name: google_crc32c.value(members[name]) for name in sorted(members)},
             )
         )
 

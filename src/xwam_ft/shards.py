@@ -79,7 +79,11 @@ class SegmentMeta(Entry):
 
 
 class SegmentEntry(Entry):
-    """A segment in the index; `members` gives [offset, size] in bytes of each of its files inside the tar."""
+    """A segment in the index.
+
+    `members` gives [offset, size] in bytes of each of its files inside the tar, `crc32c` each one's CRC-32C; sets that
+    were written before there were any have none.
+    """
 
     key: str
     episode: int
@@ -90,6 +94,7 @@ class SegmentEntry(Entry):
     num_starts: int
     split: Split
     members: dict[str, tuple[int, int]]
+    crc32c: dict[str, int] = {}
 
 
 class EpisodeEntry(Entry):

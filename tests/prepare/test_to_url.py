@@ -94,11 +94,22 @@ def test_what_cannot_be_is_a_sentence(v21: Path, toy: Path, s3: Store, tmp_path:
         prepared("s3://none/rec", tmp_path / "out", toy)
     with pytest.raises(UserError, match=r"^http://host/rec: are recordings on a web server"):
         prepared("http://host/rec", tmp_path / "out", toy)
-    with pytest.raises(UserError, match=r"^http://host/set: cannot be"):
+    with pytest.raises(UserError, match=r"^http://host/set: cannot be written to: a web server only gives"):
         prepared(v21, "http://host/set", toy)
     s3.client().put_object(Bucket="lab", Key="full/other", Body=b"x")
     with pytest.raises(UserError, match=r"^s3://lab/full: exists and is not empty"):
         prepared(v21, f"{s3.url}/full", toy)
+    s3.gate.seen.clear()
+    for name in ("index.json", "contract.json", "shard-000000.tar"):
+        s3.client().put_object(Bucket="lab", Key=f"sets/monday/{name}", Body=b"x")
+    with pytest.raises(UserError, match=r"^s3://lab/sets/monday: is a shard set, not recordings"):
+        prepared(f"{s3.url}/sets/monday", tmp_path / "out", toy)
+    assert not s3.gate.gets("shard-"), "nothing of it was fetched"
+    s3.upload(v21, "robot/monday")
+    with pytest.raises(
+        UserError, match=r"^s3://lab/robot: is not a dataset .*there is a dataset in s3://lab/robot/monday"
+    ):
+        prepared(f"{s3.url}/robot", tmp_path / "out", toy)
     assert not (tmp_path / "out").exists()
 
 

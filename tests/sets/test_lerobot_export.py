@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from xwam_ft.contract import Contract
 from xwam_ft.depth_code import code_to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.sources import open_source
+from xwam_ft.sets.joined_video import write_depth
 from xwam_ft.shard_writer import ShardSetWriter, encode_segment, episode_entry, segment_bounds, segment_key
 from xwam_ft.shards import Segment, ShardSet
 
@@ -68,6 +70,36 @@ def test_depth_comes_back_within_half_a_step_of_the_code(days: Days, exported: P
     codes = media.read_gray16(exported / "videos/observation.images.front_depth/chunk-000/file-000.mp4")
     written = 0.3 * np.exp(codes / 4095 * np.log(3.0 / 0.3))
     assert np.abs(written / metres - 1).max() < 0.00029
+
+
+def test_depth_can_be_entered_at_every_key_picture(tmp_path: Path) -> None:
+    """Groups are closed: x265's own choice is open ones, which decoders that seek read as other pictures."""
+    ramp = np.linspace(1, 65535, 70 * 32 * 64).astype(np.uint16).reshape(70, 32, 64)
+    path = tmp_path / "depth.mp4"
+    write_depth(path, [ramp[:50], ramp[50:]], 0.3, 3.0, 30.0)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        whole = [frame.to_ndarray() for frame in av.open(str(path)).decode(video=0)]
+        assert [packet.pts for packet in packets] == sorted(packet.pts for packet in packets), "no picture waits"
+        keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+        assert keys == [0, 16, 32, 48, 64]
+        for key in keys:  # H.265, table 7-1: 19 and 20 are IDR pictures, 21 (CRA) may be an open group's first
+            assert [unit for unit in units_of(bytes(packets[key])) if unit < 32] in ([19], [20])
+        for key in keys:
+            decoder = av.CodecContext.create("hevc", "r")
+            decoder.extradata = container.streams.video[0].codec_context.extradata
+            alone = [frame for packet in [*packets[key : key + 16], None] for frame in decoder.decode(packet)]
+            np.testing.assert_array_equal([frame.to_ndarray() for frame in alone], whole[key : key + 16])
+
+
+def units_of(packet: bytes) -> list[int]:
+    """The types of the NAL units of an H.265 packet in an mp4, each after its length of four bytes."""
+    found: list[int] = []
+    while packet:
+        size = int.from_bytes(packet[:4], "big")
+        found.append(packet[4] >> 1 & 63)
+        packet = packet[4 + size :]
+    return found
 
 
 @pytest.mark.slow

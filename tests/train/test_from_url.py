@@ -199,3 +199,33 @@ def test_what_is_wrong_with_a_set_at_a_url_is_a_sentence(shard_set: ShardSet, s3
     s3.gate.faults = [Fault("403", "GET", times=99)]
     with pytest.raises(UserError, match=rf"^{url}/index.json: may not be read"):
         ShardSet.open(url)
+
+
+def test_a_changed_bit_is_never_a_picture(shard_set: ShardSet, s3: Store, tmp_path: Path) -> None:
+    folder = plain(shard_set.folder, tmp_path / "set")
+    there = ShardSet.open(s3.upload(folder, "set"))
+    entry = there.index.segments[0]
+    key, right = f"set/{entry.shard}", shard_set.read(entry).rgb
+    # On its way: it comes once more.
+    s3.gate.faults = [Fault("flip", "shard-", times=1)]
+    assert (there.read(entry).rgb == right).all()
+    assert len(s3.gate.gets("shard-")) == 2
+    # In the copy on this machine, by a bad disk: it comes anew.
+    [copy] = (copies_folder() / "copies").glob("*/*")
+    data = bytearray(copy.read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    assert (there.read(entry).rgb == right).all()
+    assert copy.read_bytes() != bytes(data)
+    assert len(s3.gate.gets("shard-")) == 3
+    # In the store, where another set of equal sizes took its place while it is read.
+    shutil.rmtree(copies_folder())
+    offset, size = entry.members["rgb.front.mp4"]
+    tar = bytearray((folder / entry.shard).read_bytes())
+    tar[offset + size // 2] ^= 1
+    s3.client().put_object(Bucket="lab", Key=key, Body=bytes(tar))
+    with pytest.raises(
+        UserError, match=rf"^s3://lab/{key}: rgb.front.mp4 of segment {entry.key} is not what was written"
+    ):
+        there.read(entry)
+    assert not list((copies_folder() / "copies").glob("*/*")), "and it is not kept"

@@ -22,7 +22,7 @@ from xwam_ft.inspect.starter import starter
 from xwam_ft.inspect.timing import propose_timing
 from xwam_ft.prepare.episode import EpisodeError, Problem, VideoView
 from xwam_ft.prepare.findings import episodes_text, grouped, problem_findings, shape_of
-from xwam_ft.prepare.from_hub import is_partial, recordings_at
+from xwam_ft.prepare.from_hub import is_partial, named_as_given, recordings_at
 from xwam_ft.prepare.sources import open_source
 from xwam_ft.prepare.sources.beside import unnamed
 from xwam_ft.prepare.upside_down import upside_down
@@ -58,7 +58,8 @@ def inspect(raw: Path, write: Path | None, console: Console) -> None:
     if write is not None and write.exists():
         raise UserError("exists already", write, "choose another name for the starter file")
     named, raw = raw, recordings_at(raw, console)
-    source = open_source(raw)
+    with named_as_given([named], [raw]):
+        source = open_source(raw)
     info, episodes = source.info, source.episodes()
     lengths = np.array([max(episode.length, 0) for episode in episodes])
     proposal = propose_timing(info.fps or info.measured_fps, lengths)

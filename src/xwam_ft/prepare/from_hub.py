@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from xwam_ft import hub, remote
 from xwam_ft.copies import copies_folder
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.from_url import RecordedUrl
+from xwam_ft.prepare.sources.beside import prepared_already
 from xwam_ft.prepare.sources.lerobot_meta import read_features, read_info
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def recordings_at(place: Path, console: Console, embodiment: Embodiment | None =
         def fetch(allow: list[str] | None = None, ignore: list[str] | None = None) -> Path:
             return hub.fetch(pinned, console, allow=allow, ignore=ignore)
 
+    if (seen := prepared_already(names)) is not None:  # before all of it is fetched
+        raise UserError(seen[0], place, seen[1])
     if INFO not in names:
         return fetch()
     films = _films(fetch(allow=[INFO]), names)
@@ -70,6 +74,22 @@ def recorded_url(place: Path) -> RecordedUrl | None:
     if url is None or (url.startswith("hf://") and url.removeprefix("hf://datasets/").count("/") < 2):
         return None
     return RecordedUrl(url)
+
+
+@contextmanager
+def named_as_given(places: Iterable[Path], folders: Iterable[Path]) -> Generator[None]:
+    """Name recordings by what was given, not by the folder of their copies, where they are no dataset.
+
+    Args:
+        folders: where each of them lies here (`recordings_at`).
+    """
+    try:
+        yield
+    except UserError as error:
+        what, where, fix = error.what, error.where, error.fix
+        for place, folder in zip(places, folders, strict=True):
+            what, where, fix = (text.replace(str(folder), str(place)) for text in (what, where, fix))
+        raise UserError(what, where, fix) from None
 
 
 def is_partial(place: Path) -> bool:

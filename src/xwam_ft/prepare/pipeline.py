@@ -34,7 +34,7 @@ from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.far import remove_parts, take_finished, with_urls
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
 from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
-from xwam_ft.prepare.from_hub import recorded_url, recordings_at
+from xwam_ft.prepare.from_hub import named_as_given, recorded_url, recordings_at
 from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished, staging_of
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
 from xwam_ft.prepare.recorded import say_limits
@@ -89,11 +89,14 @@ def prepare(
     started = time.perf_counter()
     embodiment = named_file(embodiment, "recipes/embodiments")  # URDFs and calibrations lie beside it
     require_apart(raws, out)
+    if remote.url_of(out) is not None:
+        remote.require_writable(out)
     spec = load_embodiment(embodiment, overrides)
     recorded = [found for raw in raws if (found := recorded_url(raw)) is not None]
-    raws = [recordings_at(raw, console, spec) for raw in raws]
+    given, raws = raws, [recordings_at(raw, console, spec) for raw in raws]
     with console.status("looking through the recordings"):
-        sources = [open_source(raw) for raw in raws]
+        with named_as_given(given, raws):
+            sources = [open_source(raw) for raw in raws]
         jobs, plan = plan_jobs(sources, spec, embodiment, depth, urdf_dirs, staging_of(out), check=depth_check)
         fingerprint = preparation_fingerprint(raws, jobs, spec, plan, {one.folder: one.sizes for one in recorded})
         if ray is not None and (url := remote.url_of(out)) is not None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.sets.opened import OpenedSet
 
-FORMAT = 1  # raise it when the bytes of what is made change for equal inputs
+FORMAT = 2  # raise it when the bytes of what is made change for equal inputs
 SPARE = 64 << 20  # beside the episodes: index, contract, the tars' own blocks
 
 

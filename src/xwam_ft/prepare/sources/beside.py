@@ -18,6 +18,7 @@ from xwam_ft.files import stand_in
 from xwam_ft.prepare.episode import Problem
 from xwam_ft.prepare.sources.views import VIDEOS
 from xwam_ft.remote import absolute
+from xwam_ft.shard_files import CONTRACT_FILE, INDEX_FILE
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.episode import Episode
@@ -118,11 +119,20 @@ def without_meta(path: Path) -> tuple[str, str] | None:
     return "has the folders of a LeRobot set and no meta/info.json", fix
 
 
+def prepared_already(names: Collection[str]) -> tuple[str, str] | None:
+    """Of the names of files: what is wrong and what to do where they are no recordings but a shard set."""
+    if not {INDEX_FILE, CONTRACT_FILE} <= set(names):
+        return None
+    return "is a shard set, not recordings", "`xwam-ft view` shows it; give the recordings that it was prepared from"
+
+
 def unread_kind(path: Path) -> tuple[str, str] | None:
     """What a folder or file of no known format shows of itself, and what to do."""
     if path.is_file() and (other := stand_in(path)) is not None:
         return other
     names = [path] if path.is_file() else sorted(path.iterdir())
+    if (seen := prepared_already([name.name for name in names])) is not None:
+        return seen
     kinds = {name.suffix.lower() for name in names if name.is_file()}
     if kinds & {".csv", ".parquet", ".npz"} and (kinds & set(VIDEOS) or any(name.is_dir() for name in names)):
         return "is one episode of a plain folder, not a folder of them", "give the folder above it, a folder an episode"
