@@ -176,6 +176,7 @@ def test_space_turns_and_plots_show_values_in_units(browser: Browser, viewing: V
         (1.21e-5, 1.9e-5),
         (3e6, 3.4e6),
         (0.29, 0.34),
+        (1.0000012, 1.0000017),
     ],
 )
 def test_labels_of_an_axis_are_the_values_they_stand_at(

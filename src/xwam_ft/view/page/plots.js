@@ -22,7 +22,7 @@ const power = value => Math.floor(Math.log10(value) + 1e-9);
 function label(value, step) {
   const size = Math.abs(value);
   if (size < step * 1e-6) return "0";
-  return size >= 1e6 || step < 1e-4 ? value.toExponential(Math.max(0, power(size) - power(step))) : value.toFixed(Math.max(0, -power(step)));
+  return size >= 1e6 || (size < 1e-3 && step < 1e-4) ? value.toExponential(Math.max(0, power(size) - power(step))) : value.toFixed(Math.max(0, -power(step)));
 }
 
 function logLabel(value) { return value >= 1e5 || value < 1e-3 ? Number(value.toPrecision(2)).toExponential() : String(Number(value.toPrecision(2))); }
@@ -46,9 +46,10 @@ export function chart(canvas, lines, {log = false, zero = false, cursor = null, 
   if (low > high) { context.fillText("nothing recorded", LEFT, height / 2); return null; }
   if (zero) low = Math.min(0, low);
   let [bottom, top] = [scale(low), scale(high)];
-  const room = (top - bottom) * 0.06 || Math.max(Math.abs(top) * 0.05, 1e-3);
+  const flat = top - bottom <= 1e-9 * Math.abs(top); // what rounding leaves of one value is no range
+  const room = flat ? Math.max(Math.abs(top) * 0.05, 1e-3) : (top - bottom) * 0.06;
   bottom -= zero && low === 0 ? 0 : room; top += room;
-  if (first === last) { first -= 0.5; last += 0.5; }
+  if (first === last) { first -= 1; last += 1; }
   const right = width - RIGHT, floor = height - BOTTOM;
   const atY = y => floor - (scale(y) - bottom) / (top - bottom) * (floor - TOP);
   context.strokeStyle = colour("line");
