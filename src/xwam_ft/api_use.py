@@ -322,7 +322,8 @@ def view(
     console, place = plain_console(progress), place_of(target)
     if rerun or save is not None:
         if shards is not None or results or host is not None or port or not browser:
-            raise UserError("go with the page, not with Rerun", "--shards, --results, --host, --port", "leave them out")
+            given = "--shards, --results, --host, --port, --no-browser"
+            raise UserError("go with the page, not with Rerun", given, "leave them out")
         if rerun and save is not None:
             raise UserError("writes a file, and --rerun opens the viewer", "--save", "leave one of them out")
         show_in_rerun(place, episode, None if save is None else Path(save), console)

@@ -47,7 +47,7 @@ class Camera(Part):
     right. Size, intrinsics and pose are those of the turned picture; fx is negative where one is mirrored.
     """
 
-    LATER: ClassVar = ("rotate", "mirror")
+    LATER: ClassVar[tuple[str, ...]] = ("rotate", "mirror")
 
     name: Name
     kind: Literal["static", "wrist"] = "static"
@@ -256,7 +256,7 @@ class Quantiles(Part):
     `action_scaling` is "step": mean - std and mean + std of every number at every step of a chunk.
     """
 
-    LATER: ClassVar = ("action_step_low", "action_step_high")
+    LATER: ClassVar[tuple[str, ...]] = ("action_step_low", "action_step_high")
 
     proprio_low: tuple[float, ...]
     proprio_high: tuple[float, ...]
@@ -282,7 +282,7 @@ COUNTED = ("quantiles", "prompts", "recorded", "prompt_form", "aliases")
 
 
 class Contract(Part):
-    LATER: ClassVar = ("recorded", "action_scaling", "prompt_form", "aliases")
+    LATER: ClassVar[tuple[str, ...]] = ("recorded", "action_scaling", "prompt_form", "aliases")
 
     schema_version: Literal[1] = SCHEMA_VERSION
     embodiment: str

@@ -53,7 +53,7 @@ class Limits(Part):
     `joints`: the same of the joints a pose is computed from, one number a joint.
     """
 
-    LATER: ClassVar = ("speed", "joints")
+    LATER: ClassVar[tuple[str, ...]] = ("speed", "joints")
 
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None

@@ -165,6 +165,32 @@ def test_space_turns_and_plots_show_values_in_units(browser: Browser, viewing: V
     np.testing.assert_allclose(shown, [row.proprio[9, 0], row.action[9, 0]], rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0, 1),
+        (-0.7835, -0.7651),
+        (2047.11, 2047.93),
+        (178.2, 178.6),
+        (0, 30000),
+        (1.21e-5, 1.9e-5),
+        (3e6, 3.4e6),
+        (0.29, 0.34),
+        (1.0000012, 1.0000017),
+    ],
+)
+def test_labels_of_an_axis_are_the_values_they_stand_at(
+    browser: Browser, viewing: Viewing, low: float, high: float
+) -> None:
+    browser.open(viewing.address)
+    found = browser.run(f"import('/page/plots.js').then(made => made.ticks({low}, {high}, 2.6))")
+    assert len(found) >= 2
+    step = found[1][0] - found[0][0]
+    for value, text in found:
+        assert low - step * 1e-3 <= value <= high + step * 1e-3
+        assert float(text) == pytest.approx(value, abs=step * 1e-3)
+
+
 @pytest.mark.parametrize("width", [360, 800, 1600])
 def test_it_fits_narrow_and_wide_screens_light_and_dark(browser: Browser, viewing: Viewing, width: int) -> None:
     colours: list[str] = []

@@ -327,3 +327,47 @@ def test_a_signal_ends_it_within_a_second_with_code_0(shard_set: ShardSet, which
     assert time.monotonic() - began < 1.5
     assert (process.returncode, out.strip(), err) == (0, "ended", "")
     idle.close()
+
+
+def test_a_set_that_goes_or_is_written_again_while_it_is_watched_is_a_sentence(
+    shard_set: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(shard_set.folder, tmp_path / "set")
+    with start(open_site(folder, None, [], QUIET), None, 0) as viewing:
+        entry = shard_set.segments()[0]
+        moment = f"{token(viewing)}/{entry.episode}/{entry.first_frame}"
+        places = [
+            f"/api/episode/{token(viewing)}/{entry.episode}",
+            f"/film/{token(viewing)}/{entry.key}/front.mp4",
+            f"/picture/{moment}/front.png",
+            f"/depth/{moment}/front.bin",
+            f"/points/{moment}.bin",
+        ]
+        assert [ask(viewing, place).status for place in places] == [200] * 5
+        shard = folder / entry.shard
+        whole = shard.read_bytes()
+        # Longer by a block in front: every offset of the old index names something else.
+        shard.write_bytes(bytes(512) + whole)
+        for why in ("written again", "not there any more"):
+            for place in places:
+                answer = ask(viewing, place)
+                assert answer.status == 422, place
+                error = json.loads(answer.data)["error"]
+                assert why in error
+                assert str(shard) in error
+            shard.unlink(missing_ok=True)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_damaged_video_is_told_with_its_shard(shard_set: ShardSet, tmp_path: Path) -> None:
+    folder = shutil.copytree(shard_set.folder, tmp_path / "set")
+    entry = shard_set.segments()[0]
+    offset, size = entry.members["rgb.front.mp4"]
+    with (folder / entry.shard).open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(bytes(size))
+    with start(open_site(folder, None, [], QUIET), None, 0) as viewing:
+        answer = ask(viewing, f"/picture/{token(viewing)}/{entry.episode}/{entry.first_frame}/front.png")
+    assert answer.status == 422
+    error = json.loads(answer.data)["error"]
+    assert error.startswith(f"{folder / entry.shard}: segment {entry.key} cannot be read (rgb.front.mp4: ")

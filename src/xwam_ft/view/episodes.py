@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ BLOCKS = 24  # kept in memory
 POINTS = 40_000  # a frame, at most about so many
 DIGITS = 7
 Rows = list[dict[str, Any]]
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class WatchedSet:
         self.shards = shards
         self.token = shards.fingerprint[:16]
         """In every address, so that a browser never shows what it kept of another set."""
+        self._opened = {shard.name: self._stamp(shard.name) for shard in shards.index.shards}
         self._rgb: Callable[[str, str, int], np.ndarray] = lru_cache(maxsize=BLOCKS)(self._rgb_block)
         self._codes: Callable[[str, str, int], np.ndarray] = lru_cache(maxsize=BLOCKS)(self._depth_block)
 
@@ -153,7 +155,7 @@ class WatchedSet:
         """Where a segment's video stands: file, offset and size in bytes."""
         entry = self._by_key.get(key)
         member = None if entry is None else entry.members.get(rgb_member(camera))
-        return None if entry is None or member is None else (self.shards.folder / entry.shard, *member)
+        return None if entry is None or member is None else (self._as_opened(entry), *member)
 
     def picture(self, number: int, frame: int, camera: str) -> bytes:
         """One picture as PNG."""
@@ -199,7 +201,31 @@ class WatchedSet:
         return {entry.key: entry for entry in self.shards.index.segments}
 
     def _segments(self, number: int) -> list[SegmentEntry]:
-        return [self._by_key[key] for key in self.shards.episode(number).segments]
+        entries = [self._by_key[key] for key in self.shards.episode(number).segments]
+        for entry in entries:
+            self._as_opened(entry)
+        return entries
+
+    def _as_opened(self, entry: SegmentEntry) -> Path:
+        """A segment's shard. At the offsets of a set that was prepared anew stands something else.
+
+        Raises:
+            UserError: it is not there any more, or was written again since the set was opened.
+        """
+        path, now = self.shards.folder / entry.shard, self._stamp(entry.shard)
+        if now is None:
+            raise UserError("the shard is not there any more", path, "copy the whole folder again, or prepare again")
+        if now != self._opened[entry.shard]:
+            raise UserError("the shard was written again since", path, "end `xwam-ft view` and start it again")
+        return path
+
+    def _stamp(self, shard: str) -> tuple[int, int] | None:
+        """Size and time of a shard; None: it is not there."""
+        try:
+            found = (self.shards.folder / shard).stat()
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
 
     def _place(self, number: int, frame: int) -> tuple[SegmentEntry, int]:
         """The first segment that holds a frame, as the page chooses it too, and the frame's row in it."""
@@ -213,22 +239,33 @@ class WatchedSet:
         if name not in entry.members:
             raise UserError(f"segment {key} holds no {name}", self.shards.folder / entry.shard, "prepare again")
         offset, size = entry.members[name]
-        with (self.shards.folder / entry.shard).open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(size)
+        try:
+            with (self.shards.folder / entry.shard).open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(size)
+        except OSError as error:
+            raise self.shards.files.unreadable(entry, str(error)) from None
 
     def _rgb_block(self, key: str, camera: str, number: int) -> np.ndarray:
-        return read_rgb(self._member(key, rgb_member(camera)), self._rows(key, number))
+        return self._decoded(key, rgb_member(camera), lambda data: read_rgb(data, self._rows(key, number)))
 
     def _depth_block(self, key: str, camera: str, number: int) -> np.ndarray:
-        return read_gray16(self._member(key, depth_member(camera)), self._rows(key, number))
+        return self._decoded(key, depth_member(camera), lambda data: read_gray16(data, self._rows(key, number)))
+
+    def _decoded(self, key: str, name: str, decode: Callable[[bytes], Decoded]) -> Decoded:
+        """What a video of a segment holds; a damaged one is told with its shard."""
+        data = self._member(key, name)
+        try:
+            return decode(data)
+        except UserError as error:
+            raise self.shards.files.unreadable(self._by_key[key], f"{name}: {error.what}") from None
 
     def _rows(self, key: str, number: int) -> range:
         return range(number * BLOCK, min((number + 1) * BLOCK, self._by_key[key].num_frames))
 
     def _why_no_film(self, entry: SegmentEntry, camera: str) -> str | None:
         """Why browsers do not play a segment's video; None: they do."""
-        info = probe(self._member(entry.key, rgb_member(camera)))
+        info = self._decoded(entry.key, rgb_member(camera), probe)
         plays = info.codec == "h264" and info.pixel_format in ("yuv420p", "yuvj420p")
         return None if plays else f"browsers do not play {info.codec} {info.pixel_format}: single pictures instead"
 

@@ -165,8 +165,6 @@ class Site:
         if len(path) != 3 or path[0] not in self.sets or not path[2].endswith(".mp4"):
             return None
         place = self.sets[path[0]].film(path[1], path[2].removesuffix(".mp4"))
-        if place is not None and not place[0].is_file():
-            raise UserError("the shard is missing", place[0], "copy the whole folder again")
         return None if place is None else Answer(KINDS[".mp4"], place, lasting=True)
 
     def _moment(self, path: tuple[str, ...], ending: str) -> tuple[WatchedSet, int, int, str] | None:

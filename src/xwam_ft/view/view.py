@@ -134,7 +134,9 @@ def _unknown(target: Path) -> UserError:
         return UserError("is not prepared to the end", target, "run the same `xwam-ft prepare` again: it goes on")
     if not target.exists():
         return UserError("is not there", target, f"give {KINDS}")
-    return UserError("is none of what can be shown", target, f"give {KINDS}")
+    return UserError(
+        "is none of what can be shown", target, f"give {KINDS}; `xwam-ft prepare` makes shards of recordings"
+    )
 
 
 def start(site: Site, host: str | None, port: int) -> Viewing:

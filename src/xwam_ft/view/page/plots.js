@@ -4,15 +4,28 @@ import {colour, el, figure, redrawn, sharp, soon} from "./tools.js";
 
 const LEFT = 46, RIGHT = 6, TOP = 6, BOTTOM = 16;
 
-function ticks(low, high, count) {
-  const rough = (high - low) / Math.max(1, count), power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map(by => by * power).find(one => one >= rough) || 10 * power;
-  const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) found.push(Math.abs(at) < step * 1e-6 ? 0 : at);
+// Round values within a range, each with its label; at least two, for one alone does not tell a scale.
+export function ticks(low, high, count) {
+  let found = [];
+  for (let many = Math.max(1, count); found.length < 2 && many < count + 8; many++) {
+    const rough = (high - low) / many, power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].map(by => by * power).find(one => one >= rough) || 10 * power;
+    found = [];
+    for (let by = Math.ceil(low / step - 1e-6); by * step <= high + step * 1e-6; by++) found.push([by * step, label(by * step, step)]);
+  }
   return found;
 }
 
-function shownTick(value) { return Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(3))); }
+const power = value => Math.floor(Math.log10(value) + 1e-9);
+
+// As many digits as tell a value from its neighbours.
+function label(value, step) {
+  const size = Math.abs(value);
+  if (size < step * 1e-6) return "0";
+  return size >= 1e6 || (size < 1e-3 && step < 1e-4) ? value.toExponential(Math.max(0, power(size) - power(step))) : value.toFixed(Math.max(0, -power(step)));
+}
+
+function logLabel(value) { return value >= 1e5 || value < 1e-3 ? Number(value.toPrecision(2)).toExponential() : String(Number(value.toPrecision(2))); }
 
 // `lines`: [{x, y, colour, dots, faint}]; nulls are gaps. Draws axes and lines; returns what turns an x into a pixel.
 export function chart(canvas, lines, {log = false, zero = false, cursor = null, unit = "s"} = {}) {
@@ -33,16 +46,16 @@ export function chart(canvas, lines, {log = false, zero = false, cursor = null, 
   if (low > high) { context.fillText("nothing recorded", LEFT, height / 2); return null; }
   if (zero) low = Math.min(0, low);
   let [bottom, top] = [scale(low), scale(high)];
-  const room = (top - bottom) * 0.06 || Math.max(Math.abs(top) * 0.05, 1e-3);
+  const flat = top - bottom <= 1e-9 * Math.abs(top); // what rounding leaves of one value is no range
+  const room = flat ? Math.max(Math.abs(top) * 0.05, 1e-3) : (top - bottom) * 0.06;
   bottom -= zero && low === 0 ? 0 : room; top += room;
-  if (first === last) { first -= 0.5; last += 0.5; }
+  if (first === last) { first -= 1; last += 1; }
   const right = width - RIGHT, floor = height - BOTTOM;
-  const atX = x => LEFT + (x - first) / (last - first) * (right - LEFT);
   const atY = y => floor - (scale(y) - bottom) / (top - bottom) * (floor - TOP);
   context.strokeStyle = colour("line");
   context.lineWidth = 1;
   context.textAlign = "right"; context.textBaseline = "middle";
-  let levels = ticks(bottom, top, height / 28);
+  let levels = log ? [] : ticks(bottom, top, height / 28);
   if (log) {
     const within = steps => {
       const found = [];
@@ -50,16 +63,21 @@ export function chart(canvas, lines, {log = false, zero = false, cursor = null, 
       return found.filter(value => Math.log10(value) >= bottom && Math.log10(value) <= top);
     };
     levels = [[1], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 6, 7, 8]].map(within).find(found => found.length > 2) || within([1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9]);
+    levels = levels.map(level => [level, logLabel(level)]);
+    // In a range too small for round values the ends say what it is.
+    if (levels.length < 2) levels = [low, high].map(end => [end, figure(end)]);
   }
-  for (const level of levels) {
+  const left = Math.max(LEFT, ...levels.map(([, text]) => context.measureText(text).width + 8)); // no label is cut
+  const atX = x => left + (x - first) / (last - first) * (right - left);
+  for (const [level, text] of levels) {
     const y = atY(level);
-    context.beginPath(); context.moveTo(LEFT, y); context.lineTo(right, y); context.stroke();
-    context.fillText(shownTick(level), LEFT - 5, y);
+    context.beginPath(); context.moveTo(left, y); context.lineTo(right, y); context.stroke();
+    context.fillText(text, left - 5, y);
   }
   context.textBaseline = "alphabetic"; context.textAlign = "center";
   const across = ticks(first, last, width / 80);
-  for (const at of across) {
-    const text = shownTick(at) + (at === across[across.length - 1] && unit ? ` ${unit}` : ""), half = context.measureText(text).width / 2;
+  for (const [at, value] of across) {
+    const text = value + (at === across[across.length - 1][0] && unit ? ` ${unit}` : ""), half = context.measureText(text).width / 2;
     context.fillText(text, Math.min(atX(at), width - half - 2), height - 4);
   }
   for (const line of lines) {
@@ -92,7 +110,7 @@ export function chart(canvas, lines, {log = false, zero = false, cursor = null, 
       context.beginPath(); context.arc(atX(cursor), atY(value), 3, 0, 7); context.fill();
     }
   }
-  return pixel => first + (pixel - LEFT) / (right - LEFT) * (last - first);
+  return pixel => first + (pixel - left) / (right - left) * (last - first);
 }
 
 // Numbers by slot; slots of a number or two that follow each other share a heading.
@@ -108,12 +126,15 @@ function grouped(numbers) {
   return groups;
 }
 
+function mark(name, words) { return el("span", {}, el("i", {style: `background: var(--${name})`}), words); }
+
 // Small plots of every number of an episode; a click goes to that moment.
 export function motionPlots(set, episode, clock) {
   const seconds = Array.from({length: episode.frames}, (_, frame) => frame / set.fps);
   const draws = [], ends = [];
   const body = el("div", {class: "plots"});
-  const groups = grouped(set.numbers);
+  const groups = grouped(set.numbers), told = set.numbers.some(number => number.command !== null);
+  body.append(el("div", {class: "group legend"}, mark("state", "states (measured)"), told && mark("command", "commands (what the robot was told)")));
   for (const [group, number] of groups.flatMap(one => one.numbers.map(number => [one, number]))) {
     if (number === group.numbers[0]) {
       const note = [...new Set(group.numbers.map(one => one.note).filter(Boolean))].map(one => ` · ${one}`);

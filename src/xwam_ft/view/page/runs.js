@@ -93,7 +93,7 @@ export function bundlePage(bundle, view) {
   return {
     element: el("div", {class: "page"},
       el("div", {class: "head"}, el("h1", {}, bundle.name), el("span", {class: "soft"}, bundle.folder)),
-      el("p", {}, view.imagines ? "Among the episodes, it imagines what follows any moment." : view.why_no_imagining),
+      el("p", {}, view.imagines ? "In the tab of the episodes it imagines what follows any moment." : view.why_no_imagining),
       bundle.picture ? el("div", {class: "card film"}, el("h2", {}, "A held-out clip, recorded and imagined"), el("img", {src: bundle.picture, alt: "recorded and imagined pictures of a held-out clip"})) : el("p", {class: "soft"}, "this bundle has no picture of a held-out clip"),
       el("section", {class: "card"}, el("h2", {}, "Its card"), bundle.card ? el("pre", {}, bundle.card) : el("p", {class: "soft"}, "README.md is not there"))),
     close: () => {},

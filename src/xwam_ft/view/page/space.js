@@ -18,7 +18,7 @@ export class Space {
     const frame = set.poses.length && set.poses[0].frame ? `${set.poses[0].frame} frame, ` : "";
     this.element = el("section", {class: "card space"}, this.canvas,
       el("div", {class: "legend"},
-        el("span", {}, el("i", {style: "background: var(--state)"}), "states"),
+        this.paths.length > 0 && el("span", {}, el("i", {style: "background: var(--state)"}), "states"),
         this.paths.some(path => path.what === "command") && el("span", {}, el("i", {style: "background: var(--command)"}), "commands"),
         el("label", {title: why}, this.show, " points of this moment"),
         el("span", {}, `${frame}metres · drag turns, Shift drag moves, wheel zooms`)),
