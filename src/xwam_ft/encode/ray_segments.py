@@ -147,7 +147,7 @@ def _begin(encoding: Encoding, wanted: _Alike) -> None:
         raise UserError("is not there", spec.path, f"{EVERYWHERE}, or give backbone.path an id of the Hub")
     here = _Alike.here(encoding)
     if here.versions != wanted.versions:
-        fix = "install the same xwam-ft and libraries on every node"
+        fix = "install the same versions of it and its libraries on every node"
         raise UserError(f"its versions are {here.versions}, not {wanted.versions}", TOLD.command, fix)
     if here.vae != wanted.vae:
         raise UserError("its VAE is another one there", spec.path, f"{EVERYWHERE}, and a commit as backbone.revision")
