@@ -52,10 +52,11 @@ def test_ticks_lie_within_the_axis_evenly_and_are_what_is_written(low: float, wi
     found = ticks(low, low + wide, about)
     assert len(found) <= about + 1
     values = np.array([value for value, _ in found])
-    assert np.all((values > low - 1e-6 * wide) & (values < low + wide * (1 + 1e-6)))
+    near = 1e-6 * wide + 1e-12 * abs(low)
+    assert np.all((values > low - near) & (values < low + wide + near))
     written = np.array([float(words.replace("−", "-")) for _, words in found])
-    np.testing.assert_allclose(written, values, atol=1e-6 * wide)
-    np.testing.assert_allclose(np.diff(values, 2), 0, atol=1e-6 * wide)
+    np.testing.assert_allclose(written, values, atol=near)
+    np.testing.assert_allclose(np.diff(values, 2), 0, atol=near)
 
 
 def test_an_outline_is_closed_and_as_wide_as_its_bars() -> None:
