@@ -1,4 +1,4 @@
-"""A drawing as SVG text, and the ticks of an axis: what the report's plots need, at none of a plotting library's cost."""
+"""A drawing as SVG text, and the ticks of an axis: what the report's plots need, without a plotting library."""
 
 from __future__ import annotations
 
