@@ -19,11 +19,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
+    from scipy.spatial.transform import Rotation  # where it is used: half of the start of what has no poses
 
     from xwam_ft.contract import Contract, Slot
 
@@ -162,6 +162,8 @@ def canonical_quaternion(quaternion: Float[ndarray, "*n 4"]) -> Float[ndarray, "
 
 def pose_matrix(pose: Float[ndarray, "*n 7"]) -> Float[ndarray, "*n 4 4"]:
     """x y z, quaternion w x y z -> homogeneous matrix."""
+    from scipy.spatial.transform import Rotation
+
     matrix = np.zeros((*pose.shape[:-1], 4, 4))
     matrix[..., 3, 3] = 1.0
     matrix[..., :3, 3] = pose[..., :3]
@@ -172,6 +174,8 @@ def pose_matrix(pose: Float[ndarray, "*n 7"]) -> Float[ndarray, "*n 4 4"]:
 
 def matrix_pose(matrix: Float[ndarray, "*n 4 4"]) -> Float[ndarray, "*n 7"]:
     """Homogeneous matrix -> x y z, quaternion w x y z with w >= 0."""
+    from scipy.spatial.transform import Rotation
+
     rotation = Rotation.from_matrix(matrix[..., :3, :3].reshape(-1, 3, 3))
     quaternion = canonical_quaternion(rotation.as_quat(scalar_first=True)).reshape(*matrix.shape[:-2], 4)
     return np.concatenate([matrix[..., :3, 3], quaternion], axis=-1)
@@ -185,6 +189,8 @@ def pose_difference(target: Float[ndarray, "n 7"], reference: Float[ndarray, "n 
 
 def pose_apply(difference: Float[ndarray, "n 6"], reference: Float[ndarray, "n 7"]) -> Float[ndarray, "n 7"]:
     """The pose that differs from `reference` by `difference`; inverse of `pose_difference`."""
+    from scipy.spatial.transform import Rotation
+
     turned = Rotation.from_rotvec(difference[:, 3:]) * _rotation(reference)
     quaternion = canonical_quaternion(turned.as_quat(scalar_first=True))
     return np.concatenate([reference[:, :3] + difference[:, :3], quaternion], axis=1)
@@ -289,6 +295,8 @@ def _denormalise(value: np.ndarray, low: Bound, high: Bound) -> np.ndarray:
 
 
 def _rotation(pose: np.ndarray) -> Rotation:
+    from scipy.spatial.transform import Rotation
+
     return Rotation.from_quat(canonical_quaternion(pose[:, 3:]), scalar_first=True)
 
 

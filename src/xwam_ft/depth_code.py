@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from xwam_ft.errors import UserError
 
@@ -80,6 +79,8 @@ def relative_to_code(inverse_depth: Float[ndarray, "*n"], low: float, high: floa
 def fill_holes(code: UInt16[ndarray, "t h w"]) -> UInt16[ndarray, "t h w"]:
     """Give every invalid pixel the code of the nearest valid one of its frame; a frame without any takes the nearest
     filled frame in time (the earlier of two equally near), a clip without any is 32768 throughout."""
+    from scipy.ndimage import distance_transform_edt
+
     if (code != INVALID).all():
         return code
     filled = code.copy()

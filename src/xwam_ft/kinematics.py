@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.spatial.transform import Rotation
 
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.files import sha256
@@ -139,6 +138,8 @@ class Chain(BaseModel):
 
     def _error(self, q: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The six errors [m, rad] in the base frame, and the geometric Jacobian [6, j]."""
+        from scipy.spatial.transform import Rotation
+
         frames = self._frames(q)
         tip = frames[-1]
         jacobian = np.zeros((6, len(self.order)))
@@ -272,6 +273,8 @@ def _joint(element: ElementTree.Element, path: Path) -> ChainJoint:
         raise UserError(
             f"joint {name!r} has the type {kind!r}, which one number cannot drive", path, "choose a base below it"
         )
+    from scipy.spatial.transform import Rotation
+
     limit = element.find("limit")
     bounded = kind in ("revolute", "prismatic") and limit is not None
     axis = np.array(_numbers(element.find("axis"), "xyz", (1.0, 0.0, 0.0), path))

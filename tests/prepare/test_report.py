@@ -45,7 +45,7 @@ def test_the_report_needs_no_network_and_shows_warnings(
     assert "commanded absolute,\n  as recorded" in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert page.count("data:image/jpeg") == 3 + 1  # contact sheets, and the black frame
-    assert page.count("data:image/png") == 2  # distributions and timing; there is no pose to draw paths of
+    assert page.count("data:image/svg+xml") == 2  # distributions and timing; there is no pose to draw paths of
 
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from xwam_ft.prepare.action_semantics import Sure
 
@@ -140,6 +139,8 @@ def guess_mount(changes: Sequence[float], moved: Mapping[str, Sequence[float]]) 
 
 
 def _smooth(picture: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
     step = max(1, round(picture.shape[1] / SIDE))
     grey = picture[::step, ::step].astype(np.float32).mean(axis=2)
     return gaussian_filter(grey, 1.0)

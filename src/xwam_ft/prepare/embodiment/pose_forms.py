@@ -16,7 +16,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from xwam_ft.conventions import canonical_quaternion
 from xwam_ft.prepare.episode import EpisodeError
@@ -24,6 +23,7 @@ from xwam_ft.prepare.episode import EpisodeError
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
+    from scipy.spatial.transform import Rotation
 
 SLACK = 0.05  # how far a recorded quaternion or matrix may be from a rotation: rounding, not a wrong form
 
@@ -78,6 +78,8 @@ def read_pose(values: Float[ndarray, "f n"], form: str, what: str) -> Float[ndar
 
 
 def _turn(numbers: np.ndarray, form: str, what: str) -> Rotation:
+    from scipy.spatial.transform import Rotation
+
     if form in ("wxyz", "xyzw"):
         length = np.linalg.norm(numbers, axis=1)
         _refuse(np.asarray(np.abs(length - 1.0) > SLACK), what, "has a quaternion that is not of length 1")
@@ -100,6 +102,8 @@ def _turn(numbers: np.ndarray, form: str, what: str) -> Rotation:
 
 
 def _from_matrix(matrix: np.ndarray, what: str, form: str) -> Rotation:
+    from scipy.spatial.transform import Rotation
+
     off = np.abs(matrix @ matrix.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
     mirrored = np.asarray(np.linalg.det(matrix) < 0)
     _refuse(np.asarray(off > SLACK) | mirrored, what, f"is no rotation matrix as {form}")

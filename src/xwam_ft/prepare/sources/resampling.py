@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -51,6 +50,8 @@ def resample_quaternions(
     clock: Float[ndarray, " f"], times: Float[ndarray, " n"], xyzw: Float[ndarray, "n 4"]
 ) -> Float[ndarray, "f 4"]:
     """Rotations at every tick along the shortest arc; NaN where what is recorded is no quaternion."""
+    from scipy.spatial.transform import Rotation, Slerp
+
     keep = np.append(np.diff(times) > 0, True)
     times, xyzw = times[keep], xyzw[keep]
     if not np.all(np.isfinite(xyzw)) or np.any(np.linalg.norm(xyzw, axis=1) < 1e-6):

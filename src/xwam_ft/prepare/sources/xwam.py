@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from xwam_ft import media
 from xwam_ft.errors import UserError
@@ -240,6 +239,8 @@ def _array(values: Any, where: str, length: int) -> np.ndarray:
 
 def _quaternions(values: np.ndarray, where: str) -> np.ndarray:
     """Rotation vectors [F, 3] or matrices [F, 9], row by row -> quaternions w x y z."""
+    from scipy.spatial.transform import Rotation
+
     if values.shape[1] == 3:
         return Rotation.from_rotvec(values).as_quat(scalar_first=True)
     if values.shape[1] != 9:
