@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "t" * 32
 LARGE = 5_000  # bytes from which a file is uploaded as a large one
@@ -171,6 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
             said = {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"}
             return self._send(404, {"error": f"Invalid rev id: {revision}"}, said)
         files = repo.commits[sha]
+        if what == "paths-info":  # asked for by huggingface_hub 1, the last for Python 3.10
+            asked = parse_qs(body.decode())["paths"]
+            return self._send(200, [_entry(path, files[path]) for path in asked if path in files])
         if what == "tree":
             return self._send(200, [_entry(path, data) for path, data in sorted(files.items())])
         siblings = [{"rfilename": path} for path in sorted(files)]
