@@ -26,5 +26,5 @@ def too_few_clips(shown: int, shard_set: ShardSet) -> str | None:
     return (
         f"about {shown / tasks:,.0f} clips {each} will be shown; with 8,000 of each task a button was pressed in 94 % "
         "of new scenes and a puck pushed to its goal in 14 %, with 64,000 in 100 and 50 % (docs/log.md): for what "
-        "takes precision, raise trainer.max_steps"
+        "takes precision, raise trainer.max_steps and set data.augment"
     )
