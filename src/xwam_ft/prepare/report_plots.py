@@ -103,7 +103,7 @@ def paths(contract: Contract, motions: Mapping[int, Motion], held_out: set[int])
         for path, colour in drawn:
             points = cube.seen(path)
             drawing.path(points, colour, 1.2, 0.7)
-            drawing.dot(*points[0].tolist(), 3.2, colour)
+            drawing.dot(float(points[0, 0]), float(points[0, 1]), 3.2, colour)
     return drawing.url()
 
 
