@@ -55,7 +55,11 @@ def side_by_side(
                     running[pool.submit(work, job)] = job
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            if any(one.exception() is not None for one in done):
+                for one in running:  # those given earlier have begun: the error told is the one of one process
+                    one.result()
+            for future in done:
                 yield running.pop(future), future.result()
     except BrokenProcessPool:
         raise died from None
