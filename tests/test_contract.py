@@ -229,3 +229,8 @@ def test_a_camera_may_have_its_own_depth_range(contract: Contract) -> None:
     assert changed.depth_of(contract.cameras[1]) == metric
     relative = changed.model_copy(update={"depth": metric.model_copy(update={"kind": "relative"})})
     assert relative.depth_of(near) == relative.depth
+
+
+def test_a_text_is_a_path_as_well(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"contract\.json"):
+        load_contract(str(tmp_path / "contract.json"))

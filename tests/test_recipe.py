@@ -205,3 +205,11 @@ def test_a_wrong_value_is_told_where_it_was_typed_with_the_nearest() -> None:
 def test_a_value_in_a_sections_place_is_told_the_keys_of_the_section(recipe: Path, given: str, told: str) -> None:
     said = refused(recipe, f"checkpoint={given}")
     assert f"'checkpoint' has keys of its own (every_steps, keep, keep_best), and is given {told}" in said
+
+
+def test_a_text_is_a_path_as_well(recipe: Path) -> None:
+    """A notebook's user types texts: `xwam_ft.load_recipe("tiny_cpu")`."""
+    assert load_recipe(str(recipe)) == load_recipe(recipe)
+    assert load_recipe("tiny_cpu", ["data.shards=x"]).backbone.path == "tiny"
+    with pytest.raises(UserError, match="did you mean"):
+        load_recipe("tiny_cpuu")

@@ -364,14 +364,14 @@ class Contract(Part):
         write_bytes_atomic(path, self.to_bytes())
 
 
-def load_contract(path: Path) -> Contract:
+def load_contract(path: str | Path) -> Contract:
     """Read contract.json.
 
     Raises:
         UserError: absent, not JSON, or not a contract of this version (every reason named).
     """
     try:
-        return Contract.model_validate(load_json(path))
+        return Contract.model_validate(load_json(Path(path)))
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'contract'}: {e['msg']}" for e in error.errors())
         raise UserError(f"is not a valid contract ({reasons})", path, "make it again with `xwam-ft prepare`") from None

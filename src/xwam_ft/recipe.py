@@ -284,7 +284,7 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_recipe(path: Path, overrides: Overrides | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Overrides | None = None) -> Recipe:
     """Read, override and check a recipe.
 
     A relative `data.shards` or `backbone.path` is relative to the working directory, as typed paths are; one that the
@@ -297,7 +297,7 @@ def load_recipe(path: Path, overrides: Overrides | None = None) -> Recipe:
     Raises:
         UserError: file missing, not YAML, an override without "=", or any wrong key or value (all in one message).
     """
-    path = named_file(path, "recipes")
+    path = named_file(Path(path), "recipes")
     tree = read_yaml(path)
     _beside(tree, path.parent)
     apply_overrides(tree, overrides or ())
