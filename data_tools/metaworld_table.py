@@ -30,7 +30,7 @@ from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 from xwam_ft.export.export import export_run
 from xwam_ft.files import read_json, write_json_atomic
 from xwam_ft.prepare.pipeline import prepare
-from xwam_ft.recipe import load_recipe
+from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.train.folder import open_run
 from xwam_ft.train.history import TIME_FILE, History
 from xwam_ft.train.train import resume_run, train_recipe
@@ -55,24 +55,53 @@ class Scaling(str, Enum):
     step = "step"
 
 
-def shards_of(work: Path, episodes: int, tasks: Sequence[str] = TASKS, scaling: Scaling = Scaling.chunk) -> Path:
-    """The shard set of these tasks, recorded and prepared where it is missing."""
+def shards_of(
+    work: Path,
+    episodes: int,
+    tasks: Sequence[str] = TASKS,
+    scaling: Scaling = Scaling.chunk,
+    *,
+    depth: bool = False,
+) -> Path:
+    """The shard set of these tasks, recorded and prepared where it is missing; `depth`: with rendered depth."""
     mark = f"{episodes}" if tuple(tasks) == TASKS else "_".join([*tasks, f"{episodes}"])
+    mark += "_depth" if depth else ""
     recordings, shards = work / f"recordings_{mark}", work / f"shards_{mark}"
     if not recordings.exists():
-        command = [sys.executable, str(Path(__file__).with_name("record_metaworld.py")), str(recordings), "--no-depth"]
-        command += [word for task in tasks for word in ("--task", task)]
+        command = [sys.executable, str(Path(__file__).with_name("record_metaworld.py")), str(recordings)]
+        command += [word for task in tasks for word in ("--task", task)] + ([] if depth else ["--no-depth"])
         done = subprocess.run([*command, "--episodes", str(episodes), "--seed", str(RECORD_SEED)], check=False)
         if done.returncode:
             raise typer.Exit(done.returncode)  # it has said why
-    embodiment = bundled("recipes/embodiments/metaworld_sawyer_rgb.yaml")
+    name = "metaworld_sawyer" if depth else "metaworld_sawyer_rgb"
+    embodiment = bundled(f"recipes/embodiments/{name}.yaml")
     if scaling is not Scaling.chunk:
-        shards, changed = shards.with_name(f"{shards.name}_{scaling.value}"), work / f"embodiment_{scaling.value}.yaml"
+        shards = shards.with_name(f"{shards.name}_{scaling.value}")
+        changed = work / f"{name}_{scaling.value}.yaml"
         changed.write_text(f"{embodiment.read_text()}\naction_scaling: {scaling.value}\n")
         embodiment = changed
-    options = {"depth": "none", "workers": 2, "strict": True, "urdf_dirs": [], "console": CONSOLE}
-    prepare([recordings], shards, embodiment=embodiment, **options)
+    options = {"depth": "sensor" if depth else "none", "workers": 2, "strict": True, "urdf_dirs": []}
+    prepare([recordings], shards, embodiment=embodiment, console=CONSOLE, **options)
     return shards
+
+
+def bundle_of(recipe: Recipe, place: Path) -> Path:
+    """PLACE/bundle of PLACE/run by this recipe: trained, gone on with and exported as far as it is missing.
+
+    Raises:
+        UserError: PLACE/run was made by another recipe.
+    """
+    run, bundle = place / "run", place / "bundle"
+    if run.exists() and open_run(run).recipe != recipe:
+        raise UserError("was made by another recipe or from other recordings", run, "give it a place of its own")
+    if not run.exists():
+        train_recipe(recipe, run, CONSOLE)
+    elif not bundle.exists():
+        resume_run(run, CONSOLE)
+    if not bundle.exists():
+        options = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
+        export_run(run, bundle, format="bundle", **options)
+    return bundle
 
 
 @app.command()
@@ -95,19 +124,8 @@ def row(
     recipe, place = bundled(f"recipes/metaworld/{name}.yaml"), work / (label or name)
     tasks = tuple(task or TASKS)
     shards = shards_of(work, episodes, tasks, scaling)
-    run, bundle = place / "run", place / "bundle"
     sets = [f"data.shards={json.dumps(str(shards))}", *(overrides or [])]
-    if run.exists() and open_run(run).recipe != load_recipe(recipe, sets):
-        raise UserError(
-            "was made by another recipe or from other recordings", run, "give this one a --label of its own"
-        )
-    if not run.exists():
-        train_recipe(load_recipe(recipe, sets), run, CONSOLE)
-    elif not bundle.exists():
-        resume_run(run, CONSOLE)
-    if not bundle.exists():
-        options = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
-        export_run(run, bundle, format="bundle", **options)
+    bundle = bundle_of(load_recipe(recipe, sets), place)
     for steps in action_steps or ACTION_STEPS:
         for name in tasks:
             out = place / (f"{name}_{steps}" if execute is None else f"{name}_{steps}x{execute}")
@@ -175,21 +193,26 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 def _row(place: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"row": place.name, "clips": None, "recipe": None, "held_out": {}, "seconds": None}
     if (place / "run").is_dir():
-        run = open_run(place / "run")
-        history = History(run.path)
-        numbers = next((line for line in reversed(history.metrics()) if "held_out/total" in line), {})
-        recipe = yaml.safe_load(run.recipe.to_yaml())
-        del recipe["data"]["shards"]  # a place on this machine
-        row |= {
-            "clips": run.recipe.trainer.max_steps * run.recipe.trainer.batch_size * run.recipe.trainer.accumulate,
-            "recipe": recipe,
-            "action_scaling": run.contract.action_scaling,
-            "held_out": {name: value for name, value in numbers.items() if name.startswith("held_out/")},
-            "seconds": read_json(run.path / TIME_FILE),
-        }
+        row |= told_of(place / "run")
     told = ("rate", "successes", "of", "interval_95", "execute", "max_steps", "seed", "seconds_a_chunk")
     cells = {path.parent.name: json.loads(path.read_text()) for path in sorted(place.glob("*_*/metrics.json"))}
     return row | {"cells": {cell: {key: found[key] for key in told if key in found} for cell, found in cells.items()}}
+
+
+def told_of(run: Path) -> dict[str, Any]:
+    """Of a run: clips it was shown, its recipe without places of this machine, held-out numbers, seconds by part."""
+    opened = open_run(run)
+    numbers = next((line for line in reversed(History(opened.path).metrics()) if "held_out/total" in line), {})
+    recipe = yaml.safe_load(opened.recipe.to_yaml())
+    del recipe["data"]["shards"]
+    trainer = opened.recipe.trainer
+    return {
+        "clips": trainer.max_steps * trainer.batch_size * trainer.accumulate,
+        "recipe": recipe,
+        "action_scaling": opened.contract.action_scaling,
+        "held_out": {name: value for name, value in numbers.items() if name.startswith("held_out/")},
+        "seconds": read_json(opened.path / TIME_FILE),
+    }
 
 
 def _cell(metrics: dict[str, object]) -> str:

@@ -172,6 +172,7 @@ def evaluate(
     execute: int | None = None,
     max_steps: int | None = None,
     action_steps: int | None = None,
+    perturb: Sequence[str] = (),
     films: int = 2,
     compare: tuple[str | Path | Evaluation, str | Path | Evaluation] | None = None,
     progress: bool | Console = False,
@@ -197,6 +198,7 @@ def evaluate(
         execute: commands carried out before the policy looks again; default half a chunk.
         max_steps: of an episode; default the environment's.
         action_steps: denoising steps; default the bundle's.
+        perturb: what Meta-World makes harder, as "light=0.5"; axes: light, colour, camera, noise, delay.
         films: first episodes to film, with `out`.
         compare: the `out` folders of two earlier evaluations; with it, no more than `out` is given.
         progress: print what is done.
@@ -223,7 +225,7 @@ def evaluate(
     if env is not None:
         from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 
-        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps, "perturb": perturb}
         metrics = evaluate_in_environment(
             source, env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
         )

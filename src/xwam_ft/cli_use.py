@@ -81,7 +81,11 @@ TrainSplit = Annotated[
     bool, typer.Option("--train-split/--no-train-split", help="Open loop: errors on clips it was trained on, too.")
 ]
 Blackout = Annotated[bool, typer.Option("--camera-blackout", help="Open loop: errors with each camera black too.")]
-CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "films")
+CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "perturb", "films")
+Perturb = Annotated[
+    list[str] | None,
+    typer.Option(metavar="AXIS=STRENGTH", help="Closed loop: light, colour, camera, noise, delay; repeatable."),
+]
 Seams = Annotated[bool, typer.Option("--seams/--no-seams", help="Open loop: jerk where one chunk follows another.")]
 World = Annotated[bool, typer.Option("--world", help="Open loop: judge what is imagined, and if it follows actions.")]
 ActionSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Closed loop: denoising steps.")]
@@ -113,6 +117,7 @@ def evaluate(
     execute: Execute = None,
     max_steps: MaxSteps = None,
     action_steps: ActionSteps = None,
+    perturb: Perturb = None,
     films: Films = 2,
     compare: Compare = None,
 ) -> None:
@@ -137,7 +142,7 @@ def evaluate(
     }
     open_loop = {"clips": clips, "split": split, **looks}
     closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}
-    options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps}
+    options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps, "perturb": perturb or ()}
     api.evaluate(bundle, shards, env=env, out=out, compare=compare, progress=plain_console(), **options)
 
 

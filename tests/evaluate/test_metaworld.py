@@ -90,6 +90,41 @@ def test_a_goal_follows_from_the_seed_alone(environment: MetaWorld) -> None:
     assert np.any(pictures[0] != pictures[1])
 
 
+def seen(sawyer: Contract, seed: int = 3, **perturbed: float) -> Any:
+    """Pictures of a start [V, H, W, 3], and of where two commands lead."""
+    made = MetaWorld("button-press-topdown", sawyer, perturbed)
+    made.reset(seed)
+    first = np.stack(list(made.observe()["images"].values()))
+    target = made.simulator.target() + np.array([0.0, 0.1, 0.0, 0, 0, 0, 0])
+    for _ in range(2):
+        made.step({"arm": target, "gripper": np.array([-1.0])})
+    later = made.observe()
+    made.close()
+    return first.astype(int), np.stack(list(later["images"].values())).astype(int), later["state"]["arm"]
+
+
+@pytest.mark.sim
+@needs_simulator
+def test_each_perturbation_changes_what_it_says_and_nothing_else(environment: MetaWorld, sawyer: Contract) -> None:
+    first, later, arm = seen(sawyer)
+    again, *_ = seen(sawyer, light=1.0, colour=0.0, camera=0.0, noise=0.0, delay=0.0)
+    np.testing.assert_array_equal(again, first)
+    dim = seen(sawyer, light=0.5)[0]
+    assert dim.mean() < 0.8 * first.mean()
+    for axis, strength in (("colour", 0.3), ("camera", 0.02)):
+        changed, _, moved = seen(sawyer, **{axis: strength})
+        assert all(np.abs(a - b).mean() > 0.5 for a, b in zip(changed, first, strict=True)), axis
+        np.testing.assert_array_equal(moved, arm)
+        np.testing.assert_array_equal(seen(sawyer, **{axis: strength})[0], changed)  # by the episode's seed alone
+    noisy = seen(sawyer, noise=0.05)[0]
+    inside = (first > 60) & (first < 195)  # where nothing is clipped
+    assert (noisy - first)[inside].std() == pytest.approx(0.05 * 255, rel=0.02)
+    late = seen(sawyer, delay=2)
+    np.testing.assert_array_equal(late[1], first)  # two commands ago, the start; the state is of now
+    np.testing.assert_array_equal(late[2], arm)
+    assert np.any(late[1] != later)
+
+
 @pytest.mark.sim
 @needs_simulator
 def test_an_unknown_task_is_named(sawyer: Contract) -> None:

@@ -21,6 +21,7 @@ from xwam_ft.evaluate.closed_loop import Rollout, Trial, closed_loop, episode_se
 from xwam_ft.evaluate.environment import Environment, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
+from xwam_ft.evaluate.perturb import as_words, read_perturbations
 from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
 from xwam_ft.files import atomic_path, write_json_atomic, write_text_atomic
 from xwam_ft.locks import sole_folder
@@ -29,7 +30,7 @@ from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -51,6 +52,7 @@ def evaluate_in_environment(
     max_steps: int | None = None,
     action_steps: int | None = None,
     films: int = 0,
+    perturb: Sequence[str] = (),
     console: Console,
 ) -> dict[str, Any]:
     """Print the success rate; with `out`, write report, metrics and films there. Returns the metrics.
@@ -61,14 +63,16 @@ def evaluate_in_environment(
         max_steps: fewer than the environment's own limit.
         action_steps: denoising steps instead of the bundle's.
         films: first episodes to film; only with `out`.
+        perturb: what is made harder, as AXIS=STRENGTH (see perturb.py).
 
     Raises:
-        UserError: `out` is not empty; not a bundle; an environment that is unknown, not installed, cannot be rendered
-            or does not fit the bundle's contract.
+        UserError: `out` is not empty; not a bundle; an unknown perturbation; an environment that is unknown, not
+            installed, cannot be rendered or does not fit the bundle's contract.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(sole_folder(out, "evaluating into it")) if out is not None else None
-        make = environment_maker(env)
+        perturbed = read_perturbations(perturb)
+        make = environment_maker(env, perturbed)
         source = PolicySource.of(bundle)
         policy = source.load()
         if action_steps is not None:
@@ -118,6 +122,7 @@ def evaluate_in_environment(
             "execute": execute,
             "action_steps": policy.settings.action_steps,
             "max_steps": max_steps or limit,
+            "perturb": as_words(perturbed),
             "trained_backbone": policy.trained,
             "chunk_seconds": timing.action_steps * timing.action_period,
             "seconds": time.perf_counter() - started,
@@ -143,8 +148,9 @@ def evaluate_in_environment(
 def success_line(metrics: Mapping[str, Any]) -> str:
     """ "metaworld:push: 41 of 50 episodes succeed (82 %, 95 % interval 69 to 90 %)"."""
     low, high = metrics["interval_95"]
+    harder = "".join(f", {words}" for words in metrics.get("perturb", []))
     return (
-        f"{metrics['env']}: {metrics['successes']} of {metrics['of']} episodes succeed "
+        f"{metrics['env']}{harder}: {metrics['successes']} of {metrics['of']} episodes succeed "
         f"({100 * metrics['rate']:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
     )
 

@@ -12,13 +12,16 @@ import importlib
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xwam_ft.errors import UserError, did_you_mean, listed, require
 from xwam_ft.evaluate.environment import Outcome
+from xwam_ft.evaluate.perturb import AS_RECORDED
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,6 +46,7 @@ WRIST = {"gripperPOV": "gripper"}  # the benchmark's name -> ours
 STATE = ("x", "y", "z", "qw", "qx", "qy", "qz", "gripper_opening")
 PERIOD = 1 / 80  # seconds a step
 METRES_A_STEP = 0.01  # that an action of 1 moves the motion target
+UNCOLOURED = (0.5, 0.5, 0.5, 1.0)  # MuJoCo's mark of a surface whose material has the colour
 HORIZON = 500  # the benchmark's own limit of steps
 
 
@@ -160,13 +164,17 @@ class Simulator:
         quaternion = self.data.mocap_quat[0] / np.linalg.norm(self.data.mocap_quat[0])
         return np.concatenate([self.data.mocap_pos[0], quaternion if quaternion[0] >= 0 else -quaternion])
 
-    def pictures(self, *, depth: bool) -> dict[str, ndarray]:
-        """Every camera: RGB uint8 [H, W, 3], or depth along the optical axis in metres [H, W]."""
+    def pictures(self, *, depth: bool, of: Any = None) -> dict[str, ndarray]:
+        """Every camera: RGB uint8 [H, W, 3], or depth along the optical axis in metres [H, W].
+
+        Args:
+            of: another state of the same model than the one at hand.
+        """
         made: dict[str, ndarray] = {}
         if depth:
             self.renderer.enable_depth_rendering()
         for camera in self.cameras:
-            self.renderer.update_scene(self.data, camera=camera)
+            self.renderer.update_scene(self.data if of is None else of, camera=camera)
             picture = self.renderer.render()
             made[WRIST.get(camera, camera.lower())] = (picture[::-1, ::-1] if camera in TURNED else picture).copy()
         if depth:
@@ -211,12 +219,13 @@ class MetaWorld:
     Args:
         task: without "-v3".
         contract: the policy's; its cameras are rendered at its picture size.
+        perturbed: what is made harder (see perturb.py).
 
     Raises:
         UserError: the contract asks for a camera, a state or a command that this environment does not have.
     """
 
-    def __init__(self, task: str, contract: Contract) -> None:
+    def __init__(self, task: str, contract: Contract, perturbed: Mapping[str, float] | None = None) -> None:
         benchmark([task])
         _require_fit(task, contract)
         theirs = {ours: name for name, ours in WRIST.items()}
@@ -225,16 +234,33 @@ class MetaWorld:
         self.contract = contract
         self.simulator = Simulator(task, cameras, contract.image.height, contract.image.width)
         self._opening = 1.0
+        self._perturbed = {**AS_RECORDED, **(perturbed or {})}
+        self._scene = _Scene(self.simulator.model, self.simulator.cameras)
+        self._noise = np.random.default_rng(0)
+        self._late: deque[Any] = deque(maxlen=int(self._perturbed["delay"]) + 1)  # states, the oldest first
 
     def reset(self, seed: int) -> None:
+        self._scene.perturb(self._perturbed, seed)
+        self._noise = np.random.default_rng([seed, 1])
         self._opening = float(self.simulator.reset(seed)[3])
+        self._late.clear()
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep the state at hand for pictures that come late."""
+        if self._late.maxlen != 1:
+            self._late.append(copy(self.simulator.data))
 
     def observe(self) -> dict[str, Any]:
         numbers: dict[str, float] = dict(zip(STATE, [*self.simulator.hand(), self._opening], strict=True))
         state = {
             slot.name: [numbers[column] for column in slot.columns] for slot in self.contract.slots if slot.present
         }
-        return {"images": self.simulator.pictures(depth=False), "state": state, "prompt": self.instruction}
+        pictures = self.simulator.pictures(depth=False, of=self._late[0] if self._late else None)
+        if spread := 255 * self._perturbed["noise"]:
+            noisy = {name: picture + self._noise.normal(0, spread, picture.shape) for name, picture in pictures.items()}
+            pictures = {name: np.clip(np.rint(picture), 0, 255).astype(np.uint8) for name, picture in noisy.items()}
+        return {"images": pictures, "state": state, "prompt": self.instruction}
 
     def step(self, command: Mapping[str, Float[ndarray, " n"]]) -> Outcome:
         """Move the target towards the commanded position as far as a step may, and set the gripper's effort.
@@ -252,10 +278,35 @@ class MetaWorld:
                 action[3] = np.clip(command[slot.name][0], -1, 1)
         seen, _, _, _, info = self.simulator.environment.step(action.astype(np.float32))
         self._opening = float(seen[3])
+        self._remember()
         return Outcome.SUCCESS if info["success"] else Outcome.GOES_ON
 
     def close(self) -> None:
         self.simulator.close()
+
+
+class _Scene:
+    """Lamps, surfaces and cameras of a model as they were, so that each episode can change them anew."""
+
+    def __init__(self, model: Any, cameras: Sequence[str]) -> None:
+        self.model = model
+        self.cameras = [model.camera(name).id for name in cameras]
+        head = model.vis.headlight
+        self._lamps = [(lamp, lamp.copy()) for lamp in (model.light_diffuse, head.diffuse, head.ambient)]
+        self._surfaces = [(table, table.copy()) for table in (model.mat_rgba, model.geom_rgba)]
+        self._places = model.cam_pos.copy()
+
+    def perturb(self, strengths: Mapping[str, float], seed: int) -> None:
+        for lamp, before in self._lamps:
+            lamp[:] = before * strengths["light"]
+        draws = np.random.default_rng([seed, 0])
+        for table, before in self._surfaces:
+            share = strengths["colour"] * np.any(before != UNCOLOURED, axis=1, keepdims=True)
+            table[:, :3] = (1 - share) * before[:, :3] + share * draws.uniform(size=(len(before), 3))
+        self.model.cam_pos[:] = self._places
+        for camera in self.cameras:
+            away = draws.normal(size=3)
+            self.model.cam_pos[camera] += strengths["camera"] * away / np.linalg.norm(away)
 
 
 def _require_fit(task: str, contract: Contract) -> None:

@@ -1,0 +1,313 @@
+"""What each choice is worth: a grid of recipes on a task the built-in prior has never seen, equal budgets, intervals.
+
+    python benchmarks/ablations.py run WORK --question noise --question augment
+    python benchmarks/ablations.py keep WORK docs/results/ablations
+    python benchmarks/ablations.py page
+
+A cell is a recipe: recipes/metaworld/full_prior.yaml with the overrides below, trained on the same 40 recordings of
+push with the same number of clips, once a seed. `run` records, prepares, encodes, trains, exports and evaluates what is
+missing, and goes on where it was stopped; several of it may share WORK, each takes cells that no other is at. `page`
+writes docs/results.md from the kept files alone. Needs `pip install 'xwam-ft[sim]'` and a renderer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+sys.path.append(str(Path(__file__).parents[1] / "data_tools"))
+
+from metaworld_table import CONSOLE, MAX_STEPS, Scaling, bundle_of, shards_of, told_of
+from xwam_ft.bundled import bundled
+from xwam_ft.encode.inputs import encode_shards
+from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
+from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+from xwam_ft.evaluate.open_loop import open_loop
+from xwam_ft.files import write_json_atomic, write_text_atomic
+from xwam_ft.locks import holder, sole_writer, waiting_lock
+from xwam_ft.policy.policy import Policy
+from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.shards import ShardSet
+
+ROOT = Path(__file__).parents[1]
+KEPT, PAGE = ROOT / "docs/results/ablations", ROOT / "docs/results.md"
+TASK, DEMONSTRATIONS = "push", 40  # button-press and window-open saturate
+EPISODES, EPISODE_SEED = 50, 0  # in closed loop; goals that no recording has
+HELD_OUT_CLIPS = 64
+BUDGET = ("trainer.max_steps=1250", "trainer.batch_size=16")  # 20,000 clips
+
+CROP = "crop: true"
+COLOUR = "brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.02"
+STRENGTHS = (
+    *("light=0.25", "light=0.5", "light=1.5"),
+    *("colour=0.1", "colour=0.3"),
+    *("camera=0.01", "camera=0.02", "camera=0.03"),
+    *("noise=0.03", "noise=0.1"),
+    *("delay=2", "delay=4", "delay=8"),
+)
+
+
+class Cell(NamedTuple):
+    """One recipe. `name` is its folder and file; a cell may answer several questions, under a label in each."""
+
+    name: str
+    label: str
+    sets: tuple[str, ...] = ()
+    depth: bool = False  # trained on recordings with depth
+
+
+class Question(NamedTuple):
+    """Its first cell is what the others are compared with; `perturb` asks every cell under each of these too."""
+
+    asks: str
+    cells: tuple[Cell, ...]
+    steps: tuple[int, ...] = (4,)  # action denoising steps
+    perturb: tuple[str, ...] = ()
+
+
+def _base(label: str) -> Cell:
+    return Cell("base", label)
+
+
+def _augment(name: str, label: str, spec: str) -> Cell:
+    return Cell(name, label, (f"data.augment={{{spec}}}",))
+
+
+def _lora(rank: int, base: str = "tiny") -> Cell:
+    name = f"lora_{rank}" + ("" if base == "tiny" else "_untrained")
+    sets = ("model.train=lora", f"model.lora.rank={rank}", f"model.lora.alpha={rank}", "optim.lr_lora=3.0e-3")
+    return Cell(name, f"LoRA of rank {rank} on {base}", (*sets, f"backbone.path={base}"))
+
+
+def _first(recordings: int, others: str) -> Cell:
+    rule = f'data.episode_weights=[{{source: "* episode {others}", weight: 0}}]'
+    return Cell(f"demonstrations_{recordings}", f"the first {recordings}", (rule,))
+
+
+DEPTH = ("model.depth={branch: copy, blocks: 2, train: full}", "optim.lr_depth=1.0e-3")
+UNTRAINED = "backbone.path=tiny-untrained"
+PLAIN = _augment("augment_none", "none", "copies: 1")
+QUESTIONS = {
+    "noise": Question(
+        "How should noise be drawn while training, and how many action steps are enough?",
+        (
+            _base("asynchronous, 10 % of clips with clean actions"),
+            Cell("clean_0", "asynchronous, none with clean actions", ("noise.clean_action_probability=0",)),
+            Cell("clean_25", "asynchronous, 25 %", ("noise.clean_action_probability=0.25",)),
+            Cell("clean_50", "asynchronous, 50 % (X-WAM's)", ("noise.clean_action_probability=0.5",)),
+            Cell("decoupled", "decoupled", ("noise.schedule=decoupled",)),
+            Cell("synchronous", "synchronous", ("noise.schedule=synchronous",)),
+        ),
+        steps=(10, 4, 2, 1),
+    ),
+    "augment": Question(
+        "Which augmentation helps, crops or colours, and how many copies?",
+        (
+            PLAIN,
+            _augment("augment_crop", "crops alone, 8 copies", f"{CROP}, copies: 8"),
+            _augment("augment_colour", "colours alone, 8 copies", f"{COLOUR}, copies: 8"),
+            _augment("augment_4", "both, 4 copies", f"{CROP}, {COLOUR}, copies: 4"),
+            _base("both, 8 copies"),
+        ),
+    ),
+    "video": Question(
+        "Does learning video help actions?",
+        (_base("video loss 0.5"), Cell("no_video", "no video loss", ("loss.video=0",))),
+    ),
+    "depth": Question(
+        "Does a depth branch help actions?",
+        (
+            _base("no depth"),
+            Cell("depth_copy", "a branch of two blocks of its own", DEPTH, depth=True),
+        ),
+    ),
+    "adapters": Question(
+        "How much of the network should learn, and is the video prior worth it?",
+        (
+            _base("every weight on tiny"),
+            _lora(64),
+            _lora(16),
+            _lora(4),
+            Cell("heads", "heads alone on tiny", ("model.train=heads",)),
+            Cell("full_untrained", "every weight on tiny-untrained", (UNTRAINED,)),
+            _lora(16, "tiny-untrained"),
+            Cell("heads_untrained", "heads alone on tiny-untrained", ("model.train=heads", UNTRAINED)),
+        ),
+    ),
+    "demonstrations": Question(
+        "How many demonstrations, at equal clips?",
+        (_base("all 40"), _first(20, "[23][0-9]"), _first(10, "[1-3][0-9]")),
+    ),
+    "robustness": Question(
+        "What does a finished bundle bear that it was not trained on?",
+        (_base("trained with augmentation"), PLAIN._replace(label="trained without")),
+        perturb=STRENGTHS,
+    ),
+}
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+Work = Annotated[Path, typer.Argument(help="Folder for recordings, shards and cells.")]
+Kept = Annotated[Path, typer.Argument(help="Small files, one a cell and seed.")]
+
+
+@app.command()
+def run(
+    work: Work,
+    question: Annotated[list[str] | None, typer.Option(help="Repeatable; default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every cell.")] = 2,
+    episodes: Annotated[int, typer.Option(min=1, help="In closed loop, of every cell.")] = EPISODES,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="For all cells, as in `xwam-ft train`.")
+    ] = None,
+) -> None:
+    """Train and evaluate the cells of some questions, as far as they are not done."""
+    work, chosen = work.absolute(), [_question(name) for name in question or QUESTIONS]
+    busy: list[str] = []
+    for seed in range(seeds):
+        for one in chosen:
+            for cell in one.cells:
+                place = place_of(work, cell, seed)
+                if holder(place) is not None:
+                    busy.append(place.name)
+                    continue
+                with sole_writer(place, "making this cell"):
+                    make(work, cell, seed, one, episodes, overrides or [])
+    if busy:
+        CONSOLE.print(f"left to another process: {listed(sorted(set(busy)), 60)}", soft_wrap=True)
+
+
+@app.command()
+def keep(work: Work, folder: Kept = KEPT) -> None:
+    """Write what every cell gave so far to FOLDER/CELL_seedN.json."""
+    places = [place_of(work, cell, seed) for cell in cells() for seed in _seeds(work, cell)]
+    if not places:
+        raise UserError("holds no cell", work, f"make some first: python benchmarks/ablations.py run {work}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in places:
+        write_json_atomic(folder / f"{place.name}.json", told(place))
+        print(folder / f"{place.name}.json")
+
+
+@app.command()
+def page(folder: Kept = KEPT, out: Annotated[Path, typer.Option(help="The page.")] = PAGE) -> None:
+    """Write the page and its plots, FOLDER/QUESTION.svg, from the kept files."""
+    sys.path.append(str(Path(__file__).parent))
+    from _ablations_page import page_of
+
+    text, plots = page_of(folder, QUESTIONS, out)
+    for path, plot in plots.items():
+        write_text_atomic(path, plot)
+    write_text_atomic(out, text)
+    print(out)
+
+
+def make(work: Path, cell: Cell, seed: int, question: Question, episodes: int, overrides: Sequence[str]) -> None:
+    """Train a cell and answer a question of it, as far as it is not done.
+
+    Raises:
+        UserError: its run is of another recipe, or an evaluation of another number of episodes.
+    """
+    place = place_of(work, cell, seed)
+    with waiting_lock(work / ".data.lock"):  # one process records and encodes for all
+        shards = shards_of(work, DEMONSTRATIONS, (TASK,), Scaling.step, depth=cell.depth)
+        recipe = recipe_of(cell, seed, shards, overrides)
+        if not (place / "bundle").exists():
+            encode_shards(shards, recipe, CONSOLE)
+    asked = {"cell": cell.name, "seed": seed, "sets": list(cell.sets), "for_all": [*BUDGET, *overrides]}
+    if not (place / "cell.json").exists():
+        write_json_atomic(place / "cell.json", asked)
+    bundle = bundle_of(recipe, place)
+    _open_loop(bundle, shards, place, question.steps)
+    for steps in question.steps:
+        for perturb in ("", *question.perturb):
+            out = place / "_".join([TASK, str(steps), *([perturb] if perturb else [])])
+            if not out.exists():
+                evaluate_in_environment(
+                    bundle,
+                    f"metaworld:{TASK}",
+                    episodes=episodes,
+                    seed=EPISODE_SEED,
+                    out=out,
+                    max_steps=MAX_STEPS,
+                    action_steps=steps,
+                    perturb=[perturb] if perturb else [],
+                    console=CONSOLE,
+                )
+            done = len(json.loads((out / "metrics.json").read_text())["runs"])
+            if done != episodes:
+                fix = f"give --episodes {done}, or another WORK"
+                raise UserError(f"is of {done} episodes, and {episodes} are asked for", out, fix)
+
+
+def recipe_of(cell: Cell, seed: int, shards: Path, overrides: Sequence[str]) -> Recipe:
+    sets = [f"data.shards={json.dumps(str(shards))}", *BUDGET, *cell.sets, f"seed={seed}", *overrides]
+    return load_recipe(bundled("recipes/metaworld/full_prior.yaml"), sets)
+
+
+def _open_loop(bundle: Path, shards: Path, place: Path, steps: Sequence[int]) -> None:
+    """Held-out action errors at several numbers of steps, to PLACE/held_out_STEPS.json."""
+    missing = [count for count in steps if not (place / f"held_out_{count}.json").exists()]
+    if not missing:
+        return
+    policy = Policy.load(bundle)
+    shard_set = ShardSet.open(shards).under(policy.contract, bundle / "contract.json")
+    for count in missing:
+        settings = replace(policy.settings, action_steps=count)
+        found = open_loop(policy, shard_set, clips=HELD_OUT_CLIPS, settings=settings).metrics()
+        slots = {
+            slot: {name: {"unit": row["unit"], "error": row["policy"]} for name, row in table.items()}
+            for slot, table in found["slots"].items()
+        }
+        write_json_atomic(place / f"held_out_{count}.json", {"clips": found["clips"], "slots": slots})
+
+
+def told(place: Path) -> dict[str, Any]:
+    """What a cell and its evaluations were and gave, for its small file."""
+    held_out = {
+        path.stem.removeprefix("held_out_"): json.loads(path.read_text())
+        for path in sorted(place.glob("held_out_*.json"))
+    }
+    closed: dict[str, Any] = {}
+    for path in sorted(place.glob(f"{TASK}_*/metrics.json")):
+        found = json.loads(path.read_text())
+        kept = {key: found[key] for key in ("seed", "execute", "max_steps", "action_steps", "seconds_a_chunk")}
+        kept["perturb"] = " ".join(found["perturb"])
+        kept["successes"] = "".join(str(int(run["success"])) for run in found["runs"])  # one digit an episode
+        closed[path.parent.name.removeprefix(f"{TASK}_")] = kept
+    asked = json.loads((place / "cell.json").read_text())
+    return {**asked, "task": TASK, **told_of(place / "run"), "open_loop": held_out, "closed_loop": closed}
+
+
+def cells() -> list[Cell]:
+    """Every cell once, in the order of the questions."""
+    return list({cell.name: cell for question in QUESTIONS.values() for cell in question.cells}.values())
+
+
+def place_of(work: Path, cell: Cell, seed: int) -> Path:
+    return work / f"{cell.name}_seed{seed}"
+
+
+def _seeds(work: Path, cell: Cell) -> list[int]:
+    found = [path.parent.name.removeprefix(f"{cell.name}_seed") for path in work.glob(f"{cell.name}_seed*/bundle")]
+    return sorted(int(number) for number in found if number.isdigit())
+
+
+def _question(name: str) -> Question:
+    if name not in QUESTIONS:
+        hint = did_you_mean(name, QUESTIONS)
+        raise UserError(f"unknown question {name!r}{hint}", "--question", f"choose of: {listed(QUESTIONS)}")
+    return QUESTIONS[name]
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except UserError as error:
+        print(f"ablations: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
