@@ -80,7 +80,7 @@ def shards_of(
         changed = work / f"{name}_{scaling.value}.yaml"
         changed.write_text(f"{embodiment.read_text()}\naction_scaling: {scaling.value}\n")
         embodiment = changed
-    options = {"depth": "sensor" if depth else "none", "workers": 2, "strict": True, "urdf_dirs": []}
+    options: dict[str, Any] = {"depth": "sensor" if depth else "none", "workers": 2, "strict": True, "urdf_dirs": []}
     prepare([recordings], shards, embodiment=embodiment, console=CONSOLE, **options)
     return shards
 
@@ -99,7 +99,7 @@ def bundle_of(recipe: Recipe, place: Path) -> Path:
     elif not bundle.exists():
         resume_run(run, CONSOLE)
     if not bundle.exists():
-        options = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
+        options: dict[str, Any] = {"ema": True, "depth": False, "dtype": "float32", "prompts": [], "console": CONSOLE}
         export_run(run, bundle, format="bundle", **options)
     return bundle
 

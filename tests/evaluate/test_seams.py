@@ -76,6 +76,11 @@ def test_a_policy_s_seams_are_measured(shard_set: ShardSet) -> None:
     table = seam_table(policy, shard_set, clips=4)
     row = table["slots"]["tool"]["position"]
     assert (table["pairs"], table["execute"], table["prefix"]) == (4, 4, 0)
+    jump = table["jumps"]["tool"]["position"]
+    assert jump["unit"] == "mm"
+    assert jump["seam"] == pytest.approx(1000 * JUMP, rel=1e-6)
+    assert jump["inside"] == pytest.approx(jump["recorded"], rel=0.2)  # it answers what was recorded
+    assert ["tool", "position, jump [mm]"] in [line[:2] for line in seam_rows({"seams": table})]
     step = JUMP / shard_set.contract.timing.action_period**3
     assert row["seam"] == pytest.approx(SEAM_OF_JUMP * step, rel=0.1)
     assert row["inside"] == pytest.approx(row["recorded"], rel=0.5)

@@ -13,7 +13,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.evaluate.actions_check import CANDIDATES, RIVALS, consistency, ranks_of_first, sentence
 from xwam_ft.evaluate.calibration import calibration, error_and_spread
 from xwam_ft.evaluate.fidelity import BEST_PSNR, moving_region, moving_scores
-from xwam_ft.evaluate.intervals import difference_interval, mean_interval, spearman
+from xwam_ft.evaluate.intervals import chosen, difference_interval, drawn, mean_interval, spearman
 from xwam_ft.evaluate.world import SAMPLES, commanded_states, whole_clips, world
 from xwam_ft.policy.policy import Imagined
 from xwam_ft.shards import Clip, ShardSet
@@ -179,6 +179,34 @@ def test_intervals_in_cases_that_are_known() -> None:
     assert found[0] == pytest.approx(expected.statistic)
     assert found[1][0] < found[0] < found[1][1]
     assert spearman(values, np.ones(200)) is None
+
+
+def test_whole_episodes_are_drawn_where_clips_are_of_them() -> None:
+    rng = np.random.default_rng(2)
+    of = np.repeat(np.arange(10), 20)
+    places = rng.normal(0, 1, 10)
+    values = places[of]  # clips of an episode are equal: ten numbers, said twenty times each
+    low, high = mean_interval(values, of.tolist()) or (0, 0)
+    assert (low, high) == pytest.approx(mean_interval(places))  # pyright: ignore[reportUnknownMemberType]
+    narrow = mean_interval(values) or (0, 0)
+    assert high - low > 3 * (narrow[1] - narrow[0])
+    alone = mean_interval(values, [0] * len(values))  # of one episode nothing is known of others
+    assert alone == narrow
+    assert (drawn(None), drawn([0, 0]), drawn([0, 1])) == ("clips", "clips", "episodes")
+    unequal = mean_interval(np.array([0.0, 0.0, 0.0, 1.0]), [0, 0, 0, 1]) or (0, 0)
+    assert unequal == (0, 1)  # an episode counts with all of its clips, and sometimes one alone is drawn
+    other = values + rng.normal(0, 0.01, 200)
+    by_clip, by_episode = spearman(values, other), spearman(values, other, of.tolist())
+    assert by_clip is not None
+    assert by_episode is not None
+    assert by_episode[0] == by_clip[0]
+    assert by_episode[1][1] - by_episode[1][0] > by_clip[1][1] - by_clip[1][0]
+    paired = difference_interval(values, values + 2, paired=True, episodes=(of.tolist(), of.tolist()))
+    assert paired == pytest.approx((2, 2))
+    assert chosen([4, 5, 6], np.array([True, False, True])) == [4, 6]
+    wide = difference_interval(values, values + 2, paired=False, episodes=(of.tolist(), of.tolist())) or (0, 0)
+    assert wide[0] < 2 < wide[1]
+    assert wide[1] - wide[0] > high - low
 
 
 def test_a_split_with_one_whole_clip_is_refused(shard_set: ShardSet) -> None:

@@ -8,6 +8,7 @@ train_split.py  the same errors on clips it was trained on
 blackout.py    the same errors with each camera's pictures black
 seams.py       how hard commands jerk where one chunk follows another
 latency.py     error and time of a request for 1 to 10 action steps
+familiar.py    how unlike the training pictures those of the clips are
 report.py      the open-loop result as a table, a plot and one HTML page
 imagine.py     the future a policy imagines beside the one that was recorded
 fidelity.py    PSNR, SSIM and depth errors of imagined pictures
@@ -17,13 +18,15 @@ pointcloud.py  depth pictures -> coloured points in the base frame -> .ply; Cham
 
 world.py          `--world`: the imagined future by horizon, and what follows
 actions_check.py  does it follow the actions it is imagined under
+geometry.py       is its depth the recorded scene, and do cameras agree about it
 calibration.py    does the spread of samples tell their error
 world_report.py   those as tables, sentences and a sheet of pictures
 compare.py        `--compare A B`: two evaluations beside each other
-intervals.py      bootstrap intervals over clips
+intervals.py      bootstrap intervals over episodes
 
 closed_loop.py         episodes in an environment -> a success rate with its interval
 environment.py         what a policy can act in; an adapter for Gymnasium; environments.py what `--env` names
+perturb.py             what may be made harder there
 metaworld.py           Meta-World's tasks with our cameras, for the recorder and as an environment
 closed_loop_report.py  `evaluate --env`: figures, films, one HTML page
 """

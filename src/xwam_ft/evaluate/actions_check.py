@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.evaluate.closed_loop import success_interval
-from xwam_ft.evaluate.intervals import mean_interval
+from xwam_ft.evaluate.intervals import Episodes, chosen, mean_interval
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,13 +26,14 @@ CANDIDATES = (GIVEN[0], *RIVALS)
 CHANCE = 1 / len(GIVEN)
 
 
-def consistency(distances: Mapping[str, Float[ndarray, " n"]]) -> dict[str, Any]:
+def consistency(distances: Mapping[str, Float[ndarray, " n"]], episodes: Episodes = None) -> dict[str, Any]:
     """What distances to the recorded future say, a number a clip under each of `CANDIDATES`; NaN is not counted.
 
     Returns:
         {"clips", "first": share of clips where the recorded chunk is nearest (a tie counts as its share),
         "first_interval_95" (Wilson, of whole clips), "chance", "mean_rank" (1 is nearest), "mean_rank_interval_95"
-        (bootstrap), "chance_rank", "beats": {rival: share of clips where the recorded chunk is nearer}, "ranks": [n]}.
+        (bootstrap over episodes), "chance_rank", "beats": {rival: share of clips where the recorded chunk is nearer},
+        "ranks": [n]}.
     """
     known = np.all([np.isfinite(distances[name]) for name in CANDIDATES], axis=0)
     rows = np.stack([distances[name] for name in GIVEN], axis=1)
@@ -46,7 +47,7 @@ def consistency(distances: Mapping[str, Float[ndarray, " n"]]) -> dict[str, Any]
         "first_interval_95": None if share is None else success_interval(round(share * known.sum()), int(known.sum())),
         "chance": CHANCE,
         "mean_rank": float(ranks[known].mean()) if known.any() else None,
-        "mean_rank_interval_95": mean_interval(ranks[known]),
+        "mean_rank_interval_95": mean_interval(ranks[known], chosen(episodes, known)),
         "chance_rank": (len(GIVEN) + 1) / 2,
         "beats": {name: float(values[known].mean()) if known.any() else None for name, values in beats.items()},
         "ranks": [float(rank) if counted else None for rank, counted in zip(ranks, known, strict=True)],

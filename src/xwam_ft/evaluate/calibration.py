@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft.evaluate.intervals import spearman
+from xwam_ft.evaluate.intervals import Episodes, chosen, spearman
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +31,13 @@ def error_and_spread(samples: Sequence[ndarray], recorded: ndarray) -> tuple[flo
     return float(np.sqrt(np.mean((first - recorded[known]) ** 2))), float(np.sqrt(np.mean(apart)))
 
 
-def calibration(errors: Float[ndarray, " n"], spreads: Float[ndarray, " n"]) -> dict[str, Any]:
+def calibration(
+    errors: Float[ndarray, " n"], spreads: Float[ndarray, " n"], episodes: Episodes = None
+) -> dict[str, Any]:
     """{"spearman", "interval_95", "ratio", "errors", "spreads"}; None where it cannot be told. `ratio` is error over
     spread, both as root mean squares over clips."""
     known = np.isfinite(errors) & np.isfinite(spreads)
-    found = spearman(errors[known], spreads[known])
+    found = spearman(errors[known], spreads[known], chosen(episodes, known))
     wide = float(np.mean(spreads[known] ** 2)) if known.any() else 0.0
     return {
         "spearman": None if found is None else found[0],

@@ -1,7 +1,7 @@
 """`xwam-ft evaluate --compare A B`: two evaluations laid beside each other, with intervals of what differs.
 
-An interval is a 95 % bootstrap over clips (episodes, in closed loop); where both were measured on the same ones, of
-each clip's own difference, which is far narrower. Figures of which no value a clip is kept have none.
+An interval is a 95 % bootstrap over episodes, each with all its clips; where both were measured on the same clips, of
+each one's own difference, which is far narrower. Figures of which no value a clip is kept have none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.errors import UserError
-from xwam_ft.evaluate.intervals import difference_interval
+from xwam_ft.evaluate.intervals import chosen, difference_interval
 from xwam_ft.evaluate.open_loop import figure
 from xwam_ft.evaluate.world_report import HIGHER_IS_BETTER, SCORES
 from xwam_ft.files import write_json_atomic, write_text_atomic
@@ -41,6 +41,7 @@ class Measured:
     higher_is_better: bool = False
     keys: list[Any] = field(default_factory=list[Any])
     values: list[float | None] = field(default_factory=list["float | None"])
+    episodes: list[Any] | None = None  # of each clip, where several may be of one
 
 
 def compare(first: Path, second: Path, out: Path | None, console: Console) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def readings(metrics: Mapping[str, Any]) -> Iterator[Measured]:
             if row["policy"] is not None:
                 values = kept["slots"].get(slot, {}).get(name, [])
                 unit = "" if row["unit"] == "1" else row["unit"]
-                yield Measured("error of commands", f"{slot} {name}", unit, row["policy"], False, kept["keys"], values)
+                what, keys, whose = f"{slot} {name}", kept["keys"], kept.get("episodes")
+                yield Measured("error of commands", what, unit, row["policy"], False, keys, values, whose)
     for slot, table in metrics.get("seams", {"slots": {}})["slots"].items():
         for name, row in table.items():
             if row["seam"] is not None:
@@ -104,17 +106,25 @@ def readings(metrics: Mapping[str, Any]) -> Iterator[Measured]:
 
 
 def _of_world(world: Mapping[str, Any]) -> Iterator[Measured]:
-    keys = world["keys"]
+    keys, episodes = world["keys"], world.get("episodes")
     for score, row in world["scores"]["all"].items():
         if row["imagined"] is not None:
             name, unit = SCORES[score]
             values = world["per_clip"][score]
-            yield Measured("imagined", name, unit, row["imagined"], score in HIGHER_IS_BETTER, keys, values)
+            better = score in HIGHER_IS_BETTER
+            yield Measured("imagined", name, unit, row["imagined"], better, keys, values, episodes)
     for what in ("pictures", "states"):
         found = world["actions"][what]
         if found["mean_rank"] is not None:
             name = f"rank of the recorded actions, {what}"
-            yield Measured("action -> video", name, "", found["mean_rank"], False, keys, found["ranks"])
+            yield Measured("action -> video", name, "", found["mean_rank"], False, keys, found["ranks"], episodes)
+    geometry, flicker = world.get("geometry", {"made": False}), world.get("flicker", {"imagined": None})
+    if geometry["made"]:
+        value, values = geometry["scores"]["chamfer"]["imagined"], geometry["per_clip"]["chamfer"]
+        yield Measured("imagined", "distance of fused clouds", "m", value, False, keys, values, episodes)
+    if flicker["imagined"] is not None:
+        values = flicker["per_clip"]
+        yield Measured("imagined", "flicker", "grey levels", flicker["imagined"], False, keys, values, episodes)
     for what, found in world["calibration"].items():
         if found["spearman"] is not None:
             yield Measured("spread tells error", f"rank correlation, {what}", "", found["spearman"], True)
@@ -135,11 +145,12 @@ def _rows(first: dict[tuple[str, str], Measured], second: dict[tuple[str, str], 
 def _difference(first: Measured, second: Measured) -> dict[str, Any]:
     """{"difference": second less first, "interval_95", "paired", "better": "first", "second" or None}."""
     paired = bool(first.keys) and first.keys == second.keys and len(first.values) == len(second.values)
-    a, b = (np.array([np.nan if v is None else v for v in reading.values]) for reading in (first, second))
+    a, b = (np.array([np.nan if v is None else v for v in reading.values], dtype=float) for reading in (first, second))
+    of_a, of_b = np.isfinite(a), np.isfinite(b)
     if paired:
-        both = np.isfinite(a) & np.isfinite(b)
-        a, b = a[both], b[both]
-    interval = difference_interval(a[np.isfinite(a)], b[np.isfinite(b)], paired=paired)
+        of_a = of_b = of_a & of_b
+    whose = chosen(first.episodes, of_a), chosen(second.episodes, of_b)
+    interval = difference_interval(a[of_a], b[of_b], paired=paired, episodes=whose)
     better = None
     if interval is not None and not interval[0] <= 0 <= interval[1]:
         better = "second" if (interval[0] > 0) == first.higher_is_better else "first"

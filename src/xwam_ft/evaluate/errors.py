@@ -9,8 +9,9 @@ A slot whose numbers have several units gives one quantity a unit. Beside these 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,6 +101,21 @@ def _errors(
     error = np.stack([*errors, *(error for _, error, _ in details)], axis=1)
     weight = np.stack([*weights, *(weight for _, _, weight in details)], axis=1)
     return ErrorTable(tuple(measures), np.where(weight > 0, error, 0.0), weight)
+
+
+def mean_errors(tables: Mapping[str, Sequence[ErrorTable]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{slot: {quantity: {"unit", and of each key the mean over tables and rows}}}; None where nothing counts."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for index, measure in enumerate(next(iter(tables.values()))[0].measures):
+        if measure.dimension:
+            continue
+        row: dict[str, Any] = {"unit": measure.unit}
+        for name, rows in tables.items():
+            error = np.concatenate([table.error[:, index] for table in rows])
+            weight = np.concatenate([table.weight[:, index] for table in rows])
+            row[name] = float((error * weight).sum() / weight.sum()) if weight.sum() > 0 else None
+        found.setdefault(measure.slot, {})[measure.name] = row
+    return found
 
 
 Column = tuple[Measure, np.ndarray, np.ndarray]

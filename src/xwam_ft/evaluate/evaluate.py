@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.errors import spelled
 from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
+from xwam_ft.evaluate.familiar import novelty_table
 from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
 from xwam_ft.evaluate.open_loop import open_loop
 from xwam_ft.evaluate.report import horizon_plot, html, print_table
@@ -96,6 +97,8 @@ def evaluate_bundle(
                 metrics["blackout"] = blackout(policy, shard_set, result, clips=clips, mean=mean, advance=advance)
             if seams:
                 metrics["seams"] = seam_table(policy, shard_set, split=split, clips=clips, advance=advance)
+            if (familiar := novelty_table(policy, shard_set, split=split, clips=clips)) is not None:
+                metrics["novelty"] = familiar
             if world:
                 judged = judge(policy, shard_set, split=split, clips=clips, advance=advance)
                 metrics["world"] = judged.metrics

@@ -63,6 +63,17 @@ def moving_scores(
     return {"psnr_moving": to_psnr(square), "ssim_moving": similarity_map(first, second)[:, region].mean(axis=(1, 2))}
 
 
+def flicker(pictures: UInt8[ndarray, "t h w 3"], still: Bool[ndarray, "h w"]) -> float:
+    """Grey levels by which still pixels go to and fro from frame to frame: half of the second difference's mean size.
+
+    Pixels that alternate between two values have their difference; a slow change, however large, has none. NaN of fewer
+    than three frames, or where nothing stands still.
+    """
+    if len(pictures) < 3 or not still.any():
+        return float("nan")
+    return float(np.abs(np.diff(pictures[:, still].astype(np.float64), n=2, axis=0)).mean() / 2)
+
+
 def to_psnr(square: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
     """dB of a mean squared error of pictures in 0..1, at most `BEST_PSNR`."""
     return np.minimum(-10 * np.log10(np.maximum(square, 1e-30)), BEST_PSNR)

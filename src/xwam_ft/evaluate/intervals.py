@@ -1,16 +1,18 @@
-"""95 % intervals of what a few clips say: percentile bootstrap over clips, always with the same draws.
+"""95 % intervals of what a few clips say: percentile bootstrap, always with the same draws.
 
-Clips of one episode are alike, so these intervals are rather too narrow than too wide.
+Clips of one episode are alike, so where it is known whose they are, whole episodes are drawn, each with all its clips.
+Of a single episode nothing is known of others: then clips are drawn, and the interval is rather too narrow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from numpy import ndarray
 
 DRAWS = 2000
@@ -18,26 +20,53 @@ LEAST = 2  # clips, for an interval at all
 Interval = tuple[float, float]
 
 
-def mean_interval(values: Float[ndarray, " n"]) -> Interval | None:
+Episodes = Sequence[object] | None
+"""The episode of each clip; None where every clip is of its own."""
+
+
+def drawn(episodes: Episodes) -> str:
+    """What is drawn: "episodes", or "clips" where there is but one of those."""
+    return "clips" if episodes is None or len(set(episodes)) < LEAST else "episodes"
+
+
+def chosen(episodes: Episodes, kept: Bool[ndarray, " n"]) -> Episodes:
+    """The episodes of the clips that are kept."""
+    return None if episodes is None else [one for one, counted in zip(episodes, kept, strict=True) if counted]
+
+
+def mean_interval(values: Float[ndarray, " n"], episodes: Episodes = None) -> Interval | None:
     """Of the mean; None of fewer than two clips."""
-    return None if len(values) < LEAST else _bounds(_resampled_means(values, 0))
+    return None if len(values) < LEAST else _bounds(_resampled_means(values, 0, episodes))
 
 
-def difference_interval(first: Float[ndarray, " n"], second: Float[ndarray, " m"], *, paired: bool) -> Interval | None:
+def difference_interval(
+    first: Float[ndarray, " n"],
+    second: Float[ndarray, " m"],
+    *,
+    paired: bool,
+    episodes: tuple[Episodes, Episodes] = (None, None),
+) -> Interval | None:
     """Of the mean of `second` less that of `first`; `paired`: the same clips in the same order."""
     if paired:
-        return mean_interval(second - first)
+        return mean_interval(second - first, episodes[0])
     if min(len(first), len(second)) < LEAST:
         return None
-    return _bounds(_resampled_means(second, 1) - _resampled_means(first, 0))
+    return _bounds(_resampled_means(second, 1, episodes[1]) - _resampled_means(first, 0, episodes[0]))
 
 
-def spearman(first: Float[ndarray, " n"], second: Float[ndarray, " n"]) -> tuple[float, Interval] | None:
+def spearman(
+    first: Float[ndarray, " n"], second: Float[ndarray, " n"], episodes: Episodes = None
+) -> tuple[float, Interval] | None:
     """Rank correlation and its interval; None where one of them does not vary, or of fewer than four clips."""
     if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    draws = _draws(len(first), 0)
-    return float(_correlation(first[None], second[None])[0]), _bounds(_correlation(first[draws], second[draws]))
+    if drawn(episodes) == "clips":
+        draws = _draws(len(first), 0)
+        found = _correlation(first[draws], second[draws])
+    else:  # draws of episodes are of unequal lengths
+        rows = _draws_of_episodes(episodes, 0)
+        found = np.array([_correlation(first[None, row], second[None, row])[0] for row in rows])
+    return float(_correlation(first[None], second[None])[0]), _bounds(found)
 
 
 def _correlation(first: Float[ndarray, "k n"], second: Float[ndarray, "k n"]) -> Float[ndarray, " k"]:
@@ -48,8 +77,28 @@ def _correlation(first: Float[ndarray, "k n"], second: Float[ndarray, "k n"]) ->
     return np.where(scale > 0, (a * b).sum(axis=1) / np.where(scale > 0, scale, 1.0), np.nan)
 
 
-def _resampled_means(values: Float[ndarray, " n"], seed: int) -> Float[ndarray, " k"]:
-    return values[_draws(len(values), seed)].mean(axis=1)
+def _resampled_means(values: Float[ndarray, " n"], seed: int, episodes: Episodes = None) -> Float[ndarray, " k"]:
+    if drawn(episodes) == "clips":
+        return values[_draws(len(values), seed)].mean(axis=1)
+    members = _members(episodes)
+    sums, counts = np.array([values[places].sum() for places in members]), np.array([len(m) for m in members])
+    rows = _draws(len(members), seed)
+    return sums[rows].sum(axis=1) / counts[rows].sum(axis=1)
+
+
+def _members(episodes: Episodes) -> list[ndarray]:
+    """The places of each episode's clips."""
+    assert episodes is not None
+    found: dict[object, list[int]] = {}
+    for place, episode in enumerate(episodes):
+        found.setdefault(episode, []).append(place)
+    return [np.array(places) for places in found.values()]
+
+
+def _draws_of_episodes(episodes: Episodes, seed: int) -> list[ndarray]:
+    """Places of clips, of as many episodes as there are, drawn with replacement."""
+    members = _members(episodes)
+    return [np.concatenate([members[index] for index in row]) for row in _draws(len(members), seed)]
 
 
 def _draws(count: int, seed: int) -> ndarray:

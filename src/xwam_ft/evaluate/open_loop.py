@@ -46,6 +46,7 @@ class OpenLoopResult:
 
     split: Split
     keys: tuple[str, ...]
+    episodes: tuple[int, ...]  # of each clip
     measures: tuple[Measure, ...]
     errors: dict[str, Float[ndarray, "n ta m"]]
     weights: Float[ndarray, "n ta m"]
@@ -68,7 +69,7 @@ class OpenLoopResult:
         """The JSON form: {"clips", "split", "trained_backbone", "horizon_seconds" [Ta],
         "slots": {slot: {quantity: {"unit", "policy", "mean_action", "hold_still", "better"}}},
         "by_horizon": {slot: {quantity: {"unit", method: [Ta]}}}, "dimensions": as "slots", a number each,
-        "per_clip": {"keys" [N], "slots": {slot: {quantity: the policy's error in each clip [N]}}}}.
+        "per_clip": {"keys" [N], "episodes" [N], "slots": {slot: {quantity: the policy's error in each clip [N]}}}}.
 
         `better`: the policy's error is below both baselines'. None where nothing was recorded, or always the same
         command (its mean has no error).
@@ -94,7 +95,7 @@ class OpenLoopResult:
             "trained_backbone": self.trained,
             "horizon_seconds": [index * self.period for index in range(steps)],
             **tables,
-            "per_clip": {"keys": list(self.keys), "slots": clips},
+            "per_clip": {"keys": list(self.keys), "episodes": list(self.episodes), "slots": clips},
         }
 
 
@@ -150,6 +151,7 @@ def open_loop(
     return OpenLoopResult(
         split=split,
         keys=tuple(ref.key for ref in chosen),
+        episodes=tuple(ref.entry.episode for ref in chosen),
         measures=measures,
         errors={method: np.stack(rows) for method, rows in tables.items()},
         weights=np.stack(weights),

@@ -93,17 +93,35 @@ def chamfer(first: Cloud, second: Cloud, most: int = 20_000) -> float | None:
     Returns:
         None where a cloud is empty.
     """
+    found = _distances(first, second, most)
+    return None if found is None else float(np.mean(found[0]) + np.mean(found[1])) / 2
+
+
+def cloud_scores(first: Cloud, second: Cloud, within: float, most: int = 20_000) -> tuple[float, float] | None:
+    """`chamfer`, and the F-score: the harmonic mean of both clouds' shares of points `within` metres of the other.
+
+    None where a cloud is empty.
+    """
+    found = _distances(first, second, most)
+    if found is None:
+        return None
+    near, far = (float(np.mean(distance <= within)) for distance in found)
+    score = 2 * near * far / (near + far) if near + far else 0.0
+    return float(np.mean(found[0]) + np.mean(found[1])) / 2, score
+
+
+def _distances(first: Cloud, second: Cloud, most: int) -> tuple[ndarray, ndarray] | None:
+    """From points of each cloud to the other's nearest."""
     from scipy.spatial import KDTree
 
     if not len(first) or not len(second):
         return None
 
-    def one_way(asked: Cloud, answering: Cloud) -> float:
+    def one_way(asked: Cloud, answering: Cloud) -> ndarray:
         points = asked.points[:: -(-len(asked) // most)]
-        distance, _ = KDTree(answering.points).query(points)
-        return float(np.mean(distance))
+        return np.asarray(KDTree(answering.points).query(points)[0])
 
-    return (one_way(first, second) + one_way(second, first)) / 2
+    return one_way(first, second), one_way(second, first)
 
 
 def write_ply(path: Path, cloud: Cloud) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import marked
+from xwam_ft.evaluate.familiar import NOVELTY_SAYS, novelty_rows
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
 from xwam_ft.evaluate.train_split import said_of
 from xwam_ft.evaluate.world_report import sections, world_curves
@@ -76,17 +77,18 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
         "latency": latency_rows(metrics),
         "blackout": blackout_rows(metrics),
         "seams": seam_rows(metrics),
+        "novelty": novelty_rows(metrics["novelty"]) if "novelty" in metrics else [],
     }
     for name, rows in tables.items():
         if rows:
             header, *body = rows
             other = Table(*header, title=TITLES[name], title_justify="left")
-            for column in other.columns[0 if name == "latency" else 2 :]:
+            for column in other.columns[{"latency": 0, "novelty": 1}.get(name, 2) :]:
                 column.justify = "right"
             for line in body:
                 other.add_row(*line)
             console.print(other)
-            for text in said_of(metrics) if name == "train_split" else ():
+            for text in {"train_split": said_of(metrics), "novelty": [NOVELTY_SAYS]}.get(name, []):
                 console.print(text, soft_wrap=True, markup=False)
     for section in sections(metrics):
         header, *body = section.rows
@@ -106,7 +108,8 @@ TITLES = {
     "train_split": "mean error on clips it was trained on, and on held-out ones",
     "latency": "action steps: error and time of a request",
     "blackout": "error with a camera's pictures black",
-    "seams": "jerk of commands where one chunk follows another",
+    "seams": "jerk and jump of commands where one chunk follows another",
+    "novelty": "how unlike the training pictures these are",
 }
 
 
@@ -167,6 +170,10 @@ def seam_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     for slot, table in found["slots"].items():
         for name, cell in table.items():
             rows.append([slot, f"{name}{_unit(cell['unit'])}", *(figure(cell[column]) for column in names)])
+    for slot, table in found.get("jumps", {}).items():
+        for name, cell in table.items():
+            values = [figure(cell[column]) if column in cell else "–" for column in names]
+            rows.append([slot, f"{name}, jump{_unit(cell['unit'])}", *values])
     return rows
 
 
@@ -267,6 +274,8 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes, sheet: byt
         latency=latency_rows(metrics),
         blackout=blackout_rows(metrics),
         seams=seam_rows(metrics),
+        novelty=novelty_rows(metrics["novelty"]) if "novelty" in metrics else [],
+        said_of_novelty=NOVELTY_SAYS,
         world=sections(metrics),
         world_plot=data_url(world_plot(metrics)) if "world" in metrics else "",
         sheet="" if sheet is None else data_url(sheet),

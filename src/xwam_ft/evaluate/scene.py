@@ -95,7 +95,7 @@ def stored_cloud(
     Raises:
         UserError: the depth is not metric.
     """
-    metres = to_metres(_inside(codes), contract.depth_of(camera))
+    metres = metres_of(contract, camera, codes)
     mask = np.zeros(codes.shape, dtype=bool)
     mask[::stride, ::stride] = True
     pose = camera_pose(contract, camera, state)
@@ -120,7 +120,7 @@ def scene_cloud(
     clouds: list[Cloud] = []
     lacking = left_out(contract)
     for view, camera in enumerate(contract.cameras):
-        metres = to_metres(_inside(codes[view]), contract.depth_of(camera))
+        metres = metres_of(contract, camera, codes[view])
         if camera.name in lacking:
             continue
         pose = camera_pose(contract, camera, state)
@@ -128,9 +128,15 @@ def scene_cloud(
     return fuse(clouds)
 
 
-def _inside(codes: np.ndarray) -> np.ndarray:
-    """Without what is beyond the coded range: a shell of points at its far end, or a patch at its near one."""
-    return np.where(is_exact(codes), codes, INVALID).astype(np.uint16)
+def metres_of(contract: Contract, camera: Camera, codes: UInt16[ndarray, "h w"]) -> Float[ndarray, "h w"]:
+    """Depth of a view; NaN where nothing was measured, and beyond the coded range: a shell of points at its far end, or
+    a patch at its near one.
+
+    Raises:
+        UserError: the depth is not metric.
+    """
+    inside = np.where(is_exact(codes), codes, INVALID).astype(np.uint16)
+    return to_metres(inside, contract.depth_of(camera))
 
 
 def preview(path: Path, clouds: Mapping[str, Cloud], caption: Mapping[str, str | None]) -> None:

@@ -1,8 +1,9 @@
 """Chunk seams: how hard commands jerk where one chunk follows another, beside within chunks and as recorded.
 
 A robot executes the first half of a chunk and goes on with a new one, whose first command knows nothing of the last.
-Jerk is the third difference of commands over the period cubed; of a pose along its path and about its axis. Where the
-bundle was trained with action prefixes, the new chunk is also asked to go on from the old one (real-time chunking).
+Jerk is the third difference of commands over the period cubed; of a pose along its path and about its axis. A jump is
+how far the new chunk's first command lies from what the old chunk had planned for that time. Where the bundle was
+trained with action prefixes, the new chunk is also asked to go on from the old one (real-time chunking).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import conventions, observation
-from xwam_ft.evaluate.errors import DEGREES
+from xwam_ft.evaluate.errors import DEGREES, ErrorTable, command_errors, mean_errors
 from xwam_ft.evaluate.open_loop import BATCH, spread
 from xwam_ft.policy.policy import clip_observation
 
@@ -73,9 +74,11 @@ def seam_table(
     clips: int,
     advance: Advance | None = None,
 ) -> dict[str, Any]:
-    """{"pairs", "execute", "prefix", "slots": {slot: {quantity: {"unit", and each of `COLUMNS`}}}}.
+    """{"pairs", "execute", "prefix", "slots": {slot: {quantity: {"unit", and each of `COLUMNS`}}},
+    "jumps": {slot: {quantity: {"unit", "seam", "inside", "recorded"}}}}.
 
-    Root mean squares over pairs of chunks, the second asked for when the first was executed by half, from what was
+    Jumps are means, in the units of errors.py: "inside" and "recorded" are from one command to the next. Jerks are root
+    mean squares over pairs of chunks, the second asked for when the first was executed by half, from what was
     recorded then; None where there is nothing to measure.
 
     Args:
@@ -88,6 +91,7 @@ def seam_table(
     pairs = find_pairs(shards, split, execute, min(clips, MOST_PAIRS))
     prefix = min(policy.action_prefix, steps - execute, steps - LEAST) if _one_frame(contract) else 0
     sums: dict[tuple[str, str, str], dict[str, list[np.ndarray]]] = {}
+    jumps: dict[str, list[ErrorTable]] = {"seam": [], "inside": [], "recorded": []}
 
     def add(column: str, found: Jerks, chosen: Callable[[np.ndarray], np.ndarray]) -> None:
         for key, values in found.items():
@@ -100,6 +104,13 @@ def seam_table(
         before = _answers(policy, [first for first, _ in batch], seeds)
         after = _answers(policy, [second for _, second in batch], [seed + 1 for seed in seeds])
         joined = [np.concatenate([a[:execute], b[:execute]]) for a, b in zip(before, after, strict=True)]
+        for (first, _), a, b in zip(batch, before, after, strict=True):
+            everything = np.ones_like(a)
+            planned = a[execute : execute + 1]  # nothing where a whole chunk is executed
+            jumps["seam"].append(command_errors(contract, b[: len(planned)], planned, everything[: len(planned)]))
+            jumps["inside"].append(command_errors(contract, a[1:], a[:-1], everything[1:]))
+            both = first.action_mask[1:] * first.action_mask[:-1]
+            jumps["recorded"].append(command_errors(contract, first.action[1:], first.action[:-1], both))
         for (first, _), table in zip(batch, joined, strict=True):
             found = jerks(contract, table)
             add("seam", found, lambda values: at_seam(values, execute))
@@ -120,7 +131,8 @@ def seam_table(
     for (slot, name, unit), columns in sums.items():
         values = {column: _root_mean_square(parts) for column, parts in columns.items()}
         slots.setdefault(slot, {})[name] = {"unit": unit, **values}
-    return {"pairs": len(pairs), "execute": execute, "prefix": prefix, "slots": slots}
+    found = {} if not pairs else mean_errors(jumps)
+    return {"pairs": len(pairs), "execute": execute, "prefix": prefix, "slots": slots, "jumps": found}
 
 
 def find_pairs(shards: ShardSet, split: Split, execute: int, count: int) -> list[tuple[ClipRef, ClipRef]]:

@@ -5,6 +5,8 @@
     actions       does the future follow the actions it is imagined under (actions_check.py)
     follows       do imagined states go where the policy's own commands send them
     calibration   does the spread of samples tell their error (calibration.py)
+    geometry      is its depth the recorded scene, and do cameras agree about it (geometry.py)
+    flicker       do pixels that stand still in the recording go to and fro
 All futures of a clip are denoised in one batch; those that are compared with each other have the same noise.
 """
 
@@ -19,10 +21,11 @@ from xwam_ft import conventions
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.actions_check import CANDIDATES, GIVEN, RIVALS, consistency
 from xwam_ft.evaluate.calibration import calibration, error_and_spread
-from xwam_ft.evaluate.errors import ErrorTable, state_errors
-from xwam_ft.evaluate.fidelity import Fidelity, mean_of, moving_region, to_psnr
+from xwam_ft.evaluate.errors import ErrorTable, mean_errors, state_errors
+from xwam_ft.evaluate.fidelity import Fidelity, flicker, mean_of, moving_region, to_psnr
+from xwam_ft.evaluate.geometry import Geometry
 from xwam_ft.evaluate.imagine import UNTRAINED, make_pair, score
-from xwam_ft.evaluate.intervals import mean_interval
+from xwam_ft.evaluate.intervals import chosen, drawn, mean_interval
 from xwam_ft.evaluate.open_loop import spread
 from xwam_ft.evaluate.pictures import PictureRow
 from xwam_ft.policy.policy import clip_observation
@@ -110,6 +113,7 @@ def world(
         if advance is not None:
             advance(1)
     assert shown is not None
+    episodes = [refs[place].entry.episode for place in places]
     timing = contract.timing
     seconds = [step * timing.frame_skip / timing.fps for step in range(timing.clip_frames)]
     pair, under = shown
@@ -120,8 +124,10 @@ def world(
         "clips": len(places),
         "samples": SAMPLES,
         "keys": [refs[place].key for place in places],
+        "episodes": episodes,
+        "drawn": drawn(episodes),
         "horizon_seconds": seconds[1:],
-        **collected.metrics(),
+        **collected.metrics(episodes),
     }
     return World(metrics, rows, [f"+{second:.2f} s" for second in seconds])
 
@@ -136,12 +142,19 @@ class _Collected:
         self.distance: dict[str, list[float]] = {name: [] for name in CANDIDATES}
         self.states: dict[str, list[ErrorTable]] = {name: [] for name in CANDIDATES}
         self.follows: dict[str, list[ErrorTable]] = {"imagined": [], "recorded": []}
+        self.geometry = Geometry(contract)
+        self.flickers: dict[str, list[float]] = {"imagined": [], "recorded": []}
         self.spreads: dict[str, list[tuple[float, float]]] = {"pictures": [], "states": [], "actions": []}
 
     def add(self, clip: Clip, pair: Pair, samples: list[Imagined], under: dict[str, Imagined]) -> None:
         contract = self.contract
         score(contract, pair, self.fidelity)
+        self.geometry.add(pair)
         regions = np.stack([moving_region(view) for view in pair.rgb])
+        for name, pictures in (("imagined", pair.imagined_rgb), ("recorded", pair.rgb)):
+            views = [flicker(view[1:], ~region) for view, region in zip(pictures, regions, strict=True)]
+            mean = mean_of(np.array(views))
+            self.flickers[name].append(np.nan if mean is None else mean)
         mask = clip.proprio_mask * conventions.state_mask(contract)
         truth = np.where(mask > 0, conventions.normalise_proprio(contract, clip.proprio), np.nan)[1:]
         for name, future in under.items():
@@ -157,8 +170,8 @@ class _Collected:
             "states": ([conventions.normalise_proprio(contract, s.states)[1:] for s in samples], truth),
             "actions": ([s.action for s in samples], np.where(counted > 0, recorded_actions, np.nan)),
         }
-        for name, (drawn, recorded) in compared.items():
-            self.spreads[name].append(error_and_spread(drawn, recorded))
+        for name, (sampled, recorded) in compared.items():
+            self.spreads[name].append(error_and_spread(sampled, recorded))
 
     def _add_follows(self, clip: Clip, mask: Float[ndarray, "t p"], own: Imagined) -> None:
         """Each state after the first beside the command before it, as imagined and as recorded."""
@@ -172,24 +185,34 @@ class _Collected:
             wanted, counted = commanded_states(contract, commands)
             self.follows[name].append(state_errors(contract, states[1:], wanted, counted * mask[1:]))
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, episodes: list[int]) -> dict[str, Any]:
+        """`episodes`: that of each clip, for intervals."""
         moving, distance = ({k: np.array(v) for k, v in t.items()} for t in (self.moving, self.distance))
         decibels = {name: to_psnr(values) for name, values in moving.items()}
-        pictures, states = consistency(moving), consistency(distance)
-        closer = {name: decibels["recorded"] - decibels[name] for name in RIVALS}
+        pictures, states = consistency(moving, episodes), consistency(distance, episodes)
         pictures["psnr_moving"] = {name: mean_of(values) for name, values in decibels.items()}
-        pictures["closer_db"] = {
-            name: {"mean": mean_of(v), "interval_95": mean_interval(v[np.isfinite(v)])} for name, v in closer.items()
-        }
+        pictures["closer_db"] = {}
+        for name in RIVALS:
+            values = decibels["recorded"] - decibels[name]
+            known = np.isfinite(values)
+            interval = mean_interval(values[known], chosen(episodes, known))
+            pictures["closer_db"][name] = {"mean": mean_of(values), "interval_95": interval}
         found = {name: np.array(rows).T for name, rows in self.spreads.items()}
         return {
             "scores": self.fidelity.metrics(),
             "by_horizon": self.fidelity.by_horizon(),
-            "actions": {"pictures": pictures, "states": states, "state_errors": _means(self.states)},
-            "follows": _means(self.follows),
-            "calibration": {name: calibration(*rows) for name, rows in found.items()},
+            "actions": {"pictures": pictures, "states": states, "state_errors": mean_errors(self.states)},
+            "follows": mean_errors(self.follows),
+            "calibration": {name: calibration(rows[0], rows[1], episodes) for name, rows in found.items()},
+            "geometry": self.geometry.metrics(),
+            "flicker": self._flicker(),
             "per_clip": self.fidelity.per_clip(),
         }
+
+    def _flicker(self) -> dict[str, Any]:
+        """{"imagined", "recorded": grey levels, "per_clip": of what was imagined}."""
+        means = {name: mean_of(np.array(values)) for name, values in self.flickers.items()}
+        return {**means, "per_clip": [float(v) if np.isfinite(v) else None for v in self.flickers["imagined"]]}
 
 
 def commanded_states(
@@ -220,18 +243,3 @@ def _moving_error(imagined: ndarray, recorded: ndarray, regions: Bool[ndarray, "
     """Mean squared error, of pictures in 0..1, over the moving pixels of all views after the first frame."""
     off = np.moveaxis(imagined[:, 1:] / 255.0 - recorded[:, 1:] / 255.0, 1, 3)[regions]
     return float(np.mean(off**2)) if off.size else np.nan
-
-
-def _means(tables: dict[str, list[ErrorTable]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{slot: {quantity: {"unit", and of each key the mean over clips and frames}}}; None where nothing counts."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for index, measure in enumerate(next(iter(tables.values()))[0].measures):
-        if measure.dimension:
-            continue
-        row: dict[str, Any] = {"unit": measure.unit}
-        for name, rows in tables.items():
-            error = np.concatenate([table.error[:, index] for table in rows])
-            weight = np.concatenate([table.weight[:, index] for table in rows])
-            row[name] = float((error * weight).sum() / weight.sum()) if weight.sum() > 0 else None
-        found.setdefault(measure.slot, {})[measure.name] = row
-    return found

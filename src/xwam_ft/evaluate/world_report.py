@@ -44,7 +44,10 @@ class Judgement:
 def sections(metrics: Mapping[str, Any]) -> list[Judgement]:
     """Of metrics.json; none where the world model was not judged."""
     found = metrics.get("world")
-    return [] if found is None else [_horizon(found), _actions(found), _follows(found), _calibration(found)]
+    if found is None:
+        return []
+    judged = [_horizon(found), _actions(found), _follows(found), _calibration(found)]
+    return judged + [made for made in (_geometry(found), _flicker(found)) if made is not None]
 
 
 def _horizon(found: Mapping[str, Any]) -> Judgement:
@@ -136,6 +139,59 @@ def _calibration(found: Mapping[str, Any]) -> Judgement:
         "like one more sample; far above 1 the policy is too sure of itself."
     )
     return Judgement("does it know when it does not know?", rows, 1, [says])
+
+
+GEOMETRY = {
+    "chamfer": "distance of fused clouds [mm]",
+    "f_score": "F-score of fused clouds",
+    "agree": "points that another camera sees where they are [%]",
+    "in_front": "points that another camera looks through [%]",
+}
+SCALES = {"chamfer": 1000, "agree": 100, "in_front": 100}
+BESIDE = {
+    "imagined": "imagined",
+    "repeat_first_frame": "last picture repeated",
+    "recorded": "recorded depth",
+}
+
+
+def _geometry(found: Mapping[str, Any]) -> Judgement | None:
+    table = found.get("geometry", {"made": False})
+    if not table["made"]:
+        return None
+    rows = [["geometry", "of", *(f"+{second:.2f} s" for second in found["horizon_seconds"]), "all"]]
+    for score, curves in table["by_horizon"].items():
+        scale = SCALES.get(score, 1)
+        for predictor, curve in curves.items():
+            values = [*curve, table["scores"][score][predictor]]
+            shown = [figure(None if value is None else scale * value) for value in values]
+            rows.append([GEOMETRY[score], BESIDE[predictor], *shown])
+    says = [
+        "Depth of all calibrated cameras as one cloud in the robot's frame; the F-score counts points within "
+        f"{1000 * table['within']:.0f} mm. Worry where repeating the last picture is nearer: how the scene changes is "
+        "then not imagined."
+    ]
+    if "agree" in table["scores"]:
+        says.append(
+            f"Points of one camera, seen by another (within {100 * table['tolerance']:.0f} % of depth): recorded depth "
+            "says how far cameras can agree. Worry where the imagined one falls far below: the cameras then imagine "
+            "different scenes, or one knows nothing of where it stands."
+        )
+    return Judgement("is what it imagines one scene?", rows, 2, says)
+
+
+def _flicker(found: Mapping[str, Any]) -> Judgement | None:
+    table = found.get("flicker", {"imagined": None})
+    if table["imagined"] is None:
+        return None
+    rows = [["", "imagined", "recorded"]]
+    rows.append(["grey levels to and fro, where nothing moves", figure(table["imagined"]), figure(table["recorded"])])
+    says = (
+        "How much still pixels alternate from frame to frame; noise of the camera and the codec do as well. Worry "
+        "where the imagined is several times the recorded: frames then do not hang together, and what moves is not "
+        "to be trusted."
+    )
+    return Judgement("does it flicker?", rows, 1, [says])
 
 
 def _percent(share: float | None) -> str:

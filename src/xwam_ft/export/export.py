@@ -40,8 +40,8 @@ from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.model.tensor_files.stream import require_written
 from xwam_ft.model.trainable import trainable_network
-from xwam_ft.policy import selfcheck, text_encoder
-from xwam_ft.policy.bundle import PICTURE, SELFCHECK, load_policy, read_parts, seal, write_parts
+from xwam_ft.policy import novelty, selfcheck, text_encoder
+from xwam_ft.policy.bundle import NOVELTY, PICTURE, SELFCHECK, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import ShardSet
@@ -289,6 +289,9 @@ def _measured(
         table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
     check = selfcheck.record(reloaded, inputs, seed=0)
     selfcheck.save(check, draft / SELFCHECK)
+    known = novelty.of_training(reloaded, shards)
+    if known is not None:
+        novelty.save(known, draft / NOVELTY)
     shown = card.measure(reloaded, shards, job.folder.recipe.validation.clips)
     for row in shown.proof:
         table.add_row(*row)

@@ -6,6 +6,7 @@ replay.py     the same interface answered from a recorded episode, without weigh
 text.py       encoded instructions, kept from one request to the next; text_encoder.py a bundle's own, for others
 source.py     where a policy comes from: a bundle, or a run's checkpoint
 bundle.py     the folder a policy is shipped in: written, verified, read
+novelty.py    how unlike the training pictures an observation is
 selfcheck.py  a recorded observation and the action it gave, and how closely they must repeat
 
 server.py     a policy at a WebSocket, by openpi's protocol

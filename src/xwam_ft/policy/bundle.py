@@ -5,6 +5,7 @@ config.json            how to build both; backbone, dtype, sampling defaults
 contract.json          byte for byte the run's
 prompts.safetensors    text embeddings of every instruction and of the empty one
 selfcheck.safetensors  a recorded request and the action it gave
+novelty.safetensors    statistics of the training pictures (novelty.py)
 text_encoder/, tokenizer/   perhaps: for any other text (text_encoder.py)
 manifest.json          size and SHA-256 of every other file, library versions
 imagined.png           a held-out clip, imagined beside recorded
@@ -40,8 +41,8 @@ from xwam_ft.model.backbone import Backbone
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.tensor_files.stream import write_stream
+from xwam_ft.policy import novelty, text_encoder
 from xwam_ft.policy import selfcheck as checks
-from xwam_ft.policy import text_encoder
 from xwam_ft.policy.policy import Policy, Settings
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
@@ -63,8 +64,8 @@ FILES = (
     "model.safetensors",
     "prompts.safetensors",
 )
-SELFCHECK, PICTURE = "selfcheck.safetensors", "imagined.png"
-OPTIONAL = (SELFCHECK, PICTURE)
+SELFCHECK, PICTURE, NOVELTY = "selfcheck.safetensors", "imagined.png", "novelty.safetensors"
+OPTIONAL = (SELFCHECK, PICTURE, NOVELTY)
 TEXT_FOLDERS = tuple(f"{name}/" for name in text_encoder.FOLDERS)
 TEXTS = ("*.md", "*.txt", "license*", "licence*", "notice*", "citation*")  # for people: no answer depends on them
 """Files that a machine too small to run the model cannot make."""
@@ -249,6 +250,8 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
     contract = load_contract(bundle / "contract.json")
     if config.get("text_encoder"):
         options["encoder"] = text_encoder.load(bundle, config["text_len"], device)
+    if (bundle / NOVELTY).is_file():
+        options["novelty"] = novelty.load(bundle / NOVELTY)
     return make_policy(config, state, read_prompts(bundle), contract, device, bundle, model, **options)
 
 

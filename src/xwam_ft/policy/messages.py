@@ -51,7 +51,7 @@ def answer(contract: Contract, output: PolicyOutput, timing: Mapping[str, float]
     """`actions` [H, D] is what the robot takes, absolute, in metres and radians, columns as the metadata names them.
 
     `commands` is the same by slot; `clamped` counts the numbers of each slot that were brought inside its limits, and
-    `residual` says by how much inverse kinematics missed (metres, radians).
+    `residual` says by how much inverse kinematics missed (metres, radians). `novelty` is there where the bundle knows.
     """
     commands = output.commands
     return {
@@ -61,4 +61,5 @@ def answer(contract: Contract, output: PolicyOutput, timing: Mapping[str, float]
         "residual": dict(commands.residual),
         "warnings": list(output.warnings),
         "server_timing": dict(timing),
+        **({"novelty": dict(output.novelty)} if output.novelty else {}),
     }

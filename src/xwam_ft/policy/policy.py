@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.attention import Attention
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.model.network import JointNetwork
+    from xwam_ft.policy.novelty import Novelty
     from xwam_ft.policy.request import Options
     from xwam_ft.shards import Clip
 
@@ -97,6 +98,7 @@ class Policy:
             for `torch.compile`): a minute or two at 5B, then faster; answers change by rounding alone.
         attention: the attention kernel, set on the network; None leaves it as it is.
         encoder: any other text -> its embedding [S, Dt]; None: only `prompts` are known.
+        novelty: statistics of the training pictures, where answers should say how unlike them an observation is.
 
     Raises:
         UserError: an attention kernel that does not run here.
@@ -115,11 +117,12 @@ class Policy:
         compile: bool | str = False,
         attention: Attention | None = None,
         encoder: Callable[[str], Tensor] | None = None,
+        novelty: Novelty | None = None,
     ) -> None:
         if attention is not None:
             choose_attention(network, attention)
         self.network, self.codec, self.contract = network, codec, contract
-        self.prompts, self.encoder = dict(prompts), encoder
+        self.prompts, self.encoder, self.novelty = dict(prompts), encoder, novelty
         self.further: OrderedDict[str, Tensor] = OrderedDict()
         self.texts = TextCache(network)
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
@@ -188,14 +191,16 @@ class Policy:
         warnings = implausible(self.contract, inputs, request["images"])
         encoded = time.perf_counter()
         chosen = next((n for n in (seed, options.seed) if n is not None), (self.settings.seed + self.calls) % 2**63)
-        action = self.infer_batch([inputs], [chosen], self._settings(options), prefix)[0][: options.chunk]
+        result = self._sample([inputs], [chosen], self._settings(options), prefix, actions_only=True)
+        action = result.action[0].double().cpu().numpy()[: options.chunk]
+        novelty = {} if self.novelty is None else self.novelty.by_camera(result.video[:, :, 0])  # as it was observed
         self.calls += 1
         sampled = time.perf_counter()
         underway = 0 if prefix is None else prefix.shape[1]
         commands = observation.decode(self.contract, action, inputs.state, request, underway=underway)
         done = time.perf_counter()
         seconds = {"observe": encoded - started, "sample": sampled - encoded, "decode": done - sampled}
-        return PolicyOutput(commands, action, seconds | {"total": done - started}, warnings)
+        return PolicyOutput(commands, action, seconds | {"total": done - started}, warnings, novelty)
 
     def warm_up(self) -> float:
         """Answer a made-up observation, so that no robot waits for what a first call sets up; returns its seconds."""
@@ -219,21 +224,15 @@ class Policy:
                 "leave it out and execute chunks one after the other, or train with noise.action_prefix",
             )
         if len(rows) > self.action_prefix:
-            raise UserError(
-                f"has {len(rows)} commands, and this bundle was trained with up to {self.action_prefix}",
-                where,
-                "ask earlier, or with fewer commands left",
-            )
+            what = f"has {len(rows)} commands, and this bundle was trained with up to {self.action_prefix}"
+            raise UserError(what, where, "ask earlier, or with fewer commands left")
         table = command_rows(self.contract, rows)
         actions = conventions.encode_actions(self.contract, table, inputs.state)
         normalised = conventions.normalise_action(self.contract, actions)
         reach = float(np.abs(normalised).max(initial=0.0))
         if reach > FAR:
-            raise UserError(
-                f"asks for {reach:.3g} times the largest recorded change from the state observed now",
-                where,
-                "give the commands of the chunk under way, in its units and layout",
-            )
+            what = f"asks for {reach:.3g} times the largest recorded change from the state observed now"
+            raise UserError(what, where, "give the commands of the chunk under way, in its units and layout")
         return normalised[None]
 
     def infer_batch(

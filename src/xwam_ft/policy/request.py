@@ -56,13 +56,15 @@ class PolicyOutput:
     """A chunk of commands, `contract.timing.action_period` seconds a step.
 
     `commands` is what the robot takes; `action` is what the model said, normalised; `seconds` where the time went;
-    `warnings` what about the observation looks unlike the recordings.
+    `warnings` what about the observation looks unlike the recordings; `novelty` how unlike them each camera's picture
+    is (novelty.py), where that is known.
     """
 
     commands: Commands
     action: Float[ndarray, "ta da"]
     seconds: dict[str, float]
     warnings: tuple[str, ...] = field(default=())
+    novelty: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def read_options(request: Mapping[str, Any], contract: Contract) -> Options:

@@ -1,0 +1,54 @@
+"""How unlike the training pictures those of the evaluated clips are, by the statistics of a bundle (novelty.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xwam_ft.evaluate.open_loop import BATCH, spread
+
+if TYPE_CHECKING:
+    from xwam_ft.policy.policy import Policy
+    from xwam_ft.shards import ShardSet, Split
+
+
+def novelty_table(policy: Policy, shards: ShardSet, *, split: Split, clips: int) -> dict[str, Any] | None:
+    """{"clips", "cameras": {camera: {"median", "percentile_95", "most", "above_one": share of clips}}}, of the pictures
+    that clips spread over a split start from; None where the policy holds no statistics."""
+    if policy.novelty is None:
+        return None
+    refs = spread(shards.clips(split, 1), clips)
+    rows: list[np.ndarray] = []
+    for first in range(0, len(refs), BATCH):
+        pictures = np.stack([shards.read_clip(ref).rgb[:, 0] for ref in refs[first : first + BATCH]])
+        rows.append(policy.novelty.scores(policy.condition(pictures)))
+    scores = np.concatenate(rows)
+    return {
+        "clips": len(refs),
+        "cameras": {
+            name: {
+                "median": float(np.median(column)),
+                "percentile_95": float(np.percentile(column, 95)),
+                "most": float(column.max()),
+                "above_one": float(np.mean(column > 1)),
+            }
+            for name, column in zip(policy.novelty.cameras, scores.T, strict=True)
+        },
+    }
+
+
+def novelty_rows(table: dict[str, Any]) -> list[list[str]]:
+    """A line a camera, under a header."""
+    rows = [["camera", "median", "95 % below", "most", "clips above 1 [%]"]]
+    for name, cell in table["cameras"].items():
+        figures = [f"{cell[key]:.2f}" for key in ("median", "percentile_95", "most")]
+        rows.append([name, *figures, f"{100 * cell['above_one']:.0f}"])
+    return rows
+
+
+NOVELTY_SAYS = (
+    "How unlike the training pictures these are: 1 is as far as the farthest of a hundred training pictures whose "
+    "episode was held back. Worry where most clips lie above it: another scene, light or camera place, and errors here "
+    "say little of the robot. `serve` answers with the same number."
+)
