@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import plain_console
 from xwam_ft.errors import UserError, spelled
@@ -225,10 +225,9 @@ def evaluate(
     if env is not None:
         from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 
-        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps, "perturb": perturb}
-        metrics = evaluate_in_environment(
-            source, env, episodes=episodes, seed=seed, out=place, films=films, console=console, **limits
-        )
+        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+        asked: dict[str, Any] = {"episodes": episodes, "seed": seed, "films": films, "perturb": perturb}
+        metrics = evaluate_in_environment(source, env, out=place, console=console, **asked, **limits)
     else:
         from xwam_ft.evaluate.evaluate import evaluate_bundle
 

@@ -38,7 +38,13 @@ def evaluated(shard_set: ShardSet, tmp_path_factory: pytest.TempPathFactory) -> 
     assert json.loads((place / "out" / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     assert metrics["slots"] == result.metrics()["slots"]
     page = (place / "out" / "report.html").read_text()
-    for text in ("Does the future follow the actions?", "Does it know when it does not know?", "PSNR, what moves"):
+    for text in (
+        "Does the future follow the actions?",
+        "Does it know when it does not know?",
+        "Is what it imagines one scene?",
+        "Does it flicker?",
+        "PSNR, what moves",
+    ):
         assert text in page
         assert text[1:] in said.getvalue()
     assert page.count("data:image/png;base64,") == 3  # both plots, and a clip under other actions
