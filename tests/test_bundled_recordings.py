@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from xwam_ft.bundled import bundled
-from xwam_ft.conventions import pose_matrix
 from xwam_ft.media import count_frames, read_gray16, read_rgb
+from xwam_ft.poses import pose_matrix
 from xwam_ft.prepare.depth.sensor import lerobot_log12
 
 CAMERAS = ("corner", "corner3", "gripper")

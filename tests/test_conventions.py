@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from xwam_ft import conventions
+from xwam_ft import conventions, poses
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Contract, Convention, Quantiles, Slot
 
 Make = Callable[..., Contract]
@@ -59,7 +59,7 @@ def trajectory(seed: int, contract: Contract, commanded_only: bool) -> np.ndarra
             continue
         if slot.kind == "pose" and not (commanded_only and slot.for_controller):
             turn = Rotation.random(STEPS, random_state=rng).as_quat(scalar_first=True)
-            parts += [rng.normal(size=(STEPS, 3)), conventions.canonical_quaternion(turn)]
+            parts += [rng.normal(size=(STEPS, 3)), poses.canonical_quaternion(turn)]
         else:
             parts.append(rng.normal(size=(STEPS, slot.command_width if commanded_only else slot.state_width)))
     return np.concatenate(parts, axis=1)
@@ -79,9 +79,7 @@ def test_decoding_inverts_encoding(contract_with: Make, convention: str, seed: i
     if convention == "xwam_robocasa_raw":
         np.testing.assert_array_equal(back, commands)
         return
-    np.testing.assert_allclose(
-        conventions.pose_matrix(back[:, tool]), conventions.pose_matrix(commands[:, tool]), atol=1e-9
-    )
+    np.testing.assert_allclose(poses.pose_matrix(back[:, tool]), poses.pose_matrix(commands[:, tool]), atol=1e-9)
     np.testing.assert_allclose(back[:, tool.stop :], commands[:, tool.stop :], atol=1e-9)
     assert (back[:, tool.start + 3] >= 0).all()
 
@@ -132,8 +130,8 @@ def test_the_rotation_vector_is_in_the_base_frame() -> None:
     """Turning a tilted tool by 0.2 about the base's z gives (0, 0, 0.2), whatever the tool's own axes."""
     tilted = Rotation.from_euler("xyz", [0.7, -0.4, 1.1])
     turned = Rotation.from_rotvec([0, 0, 0.2]) * tilted
-    poses = [np.concatenate([[0.1, 0.2, 0.3], r.as_quat(scalar_first=True)])[None] for r in (turned, tilted)]
-    np.testing.assert_allclose(conventions.pose_difference(*poses), [[0, 0, 0, 0, 0, 0.2]], atol=1e-12)
+    pair = [np.concatenate([[0.1, 0.2, 0.3], r.as_quat(scalar_first=True)])[None] for r in (turned, tilted)]
+    np.testing.assert_allclose(poses.pose_difference(*pair), [[0, 0, 0, 0, 0, 0.2]], atol=1e-12)
 
 
 def test_step_delta_of_a_pose_accumulates_to_the_chunk_relative_one(contract_with: Make) -> None:
@@ -251,10 +249,10 @@ def test_poses_and_matrices_invert_each_other(seed: int) -> None:
     turn = Rotation.random(3, random_state=rng)
     matrix = np.tile(np.eye(4), (3, 1, 1))
     matrix[:, :3, :3], matrix[:, :3, 3] = turn.as_matrix(), rng.normal(size=(3, 3))
-    pose = conventions.matrix_pose(matrix)
+    pose = poses.matrix_pose(matrix)
     assert (pose[:, 3] >= 0).all()
-    np.testing.assert_allclose(conventions.pose_matrix(pose), matrix, atol=1e-12)
+    np.testing.assert_allclose(poses.pose_matrix(pose), matrix, atol=1e-12)
 
 
 def test_a_zero_quaternion_is_the_identity() -> None:
-    np.testing.assert_array_equal(conventions.canonical_quaternion(np.zeros((1, 4))), [[1, 0, 0, 0]])
+    np.testing.assert_array_equal(poses.canonical_quaternion(np.zeros((1, 4))), [[1, 0, 0, 0]])

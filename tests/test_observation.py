@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xwam_ft import conventions, observation
+from xwam_ft import conventions, observation, poses
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Contract, Limits, Quantiles, Slot, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.kinematics import load_chain
@@ -195,7 +195,7 @@ def test_a_pose_is_slowed_along_its_path_and_about_its_axis(contract_with: Make)
     commands = decoded(contract, raw)
     gone = commands.table[:, :3] - POSE[:3]
     np.testing.assert_allclose(gone, np.array([0.6, 0.0, 0.8]) * np.array([[0.05], [0.1], [0.1], [0.09]]), atol=1e-9)
-    turned = conventions.pose_difference(commands.table[:, :7], np.tile(POSE, (4, 1)))[:, 3:]
+    turned = poses.pose_difference(commands.table[:, :7], np.tile(POSE, (4, 1)))[:, 3:]
     np.testing.assert_allclose(turned, np.array([0.0, 1.0, 0.0]) * np.array([[0.1], [0.3], [0.5], [0.5]]), atol=1e-9)
     # One position of three numbers, of which y stays, and one quaternion of which w and y turn.
     assert commands.clamped == {"tool": 2 + 2}
@@ -209,7 +209,7 @@ def test_no_step_is_faster_than_its_limit_and_slow_chunks_stay_to_the_bit(contra
     raw = rng.normal(0, 0.2, (8, 7))
     commands = decoded(contract, raw)
     path = np.concatenate([[[*POSE, 0.04]], commands.table])
-    change = conventions.pose_difference(path[1:, :7], path[:-1, :7])
+    change = poses.pose_difference(path[1:, :7], path[:-1, :7])
     assert np.linalg.norm(change[:, :3], axis=1).max() <= 0.03 + 1e-12
     assert np.linalg.norm(change[:, 3:], axis=1).max() <= 0.08 + 1e-7
     assert np.abs(np.diff(path[:, 7])).max() <= 0.005 + 1e-12
@@ -365,7 +365,7 @@ def test_a_tool_that_points_down_is_shown_without_jumps_and_live_as_in_training(
     angle = np.deg2rad(180 + np.linspace(-40, 40, 81))  # about x, through w = 0
     turns = np.stack([np.cos(angle / 2), np.sin(angle / 2), 0 * angle, 0 * angle], axis=1)
     state = np.zeros((81, 8))
-    state[:, 3:7] = conventions.canonical_quaternion(turns)
+    state[:, 3:7] = poses.canonical_quaternion(turns)
     assert (np.abs(np.diff(state[:, 3:7], axis=0)).max(axis=1) > 1).sum() == 1  # as w >= 0 has it
     around = {"tool": (0.0, 1.0, 0.0, 0.0)}
     contract = contract_with(recorded=Recorded(hemispheres=around))
@@ -409,10 +409,10 @@ def test_joints_are_held_after_inverse_kinematics(tmp_path: Path, contract_with:
     chain = contract.slot("tool").chain
     assert chain is not None
     seed = np.array([0.1, 0.4, 0.6, 0.2, 0.5, 0.0])
-    state = np.concatenate([conventions.matrix_pose(chain.forward(seed[None]))[0], [0.04]])
+    state = np.concatenate([poses.matrix_pose(chain.forward(seed[None]))[0], [0.04]])
     goal = seed + np.linspace(0, 1, 5)[1:, None] * np.array([0.8, 0.0, 0.0, 0.0, 0.0, 0.0])
-    poses = conventions.matrix_pose(chain.forward(goal))
-    commands = np.concatenate([poses, np.full((4, 1), 0.04)], axis=1)
+    targets = poses.matrix_pose(chain.forward(goal))
+    commands = np.concatenate([targets, np.full((4, 1), 0.04)], axis=1)
     action = conventions.normalise_action(contract, conventions.encode_actions(contract, commands, state))
     request = observed(state={"tool": seed, "gripper": [0.02, 0.06]})
     free = observation.decode(contract, action, state, request)
@@ -446,9 +446,9 @@ def test_joint_commands_under_way_are_left_and_gone_on_from(tmp_path: Path, cont
     chain = contract.slot("tool").chain
     assert chain is not None
     seed = np.array([0.1, 0.4, 0.6, 0.2, 0.5, 0.0])
-    state = np.concatenate([conventions.matrix_pose(chain.forward(seed[None]))[0], [0.04]])
+    state = np.concatenate([poses.matrix_pose(chain.forward(seed[None]))[0], [0.04]])
     goal = seed + np.arange(1, 5)[:, None] * np.array([0.2, 0.0, 0.0, 0.0, 0.0, 0.0])
-    commands = np.concatenate([conventions.matrix_pose(chain.forward(goal)), np.full((4, 1), 0.04)], axis=1)
+    commands = np.concatenate([poses.matrix_pose(chain.forward(goal)), np.full((4, 1), 0.04)], axis=1)
     action = conventions.normalise_action(contract, conventions.encode_actions(contract, commands, state))
     limited = contract.model_copy(
         update={"recorded": Recorded(limits={"tool": Limits(joints=Limits(speed=(1.5,) * 6))})}

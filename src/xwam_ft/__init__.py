@@ -24,6 +24,7 @@ The hall
     recipe.py         the schema of a training recipe
     recipe_model.py   its `model` section: what trains, by which adapters
     contract.py       what prepare, train, export and policy must agree on
+    poses.py          poses as numbers, and what lies between two of them
     conventions.py    commands <-> actions by convention, numbers <-> normalised numbers
     quantiles.py      what numbers are normalised by, from the recorded motion
     limits.py         what commands are held in, stated or recorded

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from xwam_ft import conventions
+from xwam_ft.poses import pose_apply, pose_difference
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -142,9 +142,9 @@ def _slow_pose(poses: Float[ndarray, "ta 7"], start: Float[ndarray, " 7"], most:
     """The same for poses: `most` metres along the straight line, `most` radians about the axis of the turn."""
     slowed: list[np.ndarray] = []
     for pose in poses:
-        change = conventions.pose_difference(pose[None], start[None])[0]
+        change = pose_difference(pose[None], start[None])[0]
         shares = [_share(change[:3], most[0]), _share(change[3:], most[1])]
-        bounded = conventions.pose_apply((change * np.repeat(shares, 3))[None], start[None])[0]
+        bounded = pose_apply((change * np.repeat(shares, 3))[None], start[None])[0]
         # A part that is slow enough stays as it is to the bit, and so is not counted.
         kept = [share == 1.0 for share in shares]
         start = np.where(np.repeat(kept, (3, 4)), pose, bounded)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft import conventions
+from xwam_ft import conventions, poses
 from xwam_ft.aliases import resolved
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.limits import clamp
@@ -55,7 +55,7 @@ def slot_state(slot: Slot, columns: Float[ndarray, "f n"]) -> Float[ndarray, "f 
     """Reported columns of one slot -> its state: as is, by forward kinematics, or reduced to one number."""
     if slot.transform == "forward_kinematics":
         assert slot.chain is not None
-        return conventions.matrix_pose(slot.chain.forward(columns))
+        return poses.matrix_pose(slot.chain.forward(columns))
     if slot.transform == "mean":
         return columns.mean(axis=-1, keepdims=True)
     if slot.transform == "max":
@@ -63,7 +63,7 @@ def slot_state(slot: Slot, columns: Float[ndarray, "f n"]) -> Float[ndarray, "f 
     if slot.transform == "norm":
         return np.linalg.norm(columns, axis=-1, keepdims=True)
     if slot.kind == "pose":
-        quaternion = conventions.canonical_quaternion(columns[..., 3:])
+        quaternion = poses.canonical_quaternion(columns[..., 3:])
         return np.concatenate([columns[..., :3], quaternion], axis=-1)
     return columns
 
@@ -156,7 +156,7 @@ def decode(
         if slot.transform == "forward_kinematics" and observation is not None:
             assert slot.chain is not None
             seed = np.asarray(_mapping(observation, "state")[name], dtype=np.float64)
-            targets = conventions.pose_matrix(command)
+            targets = poses.pose_matrix(command)
             joints, residual[name] = slot.chain.inverse_path(targets, seed)
             limits = contract.limits(name)
             if limits is not None and limits.joints is not None:
@@ -176,8 +176,8 @@ def decode(
 
 def _miss(reached: Float[ndarray, "ta 4 4"], targets: Float[ndarray, "ta 4 4"]) -> Float[ndarray, "ta 2"]:
     """Metres and radians between poses."""
-    there, wanted = conventions.matrix_pose(reached), conventions.matrix_pose(targets)
-    off = conventions.pose_difference(wanted, there)
+    there, wanted = poses.matrix_pose(reached), poses.matrix_pose(targets)
+    off = poses.pose_difference(wanted, there)
     return np.stack([np.linalg.norm(off[:, :3], axis=1), np.linalg.norm(off[:, 3:], axis=1)], axis=1)
 
 

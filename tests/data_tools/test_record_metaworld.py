@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from xwam_ft.conventions import pose_matrix
 from xwam_ft.evaluate import metaworld
 from xwam_ft.media import read_gray16, read_rgb
+from xwam_ft.poses import pose_matrix
 from xwam_ft.prepare.depth.sensor import lerobot_log12
 
 TOOL = Path(__file__).parents[2] / "data_tools" / "record_metaworld.py"

@@ -61,7 +61,7 @@ def test_both_versions_of_the_g1_recordings_give_the_same_bits(space: str, estim
 
         table = pq.read_table(Path(DATA) / "lerobot_v21_g1" / "data" / "chunk-000" / "episode_000000.parquet")
         joints = np.array(table.column("action").to_pylist())[0, :7]
-        from xwam_ft.conventions import pose_matrix
+        from xwam_ft.poses import pose_matrix
 
         solved, metres, radians = arm.chain.inverse(pose_matrix(first.action[0, :7]), joints + 0.01)
         assert max(metres, radians) < 1e-6

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from xwam_ft.contract import Camera, Contract, DepthCode, Image
-from xwam_ft.conventions import matrix_pose, pose_matrix
 from xwam_ft.depth_code import metres_to_code
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.pointcloud import Cloud, fuse, project, read_ply, transform, unproject, view_cloud, write_ply
 from xwam_ft.evaluate.scene import camera_pose, left_out, model_intrinsics, preview, scene_cloud, why_no_cloud
+from xwam_ft.poses import matrix_pose, pose_matrix
 
 K = (50.0, 60.0, 31.5, 15.5)
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from scipy.spatial.transform import Rotation
 
-from xwam_ft import conventions, observation
+from xwam_ft import conventions, observation, poses
 from xwam_ft.contract import Limits, load_contract
 from xwam_ft.limits import Recorded
 from xwam_ft.prepare import pipeline, report
@@ -29,7 +29,7 @@ def episode(turns: Rotation, seed: int = 0) -> Motion:
     count, random = len(turns), np.random.default_rng(seed)
     state = np.zeros((count, 8))
     state[:, :3] = 0.2 * np.sin(np.arange(count)[:, None] * 0.05 + random.uniform(0, 6, 3))
-    state[:, 3:7] = conventions.canonical_quaternion(turns.as_quat(scalar_first=True))
+    state[:, 3:7] = poses.canonical_quaternion(turns.as_quat(scalar_first=True))
     state[:, 7] = 0.04 + 0.03 * np.sin(np.arange(count) * 0.1)
     command = state[np.minimum(np.arange(count) + 2, count - 1)]
     return Motion(state, command, np.ones_like(command))

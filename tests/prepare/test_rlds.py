@@ -215,7 +215,8 @@ def test_the_bridge_sample_is_read_whole() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="XWAM_FT_TEST_DATA does not name the folder of real recordings")
 def test_the_bridge_sample_becomes_shards(tmp_path: Path) -> None:
-    from xwam_ft.conventions import encode_actions, pose_apply
+    from xwam_ft.conventions import encode_actions
+    from xwam_ft.poses import pose_apply
     from xwam_ft.prepare.pipeline import prepare
     from xwam_ft.shards import ShardSet
 

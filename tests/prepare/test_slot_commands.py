@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from xwam_ft import conventions
+from xwam_ft import poses
 from xwam_ft.errors import UserError
 from xwam_ft.observation import slot_state
 from xwam_ft.prepare.embodiment.schema import load_embodiment
@@ -93,7 +93,7 @@ def test_changes_in_controller_units_are_scaled(tmp_path: Path) -> None:
         Rotation.from_quat(state[:, 3:], scalar_first=True)
     )
     np.testing.assert_allclose(
-        turned[:, 3:], conventions.canonical_quaternion(expected.as_quat(scalar_first=True)), atol=1e-12
+        turned[:, 3:], poses.canonical_quaternion(expected.as_quat(scalar_first=True)), atol=1e-12
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft import conventions
+from xwam_ft import conventions, poses
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -124,7 +124,7 @@ Column = tuple[Measure, np.ndarray, np.ndarray]
 def _pose(slot: Slot, predicted: np.ndarray, recorded: np.ndarray, mask: np.ndarray) -> list[Column]:
     weight = mask.min(axis=1)
     known = np.where(weight[:, None] > 0, recorded, predicted)
-    difference = conventions.pose_difference(predicted, known)
+    difference = poses.pose_difference(predicted, known)
     distance = np.linalg.norm(difference[:, :3], axis=1) * MILLIMETRES
     angle = np.linalg.norm(difference[:, 3:], axis=1) * DEGREES
     columns = [

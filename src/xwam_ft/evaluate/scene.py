@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft.conventions import pose_matrix, state_slices
+from xwam_ft.conventions import state_slices
 from xwam_ft.depth_code import INVALID, is_exact, require_metric, to_metres
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.pointcloud import Cloud, fuse, view_cloud
 from xwam_ft.files import atomic_path
 from xwam_ft.pictures import centre_crop_intrinsics, resize_intrinsics
+from xwam_ft.poses import pose_matrix
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16

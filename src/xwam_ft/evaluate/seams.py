@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xwam_ft import conventions, observation
+from xwam_ft import conventions, observation, poses
 from xwam_ft.evaluate.errors import DEGREES, ErrorTable, command_errors, mean_errors
 from xwam_ft.evaluate.open_loop import BATCH, spread
 from xwam_ft.policy.policy import clip_observation
@@ -49,7 +49,7 @@ def jerks(contract: Contract, commands: Float[ndarray, "n q"]) -> Jerks:
             continue
         table = commands[:, place]
         if slot.kind == "pose" and not slot.for_controller:
-            steps = conventions.pose_difference(table[1:], table[:-1]) / period
+            steps = poses.pose_difference(table[1:], table[:-1]) / period
             rates = np.diff(steps, n=2, axis=0) / period**2
             found[name, "position", "m/s³"] = np.linalg.norm(rates[:, :3], axis=1)
             found[name, "rotation", "deg/s³"] = np.linalg.norm(rates[:, 3:], axis=1) * DEGREES

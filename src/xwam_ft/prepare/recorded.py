@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xwam_ft import conventions
+from xwam_ft import conventions, poses
 from xwam_ft.contract import Contract
 from xwam_ft.errors import listed
 from xwam_ft.limits import Limits, Recorded
@@ -123,7 +123,7 @@ def _part(
         (command[skip:][known[skip:]], command[:-skip][known[skip:]]),
         (command[known], state[known]),
     ):
-        off = conventions.pose_difference(later, earlier) if len(later) else np.zeros((0, 6))
+        off = poses.pose_difference(later, earlier) if len(later) else np.zeros((0, 6))
         steps.append(np.stack([np.linalg.norm(off[:, :3], axis=1), np.linalg.norm(off[:, 3:], axis=1)], axis=1))
     values = np.concatenate([state[:, :3], command[known, :3]])
     return values[::stride], np.concatenate(steps)[::stride]

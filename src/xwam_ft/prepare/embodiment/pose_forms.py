@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xwam_ft.conventions import canonical_quaternion
+from xwam_ft.poses import canonical_quaternion
 from xwam_ft.prepare.episode import EpisodeError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from xwam_ft import conventions
+from xwam_ft import poses
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Limits, Slot
 from xwam_ft.errors import UserError, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
@@ -231,7 +231,7 @@ def _from_changes(
     """Recorded changes [F, n] -> absolute commands [F, Q]. `columns`: the slot's numbers as reported, SI."""
     slot, along = plan.slot, delta.to == "command"
     if slot.kind == "pose" and slot.chain is None:
-        return conventions.pose_compose(state, change, along=along, tool=delta.frame == "tool")
+        return poses.pose_compose(state, change, along=along, tool=delta.frame == "tool")
     # A change of joints is one of joints also where the command is a pose.
     one = slot.reduced and change.shape[1] == 1
     start = state if one else columns
