@@ -225,9 +225,9 @@ def evaluate(
     if env is not None:
         from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 
-        limits = {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
         asked: dict[str, Any] = {"episodes": episodes, "seed": seed, "films": films, "perturb": perturb}
-        metrics = evaluate_in_environment(source, env, out=place, console=console, **asked, **limits)
+        asked |= {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+        metrics = evaluate_in_environment(source, env, out=place, console=console, **asked)
     else:
         from xwam_ft.evaluate.evaluate import evaluate_bundle
 

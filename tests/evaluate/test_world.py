@@ -194,7 +194,11 @@ def test_whole_episodes_are_drawn_where_clips_are_of_them() -> None:
     assert alone == narrow
     assert (drawn(None), drawn([0, 0]), drawn([0, 1])) == ("clips", "clips", "episodes")
     unequal = mean_interval(np.array([0.0, 0.0, 0.0, 1.0]), [0, 0, 0, 1]) or (0, 0)
-    assert unequal == (0, 1)  # an episode counts with all of its clips, and sometimes one alone is drawn
+    assert unequal == (0, 1)  # sometimes one episode alone is drawn
+    two = rng.normal(0, 1, 16)  # of two episodes that do not differ: no narrower than over clips
+    low, high = mean_interval(two, [0] * 8 + [1] * 8) or (0, 0)
+    narrowest = mean_interval(two) or (0, 0)
+    assert high - low > 0.9 * (narrowest[1] - narrowest[0])
     other = values + rng.normal(0, 0.01, 200)
     by_clip, by_episode = spearman(values, other), spearman(values, other, of.tolist())
     assert by_clip is not None

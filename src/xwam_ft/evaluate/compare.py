@@ -1,6 +1,6 @@
 """`xwam-ft evaluate --compare A B`: two evaluations laid beside each other, with intervals of what differs.
 
-An interval is a 95 % bootstrap over episodes, each with all its clips; where both were measured on the same clips, of
+An interval is a 95 % bootstrap over episodes and the clips of each; where both were measured on the same clips, of
 each one's own difference, which is far narrower. Figures of which no value a clip is kept have none.
 """
 

@@ -1,12 +1,14 @@
 """95 % intervals of what a few clips say: percentile bootstrap, always with the same draws.
 
-Clips of one episode are alike, so where it is known whose they are, whole episodes are drawn, each with all its clips.
-Of a single episode nothing is known of others: then clips are drawn, and the interval is rather too narrow.
+Clips of one episode are alike, so where it is known whose they are, episodes are drawn, and of each its clips: the
+first holds how episodes differ, the second keeps an interval of two or three episodes from being next to nothing. Of a
+single episode nothing is known of others: then clips alone are drawn, and the interval is rather too narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,8 +65,8 @@ def spearman(
     if drawn(episodes) == "clips":
         draws = _draws(len(first), 0)
         found = _correlation(first[draws], second[draws])
-    else:  # draws of episodes are of unequal lengths
-        rows = _draws_of_episodes(episodes, 0)
+    else:  # draws are of unequal lengths
+        rows = _draws_of_episodes(tuple(episodes or ()), 0)
         found = np.array([_correlation(first[None, row], second[None, row])[0] for row in rows])
     return float(_correlation(first[None], second[None])[0]), _bounds(found)
 
@@ -80,25 +82,21 @@ def _correlation(first: Float[ndarray, "k n"], second: Float[ndarray, "k n"]) ->
 def _resampled_means(values: Float[ndarray, " n"], seed: int, episodes: Episodes = None) -> Float[ndarray, " k"]:
     if drawn(episodes) == "clips":
         return values[_draws(len(values), seed)].mean(axis=1)
-    members = _members(episodes)
-    sums, counts = np.array([values[places].sum() for places in members]), np.array([len(m) for m in members])
-    rows = _draws(len(members), seed)
-    return sums[rows].sum(axis=1) / counts[rows].sum(axis=1)
+    return np.array([values[row].mean() for row in _draws_of_episodes(tuple(episodes or ()), seed)])
 
 
-def _members(episodes: Episodes) -> list[ndarray]:
-    """The places of each episode's clips."""
-    assert episodes is not None
+@lru_cache(maxsize=8)
+def _draws_of_episodes(episodes: tuple[object, ...], seed: int) -> list[ndarray]:
+    """Places of clips: as many episodes as there are, drawn with replacement, of each as many clips as it has."""
     found: dict[object, list[int]] = {}
     for place, episode in enumerate(episodes):
         found.setdefault(episode, []).append(place)
-    return [np.array(places) for places in found.values()]
-
-
-def _draws_of_episodes(episodes: Episodes, seed: int) -> list[ndarray]:
-    """Places of clips, of as many episodes as there are, drawn with replacement."""
-    members = _members(episodes)
-    return [np.concatenate([members[index] for index in row]) for row in _draws(len(members), seed)]
+    members = [np.array(places) for places in found.values()]
+    within = np.random.default_rng([seed, 1])
+    return [
+        np.concatenate([members[index][within.integers(0, len(members[index]), len(members[index]))] for index in row])
+        for row in _draws(len(members), seed)
+    ]
 
 
 def _draws(count: int, seed: int) -> ndarray:
