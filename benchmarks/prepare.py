@@ -28,7 +28,8 @@ import typer
 from av.codec.context import Flags
 
 from _recordings import Shape, write_embodiment, write_recordings
-from xwam_ft.media import REPRODUCIBLE, VideoInfo, count_frames, probe
+from xwam_ft.decoding import VideoInfo
+from xwam_ft.media import REPRODUCIBLE, count_frames, probe
 from xwam_ft.prepare.embodiment.cameras import plan_cameras
 from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode import VideoView
