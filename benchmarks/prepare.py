@@ -29,14 +29,12 @@ from av.codec.context import Flags
 
 from _recordings import Shape, write_embodiment, write_recordings
 from xwam_ft.decoding import VideoInfo
-from xwam_ft.media import REPRODUCIBLE, count_frames, probe
+from xwam_ft.media import FFV1, H264, count_frames, probe
 from xwam_ft.prepare.embodiment.cameras import plan_cameras
 from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode import VideoView
 from xwam_ft.prepare.sources import open_source
 
-H264 = {"crf": "18", "preset": "medium", "g": "16", **REPRODUCIBLE}  # those of media.rgb_bytes
-FFV1 = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}  # those of media.gray16_bytes
 SMALL = Shape(episodes=0, frames=40, cameras=1, height=96, width=128)
 
 PREPARE = """

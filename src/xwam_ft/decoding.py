@@ -14,6 +14,7 @@ import bisect
 import importlib.util
 import io
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
@@ -32,7 +33,17 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from numpy import ndarray
 
-Source = Path | bytes
+
+@dataclass(frozen=True)
+class Part:
+    """A video within a file: `size` bytes from `offset`."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+Source = Path | Part | bytes
 DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp9"}
 # One packet is one picture in these; elsewhere (VP8's hidden frames, packed MPEG-4 in AVI) pictures are counted.
 PACKET_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1", "mjpeg", "png"}
@@ -62,7 +73,7 @@ class PacketIndex:
 
 
 class Video:
-    """A video opened once, for one thread.
+    """A video for one thread, opened once, and only where what is asked for is not known of it yet.
 
     Raises:
         UserError: absent, not a video, or without a video stream; of a method, also where decoding fails.
@@ -70,41 +81,48 @@ class Video:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._container = _open(source)
-        self._stream = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = 1
+        self._told = _told_of(source)
+        if not self._told:
+            _ = self._container  # opening it says what is wrong
         self._decoding: Iterator[Any] | None = None
         self._position = -1  # index of the last picture PyAV decoded
 
     def close(self) -> None:
         self._decoding = None
-        self._container.close()
+        if "_container" in self.__dict__:
+            self._container.close()
 
     @cached_property
+    def _container(self) -> Any:
+        container = _open(self.source)
+        container.streams.video[0].codec_context.thread_count = 1
+        return container
+
+    @property
+    def _stream(self) -> Any:
+        return self._container.streams.video[0]
+
+    @property
     def info(self) -> VideoInfo:
-        context = self._stream.codec_context
-        return VideoInfo(
-            codec=_codec_name(context),
-            pixel_format=context.pix_fmt or "none",
-            bits=context.format.components[0].bits if context.format else 0,
-            width=context.width,
-            height=context.height,
-            fps=float(self._stream.average_rate or self._stream.guessed_rate or 0),
-            frames=self._stream.frames or None,
-        )
+        if "info" not in self._told:
+            context = self._stream.codec_context
+            self._told["info"] = VideoInfo(
+                codec=_codec_name(context),
+                pixel_format=context.pix_fmt or "none",
+                bits=context.format.components[0].bits if context.format else 0,
+                width=context.width,
+                height=context.height,
+                fps=float(self._stream.average_rate or self._stream.guessed_rate or 0),
+                frames=self._stream.frames or None,
+            )
+        return self._told["info"]
 
-    @cached_property
+    @property
     def packets(self) -> PacketIndex | None:
-        """The index of the file, None where its packets do not tell. Kept of files, which are read a part at a time."""
-        if isinstance(self.source, bytes):
-            return self._scan()
-        stat = self.source.stat()
-        key = self.source, stat.st_mtime_ns, stat.st_size
-        if key not in _indexed:
-            _indexed[key] = self._scan()
-            while len(_indexed) > INDEXED:
-                _indexed.popitem(last=False)
-        return _indexed[key]
+        """The index of the file, None where its packets do not tell."""
+        if "packets" not in self._told:
+            self._told["packets"] = self._scan()
+        return self._told["packets"]
 
     @cached_property
     def decoder(self) -> Literal["decord", "av"]:
@@ -157,7 +175,11 @@ class Video:
         """decord's own, which goes on where it is when the next pictures are asked for."""
         import decord
 
-        data = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
+        source = self.source
+        if isinstance(source, Part):
+            with _Window(source) as window:
+                source = window.read()
+        data = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         return decord.VideoReader(data, num_threads=1)
 
     def _seek_and_decode(self, packets: PacketIndex, chosen: list[int], layout: Layout) -> Iterator[np.ndarray]:
@@ -241,7 +263,7 @@ def keep_open() -> Generator[None]:
 @contextmanager
 def opened(source: Source) -> Generator[Video]:
     """A video for one reading, or the one that is open already (`keep_open`)."""
-    if isinstance(source, bytes) or _kept.videos is None:
+    if not isinstance(source, Path) or _kept.videos is None:
         video = Video(source)
         try:
             yield video
@@ -253,9 +275,54 @@ def opened(source: Source) -> Generator[Video]:
     yield _kept.videos[source]
 
 
-# The packet indices of the last files, by what tells a file from another under its name.
-_indexed: OrderedDict[tuple[Path, int, int], PacketIndex | None] = OrderedDict()
-INDEXED = 32
+TOLD = 1024
+# What the last files said of themselves (`info`, `packets`), by what tells a file from another under its name.
+_told: OrderedDict[tuple[Path, int, int, int], dict[str, Any]] = OrderedDict()
+
+
+def _told_of(source: Source) -> dict[str, Any]:
+    """What is known of a video, to be added to; empty of one that was not looked at, or is in memory."""
+    if isinstance(source, bytes):
+        return {}
+    path, offset = (source.path, source.offset) if isinstance(source, Part) else (source, 0)
+    try:
+        stat = path.stat()
+    except OSError:
+        return {}
+    found = _told.setdefault((path, stat.st_mtime_ns, stat.st_size, offset), {})
+    while len(_told) > TOLD:
+        _told.popitem(last=False)
+    return found
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, part: Part) -> None:
+        self._file, self._part, self._at = part.path.open("rb", buffering=0), part, 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(0, self._part.size - self._at)
+        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._part.offset + self._at)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + (0, self._at, self._part.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _open(source: Source) -> Any:
@@ -265,7 +332,10 @@ def _open(source: Source) -> Any:
         what, fix = stand_in(source) or ("the video file does not exist", "restore it, or leave its episode out")
         raise UserError(what, source, fix)
     try:
-        container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        if isinstance(source, Part):
+            container = av.open(_Window(source))
+        else:
+            container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (av.FFmpegError, OSError) as error:
         raise unreadable(source, str(error)) from None
     if not container.streams.video:
@@ -309,6 +379,8 @@ def _codec_name(context: Any) -> str:
 
 
 def name_of(source: Source) -> str:
+    if isinstance(source, Part):
+        return f"a video of {source.size} bytes in {source.path}"
     return f"a video of {len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 # x264's macroblock tree reads memory nobody wrote, so with it equal pictures give unequal bytes even on one thread.
 REPRODUCIBLE = {"threads": "1", "x264-params": "mbtree=0"}
+# Of what training reads at random: a key frame every 16 pictures bounds what has to be decoded for one. What this costs
+# and gives beside other choices: benchmarks/encoder.py.
+H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "16", "g": "16", **REPRODUCIBLE}
+FFV1 = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
 
 
 def probe(source: Source) -> VideoInfo:
@@ -86,16 +90,14 @@ def read_gray16(source: Source, frames: Frames = None) -> UInt16[ndarray, "n h w
         return video.by_av(frames, "gray")
 
 
-def write_rgb(
-    path: Path, frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, *, crf: int = 18, gop: int = 16
-) -> None:
-    """Write H.264 (yuv420p) atomically; height and width even. `gop` bounds what random access has to decode."""
-    write_bytes_atomic(path, rgb_bytes(frames, fps, crf=crf, gop=gop))
+def write_rgb(path: Path, frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float) -> None:
+    """Write H.264 (yuv420p) atomically; height and width even."""
+    write_bytes_atomic(path, rgb_bytes(frames, fps))
 
 
-def rgb_bytes(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, *, crf: int = 18, gop: int = 16) -> bytes:
+def rgb_bytes(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float) -> bytes:
     """An H.264 mp4 in memory; see `write_rgb`."""
-    return encoded(frames, fps, "libx264", {"crf": str(crf), "preset": "medium", "g": str(gop), **REPRODUCIBLE})
+    return encoded(frames, fps, "libx264", H264)
 
 
 def encoded(frames: Iterable[UInt8[ndarray, "h w 3"]], fps: float, codec: str, options: dict[str, str]) -> bytes:
@@ -112,9 +114,8 @@ def write_gray16(path: Path, frames: Iterable[UInt16[ndarray, "h w"]], fps: floa
 
 def gray16_bytes(frames: Iterable[UInt16[ndarray, "h w"]], fps: float) -> bytes:
     """A lossless FFV1 .mkv in memory; see `write_gray16`."""
-    options = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
     buffer = io.BytesIO()
-    _encode(buffer, frames, fps, "ffv1", "gray16le", "gray16le", "matroska", options, {})
+    _encode(buffer, frames, fps, "ffv1", "gray16le", "gray16le", "matroska", FFV1, {})
     return buffer.getvalue()
 
 
