@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256 as sha256_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from google_crc32c import value as crc32c
 
 from xwam_ft import remote
 from xwam_ft.copies import LOCAL_GB, Copies, copies_folder
-from xwam_ft.decoding import Part
+from xwam_ft.decoding import Part, Source
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, sha256
 from xwam_ft.remote_errors import Missing
@@ -82,6 +82,13 @@ def _part(stream: BinaryIO, offset: int, size: int) -> bytes:
     return stream.read(size)
 
 
+class Members(NamedTuple):
+    """Files of a segment by their names in it."""
+
+    tables: dict[str, bytes]
+    videos: dict[str, Source]
+
+
 @dataclass(frozen=True)
 class ShardFiles:
     """The tars of a set. `local_gb`: of copies on this machine, where it is at a URL."""
@@ -124,7 +131,7 @@ class ShardFiles:
             fix = f"remove {copies_folder()}, which holds a copy of it; if that does not help, upload the shard again"
         return UserError(f"segment {entry.key} cannot be read ({reason})", place, fix)
 
-    def members(self, entry: SegmentEntry, names: Collection[str], version: str) -> dict[str, bytes | Part]:
+    def members(self, entry: SegmentEntry, names: Collection[str], version: str) -> Members:
         """Files of a segment by their names in it, compared with their checksums where the index has them.
 
         Videos in a folder's tars, which are read a part at a time, are compared once a process.
@@ -157,7 +164,7 @@ class ShardFiles:
             if len(_compared) > COMPARED:
                 _compared.clear()
             _compared.update((tar, spans[name]) for name in videos)
-            return found | {name: Part(place, *spans[name]) for name in videos}
+            return _split(found | {name: Part(place, *spans[name]) for name in videos})
         # They stand one after another, so that what lies between them is not worth a request of its own.
         start = min(offset for offset, _ in spans.values())
         size = max(offset + length for offset, length in spans.values()) - start
@@ -179,7 +186,12 @@ class ShardFiles:
             )
 
         copies, name = Copies(self.local_gb), f"{version} {start}+{size}"
-        return {**parts(copies.get(name, size, fetch, lambda data: _changed(entry, parts(data)) is None))}
+        return _split(parts(copies.get(name, size, fetch, lambda data: _changed(entry, parts(data)) is None)))
+
+
+def _split(found: Mapping[str, Any]) -> Members:
+    tables = {name: data for name, data in found.items() if not name.endswith(VIDEOS)}
+    return Members(tables, {name: data for name, data in found.items() if name not in tables})
 
 
 def _changed(entry: SegmentEntry, found: Mapping[str, bytes]) -> str | None:
