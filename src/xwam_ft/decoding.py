@@ -166,7 +166,7 @@ class Video:
             chosen = set(unique.tolist())
             with _open(self.source) as container:
                 decoded = itertools.islice(_decode(container, self.source), max(chosen, default=-1) + 1)
-                pictures = (_array(frame, layout) for index, frame in enumerate(decoded) if index in chosen)
+                pictures = (self._array(frame, layout) for index, frame in enumerate(decoded) if index in chosen)
                 return self._stack(pictures, len(unique), inverse, layout)
         return self._stack(self._seek_and_decode(self.packets, unique.tolist(), layout), len(unique), inverse, layout)
 
@@ -199,7 +199,24 @@ class Video:
             self._position = bisect.bisect_left(times, frame.pts)
             if frame.pts != times[index]:
                 raise unreadable(self.source, f"picture {index} does not decode")
-            yield _array(frame, layout)
+            yield self._array(frame, layout)
+
+    def _array(self, frame: Any, layout: Layout) -> np.ndarray:
+        """A picture's numbers, in the frame's own memory where no padding stands between them."""
+        frame = self._converter.reformat(frame, format="rgb24") if layout == "rgb24" else frame
+        plane = frame.planes[0]
+        if layout == "rgb24":
+            rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
+            return rows[: frame.height, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+        rows = np.frombuffer(plane, dtype="<u2").reshape(-1, plane.line_size // 2)
+        return rows[: frame.height, : frame.width].astype(np.uint16, copy=False)
+
+    @cached_property
+    def _converter(self) -> Any:
+        """Kept for the next picture, as setting it up takes longer than using it."""
+        from av.video.reformatter import VideoReformatter
+
+        return VideoReformatter()
 
     def _stack(self, pictures: Iterator[np.ndarray], count: int, inverse: np.ndarray, layout: Layout) -> np.ndarray:
         """`count` pictures as one array, filled as they come, in the order that `inverse` says."""
@@ -351,14 +368,6 @@ def _decode(container: Any, source: Source) -> Iterator[Any]:
         yield from container.decode(video=0)
     except av.FFmpegError as error:
         raise unreadable(source, str(error)) from None
-
-
-def _array(frame: Any, layout: Layout) -> np.ndarray:
-    if layout == "rgb24":
-        return frame.to_ndarray(format="rgb24")
-    plane = frame.planes[0]
-    rows = np.frombuffer(plane, dtype="<u2").reshape(-1, plane.line_size // 2)
-    return rows[: frame.height, : frame.width].astype(np.uint16, copy=False)
 
 
 def _chosen(frames: Frames, count: int, source: Source) -> np.ndarray:
