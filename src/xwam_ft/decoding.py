@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A video within a file: `size` bytes from `offset`."""
 
     path: Path
@@ -43,7 +43,7 @@ class Part:
     size: int
 
 
-Source = Path | Part | bytes
+Source = Path | FilePart | bytes
 DECORD_CODECS = {"h264", "hevc", "mpeg4", "vp9"}
 # One packet is one picture in these; elsewhere (VP8's hidden frames, packed MPEG-4 in AVI) pictures are counted.
 PACKET_CODECS = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1", "mjpeg", "png"}
@@ -176,7 +176,7 @@ class Video:
         import decord
 
         source = self.source
-        if isinstance(source, Part):
+        if isinstance(source, FilePart):
             with _Window(source) as window:
                 source = window.read()
         data = io.BytesIO(source) if isinstance(source, bytes) else str(source)
@@ -301,7 +301,7 @@ def _told_of(source: Source) -> dict[str, Any]:
     """What is known of a video, to be added to; empty of one that was not looked at, or is in memory."""
     if isinstance(source, bytes):
         return {}
-    path, offset = (source.path, source.offset) if isinstance(source, Part) else (source, 0)
+    path, offset = (source.path, source.offset) if isinstance(source, FilePart) else (source, 0)
     try:
         stat = path.stat()
     except OSError:
@@ -315,7 +315,7 @@ def _told_of(source: Source) -> dict[str, Any]:
 class _Window(io.RawIOBase):
     """A part of a file as a file."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: FilePart) -> None:
         self._file, self._part, self._at = part.path.open("rb", buffering=0), part, 0
 
     def read(self, size: int = -1, /) -> bytes:
@@ -331,12 +331,6 @@ class _Window(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def close(self) -> None:
         self._file.close()
         super().close()
@@ -349,7 +343,7 @@ def _open(source: Source) -> Any:
         what, fix = stand_in(source) or ("the video file does not exist", "restore it, or leave its episode out")
         raise UserError(what, source, fix)
     try:
-        if isinstance(source, Part):
+        if isinstance(source, FilePart):
             container = av.open(_Window(source))
         else:
             container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
@@ -388,7 +382,7 @@ def _codec_name(context: Any) -> str:
 
 
 def name_of(source: Source) -> str:
-    if isinstance(source, Part):
+    if isinstance(source, FilePart):
         return f"a video of {source.size} bytes in {source.path}"
     return f"a video of {len(source)} bytes in memory" if isinstance(source, bytes) else str(source)
 

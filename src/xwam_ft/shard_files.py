@@ -19,7 +19,7 @@ from google_crc32c import value as crc32c
 
 from xwam_ft import remote
 from xwam_ft.copies import LOCAL_GB, Copies, copies_folder
-from xwam_ft.decoding import Part, Source
+from xwam_ft.decoding import FilePart, Source
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, sha256
 from xwam_ft.remote_errors import Missing
@@ -164,7 +164,7 @@ class ShardFiles:
             if len(_compared) > COMPARED:
                 _compared.clear()
             _compared.update((tar, spans[name]) for name in videos)
-            return _split(found | {name: Part(place, *spans[name]) for name in videos})
+            return _split(found | {name: FilePart(place, *spans[name]) for name in videos})
         # They stand one after another, so that what lies between them is not worth a request of its own.
         start = min(offset for offset, _ in spans.values())
         size = max(offset + length for offset, length in spans.values()) - start

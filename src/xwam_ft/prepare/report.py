@@ -27,7 +27,7 @@ THUMBNAILS = 6  # a finding
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
-class _Numbers(NamedTuple):
+class _Encoded(NamedTuple):
     """Of the training episodes: states [F, P], and actions [N, Da] of clip starts with their masks."""
 
     states: np.ndarray
@@ -61,7 +61,7 @@ def render(
         if job.number in chosen
     ]
     train = Motions([job for job in accepted if job.number not in held_out])
-    numbers = _Numbers(quantiles.all_states(train), *quantiles.chunk_actions(contract, train))
+    numbers = _Encoded(quantiles.all_states(train), *quantiles.chunk_actions(contract, train))
     groups = grouped((result.number, finding) for result in results for finding in result.findings)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -96,7 +96,7 @@ def render(
 def plots(
     contract: Contract,
     motions: Mapping[int, quantiles.Motion],
-    numbers: _Numbers,
+    numbers: _Encoded,
     kept: Sequence[EpisodeResult],
     held_out: set[int],
 ) -> dict[str, str | None]:
@@ -106,10 +106,17 @@ def plots(
     episodes, frames = [result.number for result in kept], [result.frames for result in kept]
     apart = [result.seconds_apart for result in kept]
     return {
-        "distributions": report_plots.distributions(contract, numbers.states, numbers.actions, numbers.masks),
+        "distributions": histograms(contract, numbers),
         "paths": report_plots.paths(contract, motions, held_out),
         "timing": report_plots.timing(contract.timing.fps, episodes, frames, apart, held_out),
     }
+
+
+def histograms(contract: Contract, numbers: _Encoded) -> str:
+    """Distributions of every slot's normalised numbers, as a data URL."""
+    from xwam_ft.prepare.report_plots import distributions
+
+    return distributions(contract, numbers.states, numbers.actions, numbers.masks)
 
 
 def _group(group: FindingGroup, results: Sequence[EpisodeResult], cameras: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _shown(kept: Sequence[EpisodeResult], held_out: set[int]) -> set[int]:
     return {*first, *(rest[i] for i in even)}
 
 
-def _slots(contract: Contract, numbers: _Numbers) -> list[dict[str, Any]]:
+def _slots(contract: Contract, numbers: _Encoded) -> list[dict[str, Any]]:
     actions = np.where(numbers.masks > 0, numbers.actions, np.nan)
     return [_slot_rows(contract, slot, numbers.states, actions) for slot in contract.slots]
 
