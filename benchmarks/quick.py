@@ -43,32 +43,32 @@ LATENCY = "policy_latency.py --size tiny --steps 2,1 --rollout 2 --repeats 1"
 SERVING, EXPORT = "serving.py --requests 40", "export.py --blocks 2 --width 256"
 IMPORT = "import_checkpoint.py --gb 0.1 --shard-gb 0.05"
 RATIOS = (
-    Ratio("prepare / bare work, CPU, start-up apart", PREPARE, r"^prepare / bare, start-up apart\s+\S+\s+(\S+)"),
-    Ratio("prepare of 40 episodes / of 4, CPU", GROWTH, r"^40(?:\s+\S+){4}\s+(\S+)"),
-    Ratio("clips from recordings by PyAV / from shards, time", LOADING, r"^recordings, PyAV(?:\s+\S+){2}\s+(\S+)"),
-    Ratio("clips from recordings by decord / from shards, time", LOADING, r"^recordings, decord(?:\s+\S+){2}\s+(\S+)"),
+    Ratio("prepare / bare work, CPU, start-up apart", PREPARE, r"^prepare / bare, start-up apart +\S+ +(\S+)"),
+    Ratio("prepare of 40 episodes / of 4, CPU", GROWTH, r"^40(?: +\S+){4} +(\S+)"),
+    Ratio("clips from recordings by PyAV / from shards, time", LOADING, r"^recordings, PyAV(?: +\S+){2} +(\S+)"),
+    Ratio("clips from recordings by decord / from shards, time", LOADING, r"^recordings, decord(?: +\S+){2} +(\S+)"),
     Ratio(
         "size of a stored picture / x264 medium, crf 18",
         ENCODER,
-        r"^veryfast 16 16 fastdecode\s+(\S+)",
-        r"^medium 18 16\s+(\S+)",
+        r"^veryfast 16 16 fastdecode +(\S+)",
+        r"^medium 18 16 +(\S+)",
     ),
     Ratio(
         "time to encode one / the same",
         ENCODER,
-        r"^veryfast 16 16 fastdecode(?:\s+\S+){2}\s+(\S+)",
-        r"^medium 18 16(?:\s+\S+){2}\s+(\S+)",
+        r"^veryfast 16 16 fastdecode(?: +\S+){2} +(\S+)",
+        r"^medium 18 16(?: +\S+){2} +(\S+)",
     ),
-    Ratio("policy call: text anew / known", LATENCY, r"^1 instruction encoded once\s+\S+\s+\S+\s+(\S+)"),
-    Ratio("policy call: nine frames / one", LATENCY, r"^2 one frame a view to the VAE\s+\S+\s+\S+\s+(\S+)"),
-    Ratio("a request over loopback / in process", SERVING, r"^over loopback\s+(\S+)", r"^in process\s+(\S+)"),
+    Ratio("policy call: text anew / known", LATENCY, r"^1 instruction encoded once +\S+ +\S+ +(\S+)"),
+    Ratio("policy call: nine frames / one", LATENCY, r"^2 one frame a view to the VAE +\S+ +\S+ +(\S+)"),
+    Ratio("a request over loopback / in process", SERVING, r"^over loopback +(\S+)", r"^in process +(\S+)"),
     Ratio(
         "memory of writing a bundle / allowed",
         EXPORT,
-        r"^bundle +the writing\s+(\S+)",
+        r"^bundle +the writing +(\S+)",
         r"^bundle.* of (\S+) GB allowed",
     ),
-    Ratio("an import / a plain copy, time", IMPORT, r"^import\s+(\S+) s", r"^plain copy, synced\s+(\S+) s"),
+    Ratio("an import / a plain copy, time", IMPORT, r"^import +(\S+) s", r"^plain copy, synced +(\S+) s"),
 )
 
 

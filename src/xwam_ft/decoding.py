@@ -331,6 +331,11 @@ class _Window(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
+    def readable(self) -> bool:
+        return True
+
+    seekable = readable
+
     def close(self) -> None:
         self._file.close()
         super().close()
