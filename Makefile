@@ -77,7 +77,7 @@ docs: $(READY)
 mutants: $(READY)
 	$(BIN)/python benchmarks/mutants.py
 
-## the benchmarks in their small forms (two CPU minutes): every ratio, and the command that gives it
+## the benchmarks in their small forms: every ratio, and the command that gives it
 bench-quick: export OMP_NUM_THREADS := 1
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/quick.py

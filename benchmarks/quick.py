@@ -37,7 +37,7 @@ class Ratio:
 
 
 PREPARE, GROWTH = "prepare.py --frames 40", "prepare.py --growth 4,40"
-LOADING = "loading.py --frames 48 --clips 6"
+LOADING = "loading.py --frames 40 --clips 4 --height 240"
 ENCODER = 'encoder.py --frames 48 --clips 6 --settings "medium 18 16,veryfast 16 16 fastdecode"'
 LATENCY = "policy_latency.py --size tiny --steps 2,1 --rollout 2 --repeats 1"
 SERVING, EXPORT = "serving.py --requests 40", "export.py --blocks 2 --width 256"
