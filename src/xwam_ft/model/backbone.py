@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from torch import Tensor
 
-    from xwam_ft.model.deferred import Rows
+    from xwam_ft.model.deferred import StoredRows
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Backbone:
     view_embedding: Float[Tensor, "v d"] | None = None
     joint: JointWeights | None = None
     clip_lengths: tuple[int, ...] | None = None
-    deferred: Mapping[str, Rows] | None = None
+    deferred: Mapping[str, StoredRows] | None = None
     _fingerprints: dict[Part, str] = field(default_factory=lambda: dict[Part, str]())
 
     @property

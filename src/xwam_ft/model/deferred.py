@@ -29,7 +29,7 @@ BRANCH = "depth_branch.blocks."
 
 
 @dataclass(frozen=True)
-class Rows:
+class StoredRows:
     """A tensor in a file.
 
     Args:
@@ -43,7 +43,7 @@ class Rows:
     take: Callable[[slice], Tensor]
 
     def read(self, rows: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Rows [n, ...] in memory of their own."""
+        """StoredRows [n, ...] in memory of their own."""
         start, stop, _ = rows.indices(self.shape[0])
         if stop <= start:
             return torch.empty((0, *self.shape[1:]), dtype=dtype, device=device)
@@ -65,7 +65,7 @@ def held_part(whole: Tensor, parameter: Tensor) -> Tensor:
     return whole if whole.ndim == 0 else whole[held_rows(parameter)]
 
 
-def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Rows]]:
+def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, StoredRows]]:
     """Wan's transformer of `folder` on the meta device, and its weights by name as they lie in its files.
 
     Raises:
@@ -98,7 +98,7 @@ def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, 
     ]
     if odd:
         raise UserError(f"{listed(odd, 3)}: of another shape than its config.json says", folder, fix)
-    rows = {name: Rows(shapes[name], p.dtype, _taker(files[name], name)) for name, p in wanted.items()}
+    rows = {name: StoredRows(shapes[name], p.dtype, _taker(files[name], name)) for name, p in wanted.items()}
     return transformer, rows
 
 
@@ -113,7 +113,9 @@ def _taker(file: Path, name: str) -> Callable[[slice], Tensor]:
     return take
 
 
-def deferred_parameters(network: nn.Module, rows: Mapping[str, Rows], joint: JointWeights | None) -> dict[str, Rows]:
+def deferred_parameters(
+    network: nn.Module, rows: Mapping[str, StoredRows], joint: JointWeights | None
+) -> dict[str, StoredRows]:
     """What each parameter of a prepared network that lies on the meta device is read from, by its name there.
 
     Args:
@@ -129,7 +131,7 @@ def deferred_parameters(network: nn.Module, rows: Mapping[str, Rows], joint: Joi
     copied: Any = network.get_submodule(BRANCH.rstrip(".")) if any(n.startswith(BRANCH) for n in branch) else ()
     first = len(blocks) - len(copied)
 
-    def source(name: str) -> Rows:
+    def source(name: str) -> StoredRows:
         if not name.startswith(BRANCH):
             return rows[name.removeprefix("transformer.")]
         number, _, rest = name.removeprefix(BRANCH).partition(".")
@@ -137,7 +139,7 @@ def deferred_parameters(network: nn.Module, rows: Mapping[str, Rows], joint: Joi
         if name not in brought:
             return block
         tensor = brought[name]
-        return Rows(tuple(tensor.shape), block.dtype, lambda part: tensor[part].clone())
+        return StoredRows(tuple(tensor.shape), block.dtype, lambda part: tensor[part].clone())
 
     return {name: source(plain[name]) for name, parameter in network.named_parameters() if parameter.is_meta}
 

@@ -44,7 +44,15 @@ class HostMemory:
 
 
 def host_memory(
-    recipe: Recipe, network: nn.Module, need: MemoryNeed, device_peak: int, vae: int, processes: int, *, on_gpu: bool
+    recipe: Recipe,
+    network: nn.Module,
+    need: MemoryNeed,
+    device_peak: int,
+    vae: int,
+    processes: int,
+    *,
+    on_gpu: bool,
+    fits: bool = False,
 ) -> HostMemory:
     """Count it.
 
@@ -54,11 +62,14 @@ def host_memory(
         device_peak: of a device (plan.py), which on a CPU is this memory too.
         vae: bytes of the VAE that is loaded for validation.
         processes: on a machine.
+        fits: a depth branch that the backbone brings is fitted by an adapter, which takes whole weights.
     """
     sizes = {name: p.numel() * p.element_size() for name, p in network.named_parameters()}
     whole = sum(sizes.values())
     drawn = sum(size for name, size in sizes.items() if not in_files(name))
-    loading = drawn + _largest_share(network, processes * recipe.trainer.nodes) if defers(recipe) else whole
+    loading = (
+        drawn + _largest_share(network, processes * recipe.trainer.nodes) if defers(recipe) and not fits else whole
+    )
     beginning = whole if recipe.init_from is not None else loading
     # A file's tensors; there are as many gradients as weights that train. On a CPU they are written where they lie.
     copied = on_gpu or recipe.trainer.strategy == "fsdp2"

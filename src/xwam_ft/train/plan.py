@@ -166,6 +166,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
             vae,
             max(devices // spec.nodes, 1),
             on_gpu=on_gpu,
+            fits=skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "adapter",
         ),
         host_available=free_memory(gpu=False) if here else None,
         disk=_disk(recipe, groups, latents, text, cached, len(texts | {*contract.prompts, EMPTY_PROMPT}), depth=depth),

@@ -24,7 +24,7 @@ from xwam_ft.model.deferred import held_part, held_rows
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from xwam_ft.model.deferred import Rows
+    from xwam_ft.model.deferred import StoredRows
     from xwam_ft.model.network import JointNetwork
 
 
@@ -147,7 +147,7 @@ def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
     return _cut_like(parameter, held_part(value, parameter).to(parameter.device, copy=True))
 
 
-def read_rows(network: JointNetwork, stored: Mapping[str, Rows], device: torch.device) -> None:
+def read_rows(network: JointNetwork, stored: Mapping[str, StoredRows], device: torch.device) -> None:
     """Read what of a network lies on the meta device, in place; where it is cut, this process' rows alone."""
     found: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():

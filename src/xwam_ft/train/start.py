@@ -11,7 +11,7 @@ from rich.console import Console
 from xwam_ft.encode.inputs import first_rank
 from xwam_ft.model.adapters import load_trainable
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.deferred import Rows, deferred_parameters
+from xwam_ft.model.deferred import StoredRows, deferred_parameters
 from xwam_ft.model.tiny import UNTRAINED
 from xwam_ft.model.trainable import brings_depth, trainable_network
 from xwam_ft.train.checkpoint import list_checkpoints
@@ -36,7 +36,7 @@ class Unread:
         start: the file of what the run starts from.
     """
 
-    rows: dict[str, Rows]
+    rows: dict[str, StoredRows]
     start: Path | None
 
     def read_into(self, network: JointNetwork, device: torch.device) -> None:
