@@ -19,7 +19,8 @@ import slow_ways
 from _measure import flops, machine, peak_memory, pick_device, print_table, seconds, seconds_of
 from _sizes import PROMPT, SIZES, Size, command, random_backbone, token_ids
 from xwam_ft.model.assemble import build_network
-from xwam_ft.model.sampler import SampleNoise, draw_noise, sample
+from xwam_ft.model.sampler import Conditions, sample
+from xwam_ft.model.streams import Streams
 from xwam_ft.observation import EncodedObservation
 from xwam_ft.policy.policy import NO_TEXT, Policy, Settings
 
@@ -194,17 +195,17 @@ class Timed:
             rows.append((name, f"{1e3 * a:.1f}", f"{1e3 * b:.1f}", f"{b / a:.2f}"))
         return rows
 
-    def noise(self) -> SampleNoise:
+    def noise(self) -> Streams:
         contract = self.size.contract
         timing, image = contract.timing, contract.image
         shape = self.backbone.latent_shape(len(contract.cameras), timing.clip_frames, image.height, image.width)
         actions, states = (timing.action_steps, contract.action_dim), (timing.clip_frames, contract.state_dim)
-        return draw_noise((1, *shape), (1, *actions), (1, *states), torch.Generator(self.device).manual_seed(0))
+        return Streams.normal(((1, *shape), (1, *actions), (1, *states)), torch.Generator(self.device).manual_seed(0))
 
     def imagine(self, forward: Any) -> object:
         """A whole clip, without the VAE."""
         noise = self.noise()
-        start = noise.video[:, :, 0], noise.proprio[:, 0], self.embedding[None]
+        start = Conditions(noise.video[:, :, 0], noise.proprio[:, 0]), self.embedding[None]
         options: Any = {"video_steps": self.rollout, "action_steps": min(10, self.rollout), "forward": forward}
         return sample(self.network, *start, noise=noise, **options)
 

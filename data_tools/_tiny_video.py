@@ -23,8 +23,9 @@ from xwam_ft.evaluate.metaworld import instruction
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.noise import add_noise, shift
 from xwam_ft.model.precision import fast_autocast
-from xwam_ft.model.sampler import SampleNoise, sample
+from xwam_ft.model.sampler import Conditions, sample
 from xwam_ft.model.solver import SHIFT
+from xwam_ft.model.streams import Streams
 
 SPANS = (4, 3, 2)  # latent frames of clips of 13, 9 and 5 pictures
 STRIDES = (1, 2, 4)  # pictures of the corpus from one of a clip to the next
@@ -200,10 +201,10 @@ def generated_psnr(
     latents = _encode(vae, pixels, views=rgb.shape[1])
     mean, std = _statistics(vae)
     nothing = torch.zeros(len(starts), 0, 1)
-    noise = SampleNoise(torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)), nothing, nothing)
+    noise = Streams(torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)), nothing, nothing)
     text = prior.embed([instruction(task)]).expand(len(starts), -1, -1)
     drawn = sample(
-        prior.network, latents[:, :, 0], torch.zeros(len(starts), 1), text,
+        prior.network, Conditions(latents[:, :, 0], torch.zeros(len(starts), 1)), text,
         noise=noise, video_steps=steps, action_steps=steps, with_depth=False,
     ).video  # fmt: skip
     moving = ((pixels - pixels[:, :, :1]).abs().amax(dim=1, keepdim=True) > MOVES)[:, :, 1:].expand(-1, 3, -1, -1, -1)

@@ -30,7 +30,9 @@ from xwam_ft.shard_writer import (
 )
 from xwam_ft.shards import Segment, ShardSet
 
-SHAPED = ("adapters", "backbone", "blocks", "losses", "network", "noise", "reference", "sampler", "solver", "tokens")
+SHAPED = ["adapters", "backbone", "blocks", "losses", "network", "noise", "reference", "sampler", "solver", "streams",
+    "tokens",
+]  # fmt: skip
 """Files of the model room whose annotated shapes are checked in every call that tests make (jaxtyping and beartype)."""
 
 

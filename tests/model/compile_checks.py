@@ -17,7 +17,8 @@ from toy import CONFIG, Batch, make_batch, make_transformer, outputs, relative
 from xwam_ft.errors import UserError
 from xwam_ft.model.compiled import CompiledForward
 from xwam_ft.model.network import JointNetwork
-from xwam_ft.model.sampler import draw_noise, sample
+from xwam_ft.model.sampler import Conditions, sample
+from xwam_ft.model.streams import Streams
 
 DEVICE = sys.argv[3] if len(sys.argv) > 3 else "cpu"
 
@@ -104,8 +105,8 @@ def rollouts(backend: str) -> dict[str, Any]:
     def error(size: int, guidance: float = 0.0) -> float:
         batch, null = small_batch(size), small_batch(size, seed=1).text
         shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
-        noise = draw_noise(*shapes, torch.Generator(DEVICE).manual_seed(0))
-        conditions = batch.latents[:, :, 0], batch.proprio[:, 0], batch.text
+        noise = Streams.normal(shapes, torch.Generator(DEVICE).manual_seed(0))
+        conditions = Conditions(batch.latents[:, :, 0], batch.proprio[:, 0]), batch.text
         options: Any = {"noise": noise, "video_steps": 4, "action_steps": 3, "guidance": guidance, "null_text": null}
         options["with_depth"] = backend != "inductor"  # whose C++ takes a compiler most of a minute a graph
         wanted = outputs(sample(network, *conditions, **options))

@@ -19,8 +19,9 @@ from toy import make_batch, make_network, outputs, relative
 from xwam_ft.errors import UserError
 from xwam_ft.model.attention import SDPA_BACKENDS, choose_attention
 from xwam_ft.model.network import TextContext
-from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
+from xwam_ft.model.sampler import Conditions, Sample, sample
 from xwam_ft.model.solver import Solver, flow_grid
+from xwam_ft.model.streams import Streams
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -31,8 +32,8 @@ STREAMS = ("video", "action", "proprio", "depth")
 
 def rollout(network, batch, **options) -> Sample:
     shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
-    defaults = {"video_steps": 6, "action_steps": 4, "noise": draw_noise(*shapes, torch.Generator().manual_seed(0))}
-    return sample(network, batch.latents[:, :, 0], batch.proprio[:, 0], batch.text, **(defaults | options))
+    defaults = {"video_steps": 6, "action_steps": 4, "noise": Streams.normal(shapes, torch.Generator().manual_seed(0))}
+    return sample(network, Conditions(batch.latents[:, :, 0], batch.proprio[:, 0]), batch.text, **(defaults | options))
 
 
 def assert_equal(ours: Sample, wanted: Sample, bound: float = 1e-5) -> None:
@@ -117,7 +118,7 @@ def test_no_step_of_a_rollout_talks_to_the_host(batch) -> None:
     network = make_network().to("meta")
     for tensor in ("latents", "action", "proprio", "text"):
         setattr(batch, tensor, getattr(batch, tensor).to("meta"))
-    noise = SampleNoise(*(torch.empty_like(t) for t in (batch.latents, batch.action, batch.proprio)))
+    noise = Streams(*(torch.empty_like(t) for t in (batch.latents, batch.action, batch.proprio)))
 
     def copies_after_each_step() -> list[int]:
         counts: list[int] = []
@@ -227,7 +228,7 @@ def test_on_a_gpu_no_step_waits_and_a_replayed_graph_gives_the_same() -> None:
     for tensor in ("latents", "action", "proprio", "text"):
         setattr(batch, tensor, getattr(batch, tensor).to("cuda"))
     shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
-    noise = draw_noise(*shapes, torch.Generator("cuda").manual_seed(0))
+    noise = Streams.normal(shapes, torch.Generator("cuda").manual_seed(0))
     try:
         rollout(network, batch, noise=noise, progress=lambda *_: torch.cuda.set_sync_debug_mode("error"))
     finally:

@@ -9,18 +9,20 @@ from toy import make_batch
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.network import JointNetwork, Prediction, TextContext
-from xwam_ft.model.sampler import SampleNoise, draw_noise, guide, sample
+from xwam_ft.model.sampler import Conditions, guide, sample
 from xwam_ft.model.solver import Solver, flow_grid
+from xwam_ft.model.streams import Streams
 
 
-def noise_like(batch, seed: int = 0) -> SampleNoise:
+def noise_like(batch, seed: int = 0) -> Streams:
     shapes = batch.latents.shape, batch.action.shape, batch.proprio.shape
-    return draw_noise(*shapes, torch.Generator().manual_seed(seed))
+    return Streams.normal(shapes, torch.Generator().manual_seed(seed))
 
 
-def run(network, batch, **options):
+def run(network, batch, *, prefix=None, actions=None, rows=None, **options):
+    known = Conditions(batch.latents[:, :, 0], batch.proprio[:, 0], prefix, actions, rows)
     defaults = {"noise": noise_like(batch), "video_steps": 4, "action_steps": 2}
-    return sample(network, batch.latents[:, :, 0], batch.proprio[:, 0], batch.text, **(defaults | options))
+    return sample(network, known, batch.text, **(defaults | options))
 
 
 def test_grid_and_timesteps_are_the_documented_ones() -> None:
@@ -155,7 +157,7 @@ def test_states_are_denoised_on_the_grid_of_the_actions(batch) -> None:
         def forward(self, video, action, proprio, text, t_video, t_action, *, with_depth):
             return Prediction(video, action.sin(), proprio.sin(), None)
 
-    noise = SampleNoise(*(torch.ones_like(stream) for stream in (batch.latents, batch.action, batch.proprio)))
+    noise = Streams(*(torch.ones_like(stream) for stream in (batch.latents, batch.action, batch.proprio)))
     for shift in (5.0, 2.0):
         result = run(Curved(), batch, noise=noise, video_steps=6, action_steps=4, shift=shift)
         ends = torch.cat([result.action.flatten(), result.proprio[:, 1:].flatten()])
@@ -173,35 +175,35 @@ def test_the_chunk_goes_on_from_a_prefix_that_stays_clean(network, batch) -> Non
 
     network.forward = recorded
     prefix = batch.action[:, :3]
-    result = run(network, batch, action_prefix=prefix, guidance=2.0, null_text=make_batch(seed=1).text)
+    result = run(network, batch, prefix=prefix, guidance=2.0, null_text=make_batch(seed=1).text)
     assert len(seen) == 8  # four steps, each with and without text
     for action, held in seen:
         assert torch.equal(action[:, :3], prefix)
         assert held.int().tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
     assert torch.equal(result.action[:, :3], prefix)
     network.forward = forward
-    assert not torch.allclose(run(network, batch, action_prefix=prefix).action, run(network, batch).action)
-    other = run(network, batch, action_prefix=prefix + 1).action[:, 3:]
-    assert not torch.allclose(run(network, batch, action_prefix=prefix).action[:, 3:], other)
-    assert torch.equal(run(network, batch, action_prefix=prefix[:, :0]).action, run(network, batch).action)
+    assert not torch.allclose(run(network, batch, prefix=prefix).action, run(network, batch).action)
+    other = run(network, batch, prefix=prefix + 1).action[:, 3:]
+    assert not torch.allclose(run(network, batch, prefix=prefix).action[:, 3:], other)
+    assert torch.equal(run(network, batch, prefix=prefix[:, :0]).action, run(network, batch).action)
 
 
 def test_a_whole_chunk_may_be_given_to_some_samples_of_a_batch(network, batch) -> None:
-    plain, given = run(network, batch), run(network, batch, action_given=batch.action)
+    plain, given = run(network, batch), run(network, batch, actions=batch.action)
     assert torch.equal(given.action, batch.action)
     assert not torch.allclose(given.video, plain.video)
-    other = run(network, batch, action_given=batch.action + 1)
+    other = run(network, batch, actions=batch.action + 1)
     assert not torch.allclose(given.video[:, :, 1:], other.video[:, :, 1:])
     assert not torch.allclose(given.proprio[:, 1:], other.proprio[:, 1:])
-    mixed = run(network, batch, action_given=batch.action, given=torch.tensor([False, True]))
+    mixed = run(network, batch, actions=batch.action, rows=torch.tensor([False, True]))
     for name in ("video", "action", "proprio", "depth"):
         wanted = torch.stack([getattr(plain, name)[0], getattr(given, name)[1]])
         torch.testing.assert_close(getattr(mixed, name), wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match=r"given actions of shape \(2, 7, 5\) for chunks of shape \(2, 8, 5\)"):
-        run(network, batch, action_given=batch.action[:, :7])
+        run(network, batch, actions=batch.action[:, :7])
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 5), (2, 3, 4)])
 def test_a_prefix_that_does_not_fit_is_refused(network, batch, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"an action prefix of shape .* for chunks of shape \(2, 8, 5\)"):
-        run(network, batch, action_prefix=torch.zeros(shape))
+        run(network, batch, prefix=torch.zeros(shape))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xwam_ft.model.noise import beta_quantile
-from xwam_ft.model.sampler import SampleNoise
+from xwam_ft.model.streams import Streams
 
 
 def test_a_wrong_shape_is_refused() -> None:
@@ -15,4 +15,4 @@ def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         beta_quantile(torch.full((2, 2), 0.5), 1.5, 1.0)
     with pytest.raises(jaxtyping.TypeCheckError):
-        SampleNoise(video=torch.zeros(1, 2), action=torch.zeros(1, 2, 3), proprio=torch.zeros(1, 2, 3))
+        Streams(video=torch.zeros(1, 2), action=torch.zeros(1, 2, 3), proprio=torch.zeros(1, 2, 3))

@@ -17,7 +17,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.parity import FORWARD_BOUND, SAMPLE_BOUND, check_parity
 from xwam_ft.model.reference import to_reference
-from xwam_ft.model.sampler import SampleNoise, draw_noise, sample
+from xwam_ft.model.sampler import Conditions, sample
+from xwam_ft.model.streams import Streams
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "xwam_tiny.safetensors"
@@ -85,15 +86,17 @@ def synthesise(path: Path, *, depth_blocks: int) -> None:
     network = JointNetwork(transformer, NetworkConfig(2, 7, 9, 2, depth_blocks)).eval()
     latents, actions, proprios = torch.randn(1, 6, 2, 2, 3, 4), torch.randn(1, 8, 7), torch.randn(1, 5, 9)
     text, times = torch.randn(1, 5, 12), (torch.tensor([0.7]), torch.tensor([0.3]))
-    noise = draw_noise(latents.shape, actions.shape, proprios.shape, torch.Generator().manual_seed(0))
+    noise = Streams.normal((latents.shape, actions.shape, proprios.shape), torch.Generator().manual_seed(0))
     with torch.no_grad():
         out = network(latents, actions, proprios, text, 1000 * times[0], 1000 * times[1])
-    run = sample(network, latents[:, :, 0], proprios[:, 0], text, noise=noise, video_steps=4, action_steps=3)
+    run = sample(
+        network, Conditions(latents[:, :, 0], proprios[:, 0]), text, noise=noise, video_steps=4, action_steps=3
+    )
     tensors = {f"weight.{name}": value.clone() for name, value in to_reference(network.state_dict()).items()}
     tensors |= {"input.latents": latents, "input.actions": actions, "input.proprios": proprios, "input.text": text}
     tensors |= {"input.t_video": times[0], "input.t_action": times[1]}
     tensors |= {"output.forward.video_velocity": out.video, "output.forward.action_velocity": out.action}
-    tensors |= {f"output.sample.noise_{name}": getattr(noise, name) for name in SampleNoise.__annotations__}
+    tensors |= {f"output.sample.noise_{name}": getattr(noise, name) for name in Streams.__annotations__}
     tensors |= {"output.sample4_3.action": run.action, "output.sample4_3.video": run.video}
     if run.depth is not None:
         tensors["output.sample4_3.depth_latents"] = run.depth

@@ -17,6 +17,7 @@ from xwam_ft.model.golden_file import GoldenFile, read_golden, relative_error
 from xwam_ft.model.losses import LossMasks, loss_counts
 from xwam_ft.model.noise import Sigmas
 from xwam_ft.model.reference import build_from_reference, to_reference
+from xwam_ft.model.streams import Streams
 from xwam_ft.recipe import Recipe
 from xwam_ft.train import module as training_module
 from xwam_ft.train.draws import Draws
@@ -58,7 +59,7 @@ def make_draws(golden: GoldenFile) -> Draws:
     wanted = golden.outputs["sigma_video"][""], golden.outputs["sigma_action"][""]
     sigmas = Sigmas(*wanted, golden.input("action_is_clean").bool())
     noise = (golden.input(f"noise_{name}") for name in ("video", "action", "proprio"))
-    return Draws(sigmas, golden.input("drop_text").bool(), *noise)
+    return Draws(sigmas, golden.input("drop_text").bool(), Streams(*noise))
 
 
 def step(golden: GoldenFile, monkeypatch: pytest.MonkeyPatch, *, checkpointing: bool = False) -> TrainingModule:
@@ -119,7 +120,7 @@ def test_what_the_network_is_given_is_named_by_stream(golden: GoldenFile, monkey
     assert torch.equal(action[0], batch.action[0]), "clip 0 has clean actions"
     assert draws.sigmas.action_is_clean[0]
     level = draws.sigmas.action[1]
-    torch.testing.assert_close(proprio[1, 3], (1 - level) * batch.proprio[1, 3] + level * draws.proprio[1, 3])
-    torch.testing.assert_close(action[1, 3], (1 - level) * batch.action[1, 3] + level * draws.action[1, 3])
+    torch.testing.assert_close(proprio[1, 3], (1 - level) * batch.proprio[1, 3] + level * draws.noise.proprio[1, 3])
+    torch.testing.assert_close(action[1, 3], (1 - level) * batch.action[1, 3] + level * draws.noise.action[1, 3])
     assert torch.equal(text[1], golden.input("null_text")[0])
     assert torch.equal(text[0], batch.text[0])

@@ -115,10 +115,10 @@ def test_the_network_is_told_how_noisy_each_stream_is(
         draw(batch, recipe.noise, 0.0, recipe.seed), sigmas=levels, action_prefix=torch.tensor([0, 1, 2, 3])
     )
     noised = module.add_noise(batch, draws)
-    assert torch.equal(noised.video[:, :, 1:], draws.video[:, :, 1:])
+    assert torch.equal(noised.video[:, :, 1:], draws.noise.video[:, :, 1:])
     for ours, clip, noise, first in (
-        (noised.action, batch.action, draws.action, 3),
-        (noised.proprio, batch.proprio, draws.proprio, 1),
+        (noised.action, batch.action, draws.noise.action, 3),
+        (noised.proprio, batch.proprio, draws.noise.proprio, 1),
     ):
         torch.testing.assert_close(4 * ours[:, first:], (3 * clip + noise)[:, first:])
     module.network = Answering(lambda *streams: Prediction(*streams, depth=None))
@@ -190,7 +190,7 @@ def test_draws_belong_to_positions_not_to_batches(recipe: Recipe, cache: LatentC
     dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
     together = draw(dataset[[3, 4, 5]], recipe.noise, 0.5, recipe.seed)
     alone = draw(dataset[[4]], recipe.noise, 0.5, recipe.seed)
-    torch.testing.assert_close(together.video[1:2], alone.video, atol=0, rtol=0)
+    torch.testing.assert_close(together.noise.video[1:2], alone.noise.video, atol=0, rtol=0)
     torch.testing.assert_close(together.sigmas.video[1:2], alone.sigmas.video, atol=0, rtol=0)
     assert torch.equal(together.sigmas.action_is_clean, action_is_clean([3, 4, 5], recipe.noise, recipe.seed))
 
@@ -259,7 +259,7 @@ def test_prefixes_are_clean_not_scored_and_belong_to_positions(
     assert draws.action_prefix is not None
     assert set(draws.action_prefix.tolist()) >= {0, 1}
     plain = draw(batch, changed().noise, 0.0, recipe.seed)
-    assert torch.equal(draws.action, plain.action)  # no other random number moved
+    assert torch.equal(draws.noise.action, plain.noise.action)  # no other random number moved
     noised = module.add_noise(batch, draws)
     for row, length in enumerate(draws.action_prefix.tolist()):
         assert torch.equal(noised.action[row, :length], batch.action[row, :length])

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from _sizes import SIZES, random_backbone
 from xwam_ft.model import sampler
 from xwam_ft.model.assemble import build_network
+from xwam_ft.model.streams import Streams
 
 from .fakes import Products, place_fakes
 
@@ -51,12 +52,18 @@ def test_a_policy_call_computes_in_bfloat16_and_waits_for_nothing(monkeypatch: p
         place_fakes(network)
         place_fakes(backbone.vae)
         shapes = (shape, (ACTIONS, ACTION), (STATES, STATE))
-        noise = sampler.SampleNoise(*(torch.empty(1, *of) for of in shapes))
+        noise = Streams(*(torch.empty(1, *of) for of in shapes))
         text = network.encode_text(torch.empty(1, TEXT, 4096, dtype=torch.bfloat16))  # known from an earlier call
-        first = torch.empty(1, *shape[:1], *shape[2:]), torch.empty(1, STATE)
+        known = sampler.Conditions(torch.empty(1, *shape[:1], *shape[2:]), torch.empty(1, STATE))
         with FlopCounterMode(display=False) as counter, of_network:
             answer = sampler.sample(
-                network, *first, text, noise=noise, video_steps=VIDEO_STEPS, action_steps=STEPS, actions_only=True
+                network,
+                known,
+                text,
+                noise=noise,
+                video_steps=VIDEO_STEPS,
+                action_steps=STEPS,
+                actions_only=True,
             )
         with of_vae:
             backbone.vae.encode(torch.empty(3, 3, 1, 256, 320))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xwam_ft.model.streams import Streams
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
     from torch import Tensor
@@ -68,6 +70,11 @@ class Batch(BatchMotion):
 
     latents: Float[Tensor, "b c tl v h w"]
     depth: Float[Tensor, "b c tl v h w"] | None
+
+    @property
+    def streams(self) -> Streams:
+        """What is noised."""
+        return Streams(self.latents, self.action, self.proprio)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.model.network import Prediction
+    from xwam_ft.model.tensor_files.stream import Piece
     from xwam_ft.observation import EncodedObservation
 
 FORMATS = ("bundle", "peft", "diffusers", "xwam")
@@ -123,7 +124,7 @@ def export_run(
         require_disk(draft, needs)
         if format == "bundle":
             assert shards is not None
-            _bundle(job, shards, draft, prompts or [], table, console, name)
+            _bundle(_Draft(job, shards, draft, name, table, console), prompts or [])
         elif format == "xwam":
             for row in reference_file.write(weights, folder.contract, DTYPES[job.dtype], wan, draft, console):
                 table.add_row(*row)
@@ -203,83 +204,110 @@ def _recordings(folder: RunFolder) -> ShardSet:
     return shards
 
 
-def _bundle(
-    job: Job, shards: ShardSet, draft: Path, further: list[str], table: Table, console: Console, name: str | None
-) -> None:
-    contract, weights = job.folder.contract, job.weights
-    inputs = _recorded(job.folder, shards)
-    console.print("embedding instructions")
-    prompts, text_len = job.embedded(further)
-    pieces = job.pieces()
-    size = sum(piece.bytes for piece in pieces)
-    lacks = lacking(size, free_memory())
-    before: list[list[Prediction]] = []
+class _Draft(NamedTuple):
+    """A bundle that is being made: from which job and recordings, where, and the table of what is proved of it."""
+
+    job: Job
+    shards: ShardSet
+    folder: Path
+    name: str | None
+    table: Table
+    console: Console
+
+
+def _bundle(draft: _Draft, further: list[str]) -> None:
+    inputs = _recorded(draft.job.folder, draft.shards)
+    draft.console.print("embedding instructions")
+    prompts, text_len = draft.job.embedded(further)
+    pieces = draft.job.pieces()
+    config = draft.job.config(text_len)
+    lacks = lacking(sum(piece.bytes for piece in pieces), free_memory())
     if lacks is None:
-        console.print("asking the run's own network, with and without its adapters")
-        before = _outputs_of_run(job, prompts, inputs)
-        gc.collect()
-    config = job.config(text_len)
-    with progress_bar(console, "write", "bytes", size) as advance:
-        digests = write_parts(draft, pieces, config, contract, prompts, advance)
-    require_written(open_checkpoint(draft / "model.safetensors").tensors, digests, draft.parent)
-    proof.require_beside(draft, contract, config, prompts)
+        _proved_bundle(draft, pieces, config, prompts, inputs)
+    else:
+        _unproved_bundle(draft, pieces, config, prompts, lacks)
+
+
+def _proved_bundle(
+    draft: _Draft, pieces: list[Piece], config: dict[str, Any], prompts: dict[str, Tensor], inputs: EncodedObservation
+) -> None:
+    """What it answers is what the run's own network answers, before it is written, read back, and served."""
+    draft.console.print("asking the run's own network, with and without its adapters")
+    before = _outputs_of_run(draft.job, prompts, inputs)
+    gc.collect()
+    _write(draft, pieces, config, prompts)
+    shown = _measured(draft, config, before, inputs)
+    gc.collect()  # one network at a time: the next is what a robot loads
+    torch.cuda.empty_cache()
+    _seal(draft, config, prompts, shown)
+    again = load_policy(draft.folder, draft.job.device)  # what a robot does: hashes, then the recorded request
+    difference = selfcheck.load(draft.folder / SELFCHECK, again).difference(again)
+    draft.table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
+    for row in served.prove(again, draft.shards, draft.folder):
+        draft.table.add_row(*row)
+
+
+def _unproved_bundle(
+    draft: _Draft, pieces: list[Piece], config: dict[str, Any], prompts: dict[str, Tensor], lacks: str
+) -> None:
+    """No network fits into memory: the files are what was meant, and what they answer is said to be not known."""
+    rounding = draft.job.weights.rounding
+    _write(draft, pieces, config, prompts)
+    if rounding:
+        proof.require_rounding(*proof.worst_rounding(rounding), draft.job.dtype, draft.job.checkpoint.folder)
+    asked = (
+        "outputs, merged against adapter",
+        *pictures_proof.WHAT,
+        "a recorded request, read back",
+        "served, as in process",
+    )
+    for what in asked:
+        draft.table.add_row(what, f"not run: {lacks}")
+    _seal(draft, config, prompts, card.NOT_RUN)
+
+
+def _write(draft: _Draft, pieces: list[Piece], config: dict[str, Any], prompts: dict[str, Tensor]) -> None:
+    """Write the bundle's parts, and hold what reads back against what was meant, byte for byte."""
+    job, contract, table, console = draft.job, draft.job.folder.contract, draft.table, draft.console
+    with progress_bar(console, "write", "bytes", sum(piece.bytes for piece in pieces)) as advance:
+        digests = write_parts(draft.folder, pieces, config, contract, prompts, advance)
+    require_written(open_checkpoint(draft.folder / "model.safetensors").tensors, digests, draft.folder.parent)
+    proof.require_beside(draft.folder, contract, config, prompts)
     if job.encoder is not None:
-        table.add_row("its own text encoder, read back, differs by", _text_encoder(job, draft, prompts, console))
-    if weights.rounding:
-        block, share = proof.worst_rounding(weights.rounding)
-        if lacks is not None:
-            proof.require_rounding(block, share, job.dtype, job.checkpoint.folder)
+        table.add_row("its own text encoder, read back, differs by", _text_encoder(draft, prompts))
+    if job.weights.rounding:
+        block, share = proof.worst_rounding(job.weights.rounding)
         table.add_row("rounding takes at most", f"{share:.2g} of a block's update ({block})")
     table.add_row("read back, every tensor, prompt and setting is", "equal")
-    shown = card.NOT_RUN
-    if lacks is not None:
-        for what in (
-            "outputs, merged against adapter",
-            *pictures_proof.WHAT,
-            "a recorded request, read back",
-            "served, as in process",
-        ):
-            table.add_row(what, f"not run: {lacks}")
-    else:
-        shown = _measured(job, shards, draft, config, before, inputs, table)
-        gc.collect()  # one network at a time: the next is what a robot loads
-        torch.cuda.empty_cache()
-    write_text_atomic(
-        draft / "README.md", card.readme(contract, config, job.folder.recipe, sorted(prompts), shards, shown, name)
-    )
-    seal(draft, contract, job.origin)
-    if lacks is None:
-        again = load_policy(draft, job.device)  # what a robot does: hashes, then the recorded request
-        difference = selfcheck.load(draft / SELFCHECK, again).difference(again)
-        table.add_row("read back, a recorded request differs by", f"{difference:.2g} of the action's unit range")
-        for row in served.prove(again, shards, draft):
-            table.add_row(*row)
 
 
-def _text_encoder(job: Job, draft: Path, prompts: dict[str, Tensor], console: Console) -> str:
+def _seal(draft: _Draft, config: dict[str, Any], prompts: dict[str, Tensor], shown: card.Shown) -> None:
+    job = draft.job
+    text = card.readme(job.folder.contract, config, job.folder.recipe, sorted(prompts), draft.shards, shown, draft.name)
+    write_text_atomic(draft.folder / "README.md", text)
+    seal(draft.folder, job.folder.contract, job.origin)
+
+
+def _text_encoder(draft: _Draft, prompts: dict[str, Tensor]) -> str:
     """Put the text encoder into the bundle, and hold what it makes of the known instructions against the run's own."""
-    spec, kind = job.folder.recipe.backbone, job.encoder
+    spec, kind = draft.job.folder.recipe.backbone, draft.job.encoder
     assert kind is not None
     parts = text_encoder.pieces(spec.path, spec.revision, kind)
-    with progress_bar(console, "write the text encoder", "bytes", sum(piece.bytes for piece in parts)) as advance:
-        text_encoder.write(draft, spec.path, spec.revision, kind, advance)
+    size = sum(piece.bytes for piece in parts)
+    with progress_bar(draft.console, "write the text encoder", "bytes", size) as advance:
+        text_encoder.write(draft.folder, spec.path, spec.revision, kind, advance)
     text_len = next(iter(prompts.values())).shape[0]
-    worst = text_encoder.difference(text_encoder.load(draft, text_len, job.device), prompts)
-    proof.require_text(worst, kind, draft.parent)
+    worst = text_encoder.difference(text_encoder.load(draft.folder, text_len, draft.job.device), prompts)
+    proof.require_text(worst, kind, draft.folder.parent)
     return f"{worst:.2g} of an instruction's embedding"
 
 
 def _measured(
-    job: Job,
-    shards: ShardSet,
-    draft: Path,
-    config: dict[str, Any],
-    before: list[list[Prediction]],
-    inputs: EncodedObservation,
-    table: Table,
+    draft: _Draft, config: dict[str, Any], before: list[list[Prediction]], inputs: EncodedObservation
 ) -> card.Shown:
     """Read the bundle back, hold its outputs against the run's, record a request, and measure it for its card."""
-    reloaded = read_parts(draft, config, job.device)
+    job, table = draft.job, draft.table
+    reloaded = read_parts(draft.folder, config, job.device)
     streams = proof.adapted_streams(job.weights.trained)
     after = proof.outputs(reloaded.network, reloaded, inputs)
     proofs = proof.merge_proofs(before[0], before[1], after, streams)
@@ -288,11 +316,11 @@ def _measured(
         effect = f"{item.share:.2g} of the adapter's effect ({item.merge:.2g} of {item.adapter:.2g})"
         table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
     check = selfcheck.record(reloaded, inputs, seed=0)
-    selfcheck.save(check, draft / SELFCHECK)
-    shown = card.measure(reloaded, shards, job.folder.recipe.validation.clips)
+    selfcheck.save(check, draft.folder / SELFCHECK)
+    shown = card.measure(reloaded, draft.shards, job.folder.recipe.validation.clips)
     for row in shown.proof:
         table.add_row(*row)
-    write_bytes_atomic(draft / PICTURE, shown.picture)
+    write_bytes_atomic(draft.folder / PICTURE, shown.picture)
     return shown
 
 

@@ -20,7 +20,8 @@ from xwam_ft.files import json_bytes
 from xwam_ft.model.adapters import zero_adapters
 from xwam_ft.model.branch import lora_layers
 from xwam_ft.model.network import Prediction
-from xwam_ft.model.sampler import draw_noise
+from xwam_ft.model.sampler import Conditions
+from xwam_ft.model.streams import Streams
 from xwam_ft.policy.bundle import read_prompts
 
 if TYPE_CHECKING:
@@ -85,18 +86,16 @@ def outputs(network: JointNetwork, policy: Policy, inputs: EncodedObservation) -
     """Predictions at the fixed moments, from the observation's own condition and fixed noise."""
     latents = policy.condition(inputs.pictures[None])
     timing = policy.contract.timing
-    noise = draw_noise(
+    shapes = (
         (1, latents.shape[1], timing.latent_frames, *latents.shape[2:]),
         (1, timing.action_steps, policy.contract.action_dim),
         (1, timing.clip_frames, policy.contract.state_dim),
-        torch.Generator().manual_seed(0),
     )
-    video, action, proprio = (x.to(policy.device) for x in (noise.video, noise.action, noise.proprio))
-    video[:, :, 0] = latents
-    proprio[:, 0] = torch.from_numpy(inputs.proprio).to(proprio)
+    streams = Streams.normal(shapes, torch.Generator().manual_seed(0)).to(policy.device)
+    Conditions(latents, torch.from_numpy(inputs.proprio)[None].to(streams.proprio)).write_back(streams, None)
     text = policy.embedding(inputs.prompt)[None]
     return [
-        network(video, action, proprio, text, *(torch.full((1,), t, device=policy.device) for t in moment))
+        network(*streams.parts, text, *(torch.full((1,), t, device=policy.device) for t in moment))
         for moment in MOMENTS
     ]
 

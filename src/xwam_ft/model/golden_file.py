@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.model.sampler import SampleNoise
+from xwam_ft.model.streams import Streams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +62,12 @@ class GoldenFile:
             raise UserError(f"no tensor input.{name}", self.path, f"add it: {MAKE}")
         return self.inputs[name]
 
-    def noise(self) -> SampleNoise:
+    def noise(self) -> Streams:
         stored = self.outputs.get("sample", {})
         missing = [f"output.sample.noise_{name}" for name in STREAMS if f"noise_{name}" not in stored]
         if missing:
             raise UserError(f"sampled outputs without {listed(missing)}", self.path, f"add it: {MAKE}")
-        return SampleNoise(*(stored[f"noise_{name}"] for name in STREAMS))
+        return Streams(*(stored[f"noise_{name}"] for name in STREAMS))
 
 
 def read_golden(path: Path) -> GoldenFile:

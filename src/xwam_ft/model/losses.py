@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from xwam_ft.model.noise import prefix_mask
+from xwam_ft.model.streams import Streams
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
@@ -56,12 +57,9 @@ class LossMasks:
 
 
 @dataclass(frozen=True)
-class Targets:
+class Targets(Streams):
     """What a prediction is compared with: velocities `noise - x`, and clean depth latents."""
 
-    video: Float[Tensor, "b c tl v h w"]
-    action: Float[Tensor, "b ta da"]
-    proprio: Float[Tensor, "b tp dp"]
     depth: Float[Tensor, "b c tl v h w"] | None = None
 
 

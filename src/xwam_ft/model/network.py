@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xwam_ft.model.blocks import KeysValues, Module, Rotary, SharedText, linear_float32, modulate
 from xwam_ft.model.branch import DepthBranch, Twin, branch_blocks, run_block, text_of_block
+from xwam_ft.model.streams import Streams
 from xwam_ft.model.tokens import SequenceLayout, rotary_tables, sinusoid, to_tokens, unpatchify
 
 if TYPE_CHECKING:
@@ -70,12 +71,9 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Streams):
     """One forward: velocities `noise - x` of the three noised streams, and clean depth latents; float32."""
 
-    video: Float[Tensor, "b c tl v h w"]
-    action: Float[Tensor, "b ta da"]
-    proprio: Float[Tensor, "b tp dp"]
     depth: Float[Tensor, "b c tl v h w"] | None
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xwam_ft.model.streams import Streams
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -90,6 +92,15 @@ def beta_quantile(probability: Float[Tensor, " b"], alpha: float, beta: float) -
 def shift(sigma: Float[Tensor, "*n"], s: float) -> Float[Tensor, "*n"]:
     """Time shift s * sigma / (1 + (s - 1) * sigma): keeps 0 and 1, moves the rest towards noise for s > 1."""
     return s * sigma / (1 + (s - 1) * sigma)
+
+
+def noised(clean: Streams, noise: Streams, sigmas: Sigmas) -> Streams:
+    """What the network is given: every stream at its level, with the conditions, latent frame 0 and state 0, clean."""
+    levels = (sigmas.video, sigmas.action, sigmas.action)
+    streams = Streams(*(add_noise(*of) for of in zip(clean.parts, noise.parts, levels, strict=True)))
+    streams.video[:, :, 0] = clean.video[:, :, 0]
+    streams.proprio[:, 0] = clean.proprio[:, 0]
+    return streams
 
 
 def add_noise(x: Tensor, noise: Tensor, sigma: Float[Tensor, " b"]) -> Tensor:

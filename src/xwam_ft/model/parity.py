@@ -24,7 +24,7 @@ from xwam_ft.model.golden_file import MAKE, GoldenFile, ParityReport, Row, read_
 from xwam_ft.model.network import JointNetwork, Prediction
 from xwam_ft.model.parity_step import check_step, is_step
 from xwam_ft.model.reference import build_from_reference
-from xwam_ft.model.sampler import guide, sample
+from xwam_ft.model.sampler import Conditions, guide, sample
 from xwam_ft.model.solver import Solver
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def _forward(network: JointNetwork, golden: GoldenFile, *, guided: bool) -> dict
 def _sample(network: JointNetwork, golden: GoldenFile, video_steps: int, action_steps: int) -> dict[str, Tensor]:
     out = sample(
         network,
-        golden.input("latents")[:, :, 0],
-        golden.input("proprios")[:, 0],
+        Conditions(golden.input("latents")[:, :, 0], golden.input("proprios")[:, 0]),
         golden.input("text"),
         noise=golden.noise(),
         video_steps=video_steps,

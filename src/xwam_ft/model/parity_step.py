@@ -20,9 +20,10 @@ import torch
 from xwam_ft.errors import UserError
 from xwam_ft.model.golden_file import MAKE, ParityReport, Row, relative_error
 from xwam_ft.model.losses import LossMasks, Targets, flow_losses
-from xwam_ft.model.noise import add_noise, asynchronous_levels, shift
+from xwam_ft.model.noise import Sigmas, asynchronous_levels, noised, shift
 from xwam_ft.model.reference import build_from_reference, to_reference
 from xwam_ft.model.solver import SHIFT
+from xwam_ft.model.streams import Streams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,21 +77,16 @@ def _step(network: JointNetwork, golden: GoldenFile) -> tuple[dict[str, Tensor],
         golden.input("uniform_action"), golden.input("uniform_video"), golden.input("beta"), clean
     )
     video_sigma, action_sigma = (shift(level, SHIFT) for level in levels)
-    latents, actions, proprios = (golden.input(name) for name in ("latents", "actions", "proprios"))
-    noise = {name: golden.input(f"noise_{name}") for name in ("video", "action", "proprio")}
-    video = add_noise(latents, noise["video"], video_sigma)
-    video[:, :, 0] = latents[:, :, 0]
-    proprio = add_noise(proprios, noise["proprio"], action_sigma)
-    proprio[:, 0] = proprios[:, 0]
+    sigmas = Sigmas(video_sigma, action_sigma, clean)
+    data = Streams(*(golden.input(name) for name in ("latents", "actions", "proprios")))
+    noise = Streams(*(golden.input(f"noise_{name}") for name in ("video", "action", "proprio")))
     dropped = golden.input("drop_text").bool()[:, None, None]
     text = torch.where(dropped, golden.input("null_text"), golden.input("text"))
-    prediction = network(
-        video, add_noise(actions, noise["action"], action_sigma), proprio, text, 1000 * video_sigma, 1000 * action_sigma
-    )
+    prediction = network(*noised(data, noise, sigmas).parts, text, 1000 * sigmas.video, 1000 * sigmas.action)
     depth = golden.inputs.get("depth_latents")
-    targets = Targets(noise["video"] - latents, noise["action"] - actions, noise["proprio"] - proprios, depth)
+    targets = Targets(*(noise - data).parts, depth)
     masks = LossMasks(
-        video=torch.ones(latents.shape[0], latents.shape[2]),
+        video=torch.ones(data.video.shape[0], data.video.shape[2]),
         action=golden.input("action_mask"),
         proprio=golden.input("proprio_mask"),
         action_is_clean=clean,
@@ -98,7 +94,7 @@ def _step(network: JointNetwork, golden: GoldenFile) -> tuple[dict[str, Tensor],
     )
     losses = {f"{name}_loss": term.mean for name, term in flow_losses(prediction, targets, masks).items()}
     losses["loss"] = torch.stack(list(losses.values())).sum()
-    return {"sigma_video.": video_sigma, "sigma_action.": action_sigma}, losses
+    return {"sigma_video.": sigmas.video, "sigma_action.": sigmas.action}, losses
 
 
 def _compared(golden: GoldenFile, ours: dict[str, Tensor], note: str) -> list[Row]:

@@ -27,8 +27,9 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.model.attention import choose_attention
 from xwam_ft.model.compiled import INDUCTOR, CompiledForward
 from xwam_ft.model.network import TextContext
-from xwam_ft.model.sampler import Sample, SampleNoise, draw_noise, sample
+from xwam_ft.model.sampler import Conditions, Sample, sample
 from xwam_ft.model.solver import SHIFT
+from xwam_ft.model.streams import Streams
 from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
 from xwam_ft.policy.request import FAR, PolicyOutput, command_rows, example_observation, implausible, read_options
@@ -313,17 +314,19 @@ class Policy:
         actions, rows = (None, None) if given is None else self._given(given)
         return sample(
             self.network,
-            latents,
-            torch.from_numpy(proprio).float().to(self.device),
+            Conditions(
+                latents,
+                torch.from_numpy(proprio).float().to(self.device),
+                None if prefix is None else torch.from_numpy(prefix).float().to(self.device),
+                actions,
+                rows,
+            ),
             self._context([item.prompt for item in inputs]),
             noise=self._noise(seeds),
             video_steps=max(settings.video_steps, settings.action_steps),
             action_steps=settings.action_steps,
             null_text=null,
             guidance=settings.guidance,
-            action_prefix=None if prefix is None else torch.from_numpy(prefix).float().to(self.device),
-            action_given=actions,
-            given=rows,
             shift=settings.shift,
             actions_only=actions_only,
             with_depth=with_depth,
@@ -380,17 +383,13 @@ class Policy:
                 self.further.popitem(last=False)
         return prompt
 
-    def _noise(self, seeds: Sequence[int]) -> SampleNoise:
+    def _noise(self, seeds: Sequence[int]) -> Streams:
         timing, image = self.contract.timing, self.contract.image
         video = self.codec.latent_shape(len(self.contract.cameras), timing.clip_frames, image.height, image.width)
-        action = (1, timing.action_steps, self.contract.action_dim)
-        proprio = (1, timing.clip_frames, self.contract.state_dim)
-        drawn = [draw_noise((1, *video), action, proprio, torch.Generator().manual_seed(seed)) for seed in seeds]
-        return SampleNoise(
-            torch.cat([noise.video for noise in drawn]).to(self.device),
-            torch.cat([noise.action for noise in drawn]).to(self.device),
-            torch.cat([noise.proprio for noise in drawn]).to(self.device),
-        )
+        action, proprio = (timing.action_steps, self.contract.action_dim), (timing.clip_frames, self.contract.state_dim)
+        shapes = [(1, *shape) for shape in (video, action, proprio)]
+        drawn = [Streams.normal(shapes, torch.Generator().manual_seed(seed)) for seed in seeds]
+        return Streams.cat(drawn).to(self.device)
 
 
 def clip_observation(contract: Contract, clip: Clip) -> EncodedObservation:

@@ -16,9 +16,10 @@ import torch
 
 from xwam_ft.encode.clips import Stream, generator_at
 from xwam_ft.model.noise import Sigmas, sample_prefixes, sample_sigmas
+from xwam_ft.model.streams import Streams
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Int
     from torch import Tensor
 
     from xwam_ft.encode.batch import Batch
@@ -31,29 +32,26 @@ class Draws:
 
     sigmas: Sigmas
     drop_text: Bool[Tensor, " b"]
-    video: Float[Tensor, "b c tl v h w"]
-    action: Float[Tensor, "b ta da"]
-    proprio: Float[Tensor, "b tp dp"]
+    noise: Streams
     action_prefix: Int[Tensor, " b"] | None = None
 
 
 def draw(batch: Batch, noise: NoiseSpec, text_dropout: float, seed: int, stream: Stream = Stream.NOISE) -> Draws:
     """Draw for every sample of `batch` by its position."""
-    shapes = [tensor.shape[1:] for tensor in (batch.latents, batch.action, batch.proprio)]
+    shapes = [(1, *stream.shape[1:]) for stream in batch.streams.parts]
     sigmas: list[Sigmas] = []
     uniforms: list[Tensor] = []
-    noises: list[list[Tensor]] = []
+    noises: list[Streams] = []
     for position in batch.positions:
         generator = generator_at(seed, stream, position)
         sigmas.append(sample_sigmas(1, noise, generator))
         uniforms.append(torch.rand(1, generator=generator))
-        noises.append([torch.randn(shape, generator=generator) for shape in shapes])
+        noises.append(Streams.normal(shapes, generator))
     device = batch.latents.device
-    video, action, proprio = (torch.stack(parts).to(device) for parts in zip(*noises, strict=True))
     drop_text = (torch.cat(uniforms) < text_dropout).to(device)
     prefix = action_prefixes(batch.positions, noise, seed) if stream is Stream.NOISE else None
     on_device = None if prefix is None else prefix.to(device)
-    return Draws(_on(_joined(sigmas), device), drop_text, video, action, proprio, on_device)
+    return Draws(_on(_joined(sigmas), device), drop_text, Streams.cat(noises).to(device), on_device)
 
 
 def action_is_clean(

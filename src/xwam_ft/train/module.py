@@ -21,7 +21,8 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
 from xwam_ft.model.compiled import compile_blocks
 from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
-from xwam_ft.model.noise import add_noise, prefix_mask
+from xwam_ft.model.noise import noised, prefix_mask
+from xwam_ft.model.streams import Streams
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
@@ -46,12 +47,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Noised:
+class Noised(Streams):
     """What the network is given: noised streams with their conditions written back in."""
 
-    video: Float[Tensor, "b c tl v h w"]
-    action: Float[Tensor, "b ta da"]
-    proprio: Float[Tensor, "b tp dp"]
     text: Float[Tensor, "b s dt"]
     action_held: Bool[Tensor, "b ta"] | None = None  # the clean prefixes; None where the recipe trains none
 
@@ -197,8 +195,7 @@ class TrainingModule(pl.LightningModule):
         # Dropout inside the layers draws from torch's generators: tie them to the position as well.
         torch.manual_seed(random_bits(self.recipe.seed, Stream.LAYERS, batch.positions[0]))
         draws = draw(batch, self.recipe.noise, self.recipe.loss.text_dropout, self.recipe.seed)
-        noised = self.add_noise(batch, draws)
-        prediction = self.predict(noised, draws)
+        prediction = self.predict(self.add_noise(batch, draws), draws)
         losses = self.normalise(self.loss_terms(batch, draws, prediction), step)
         total = self.weigh(losses)
         self.guards.finite("loss", total, step, list(batch.keys))
@@ -220,30 +217,21 @@ class TrainingModule(pl.LightningModule):
             self.log_dict({"step": float(self.step), **means})
 
     def add_noise(self, batch: Batch, draws: Draws) -> Noised:
-        video = add_noise(batch.latents, draws.video, draws.sigmas.video)
-        video[:, :, 0] = batch.latents[:, :, 0]
-        proprio = add_noise(batch.proprio, draws.proprio, draws.sigmas.action)
-        proprio[:, 0] = batch.proprio[:, 0]
-        text = torch.where(draws.drop_text[:, None, None], self.empty_text, batch.text)
-        action, held = add_noise(batch.action, draws.action, draws.sigmas.action), None
+        video, action, proprio = noised(batch.streams, draws.noise, draws.sigmas).parts
+        held = None
         if draws.action_prefix is not None:
             held = prefix_mask(draws.action_prefix, action.shape[1])
             action = torch.where(held[..., None], batch.action, action)
+        text = torch.where(draws.drop_text[:, None, None], self.empty_text, batch.text)
         return Noised(video, action, proprio, text, held)
 
-    def predict(self, noised: Noised, draws: Draws) -> Prediction:
+    def predict(self, given: Noised, draws: Draws) -> Prediction:
         timesteps = 1000 * draws.sigmas.video, 1000 * draws.sigmas.action
-        streams = noised.video, noised.action, noised.proprio
-        return self.network(*streams, noised.text, *timesteps, action_held=noised.action_held)
+        return self.network(*given.parts, given.text, *timesteps, action_held=given.action_held)
 
     def loss_terms(self, batch: Batch, draws: Draws, prediction: Prediction) -> dict[str, LossTerm]:
         """Sums of squared velocity errors (depth: of the clean latent) over valid numbers."""
-        targets = Targets(
-            video=draws.video - batch.latents,
-            action=draws.action - batch.action,
-            proprio=draws.proprio - batch.proprio,
-            depth=batch.depth,
-        )
+        targets = Targets(*(draws.noise - batch.streams).parts, batch.depth)
         masks = LossMasks(
             video=batch.video_mask,
             action=batch.action_mask,

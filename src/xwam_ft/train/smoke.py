@@ -21,7 +21,8 @@ from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import load_trainable, parameter_groups, trainable_state
 from xwam_ft.model.branch import MAIN, lora_layers, use_adapters
-from xwam_ft.model.sampler import SampleNoise, draw_noise, sample
+from xwam_ft.model.sampler import Conditions, sample
+from xwam_ft.model.streams import Streams
 from xwam_ft.train.callbacks import Clock
 from xwam_ft.train.checkpoint import TRAINABLE_FILE, latest_checkpoint, list_checkpoints
 from xwam_ft.train.data import ClipDataModule
@@ -151,13 +152,11 @@ class _Checks:
 
     def actions(self) -> str:
         batch, _ = self._given([0])
-        video, action, proprio = (tuple(t.shape) for t in (batch.latents, batch.action, batch.proprio))
-        drawn = draw_noise(video, action, proprio, torch.Generator().manual_seed(self.recipe.seed))
-        noise = SampleNoise(*(t.to(self.module.device) for t in (drawn.video, drawn.action, drawn.proprio)))
+        noise = Streams.normal(batch.streams.shapes, torch.Generator().manual_seed(self.recipe.seed))
         self.network.eval()
         out = sample(
-            self.network, batch.latents[:, :, 0], batch.proprio[:, 0], batch.text,
-            noise=noise, video_steps=2, action_steps=2, shift=self.recipe.noise.shift,
+            self.network, Conditions(batch.latents[:, :, 0], batch.proprio[:, 0]), batch.text,
+            noise=noise.to(self.module.device), video_steps=2, action_steps=2, shift=self.recipe.noise.shift,
         )  # fmt: skip
         for name, tensor in (("actions", out.action), ("video", out.video)):
             if not bool(torch.isfinite(tensor).all()):
