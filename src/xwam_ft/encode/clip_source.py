@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -140,9 +140,6 @@ class ClipPool:
 
     def finish(self, batch: Batch | PictureBatch) -> Batch:
         return self._sources[0].finish(batch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "prompt_embeddings": None}  # text never goes through a loader's worker
 
     def shares(self) -> list[tuple[str, int, float]]:
         """Of each set: its name, its training clips, and its share of what is shown."""

@@ -152,4 +152,4 @@ class PixelSource:
             self._masks.popitem(last=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "codec": None, "prompt_embeddings": None}  # a loader's worker only decodes
+        return {**self.__dict__, "codec": None}  # a loader's worker only decodes
