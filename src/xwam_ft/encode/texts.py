@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -34,11 +34,9 @@ class TextRows(Protocol):
 
     def __iter__(self) -> Iterator[Any]: ...
 
-    @overload
-    def __getitem__(self, rows: int) -> Float[Tensor, "s dt"]: ...
-
-    @overload
-    def __getitem__(self, rows: list[int]) -> Float[Tensor, "k s dt"]: ...
+    def __getitem__(self, rows: Any, /) -> Any:
+        """A row [s, dt] by its number; of a list of numbers those rows, [k, s, dt]."""
+        ...
 
 
 class JoinedRows:
@@ -86,4 +84,4 @@ def _mapped(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> Tensor:
         whole = torch.from_file(name, shared=True, size=size // dtype.itemsize, dtype=dtype)
     finally:
         Path(name).unlink()  # the mapping lives on; the disk has its room back when this process is gone
-    return cast("Tensor", whole.view(shape))
+    return whole.view(shape)
