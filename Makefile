@@ -14,7 +14,7 @@ EXTRAS := dev,docs,sim,mcap,stereo,ray,viz,serve
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 UNIT := -m pytest $(TWO) -m 'not slow and not gpu and not sim and not soak'
 
-.PHONY: demo test unit test-lowest test-pythons check style docs mutants soak clean
+.PHONY: demo test unit test-lowest test-pythons check style docs mutants bench-quick soak clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -76,6 +76,11 @@ docs: $(READY)
 ## what tests do not see: single mutations of the rooms that move a robot, in copies; prints the survivors
 mutants: $(READY)
 	$(BIN)/python benchmarks/mutants.py
+
+## the benchmarks in their small forms: every ratio, and the command that gives it
+bench-quick: export OMP_NUM_THREADS := 1
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/quick.py
 
 ## hours of hammering; results belong in docs/log.md
 soak: $(READY)

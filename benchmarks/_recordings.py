@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import yaml
 from scipy.ndimage import zoom
 
-from xwam_ft.media import write_gray16, write_rgb
+from xwam_ft.files import write_bytes_atomic
+from xwam_ft.media import REPRODUCIBLE, encoded, write_gray16
 
 JOINTS = 7
+RECORDED = {"crf": "18", "preset": "medium", "g": "16", **REPRODUCIBLE}  # a recorder's choice, which is not the shards'
 VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mkv"
 DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 
@@ -119,7 +121,7 @@ def _write_videos(folder: Path, shape: Shape, number: int, view: int, name: str,
         elif key.endswith("_depth"):
             write_gray16(path, _depths(shape, number, view), shape.fps)
         else:
-            write_rgb(path, _pictures(shape, number, view), shape.fps)
+            write_bytes_atomic(path, encoded(_pictures(shape, number, view), shape.fps, "libx264", RECORDED))
 
 
 def _pictures(shape: Shape, number: int, view: int) -> Iterator[np.ndarray]:

@@ -29,7 +29,8 @@ from rich.console import Console
 
 from _measure import machine, print_table
 from _recordings import Shape, write_embodiment, write_recordings
-from xwam_ft.media import DECORD_CODECS, probe
+from xwam_ft.decoding import DECORD_CODECS
+from xwam_ft.media import probe
 from xwam_ft.prepare.embodiment.cameras import plan_cameras
 from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode import Episode, VideoView

@@ -28,14 +28,13 @@ import typer
 from av.codec.context import Flags
 
 from _recordings import Shape, write_embodiment, write_recordings
-from xwam_ft.media import REPRODUCIBLE, VideoInfo, count_frames, probe
+from xwam_ft.decoding import VideoInfo
+from xwam_ft.media import FFV1, H264, count_frames, probe
 from xwam_ft.prepare.embodiment.cameras import plan_cameras
 from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode import VideoView
 from xwam_ft.prepare.sources import open_source
 
-H264 = {"crf": "18", "preset": "medium", "g": "16", **REPRODUCIBLE}  # those of media.rgb_bytes
-FFV1 = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}  # those of media.gray16_bytes
 SMALL = Shape(episodes=0, frames=40, cameras=1, height=96, width=128)
 
 PREPARE = """
@@ -43,16 +42,28 @@ import json, resource, sys, time
 started = time.perf_counter()
 from pathlib import Path
 from rich.console import Console
-from xwam_ft.prepare.pipeline import prepare
-raw, out, embodiment, depth, urdf = sys.argv[1:]
-report = prepare(
-    [Path(raw)], Path(out), embodiment=Path(embodiment), depth=depth, workers=0, strict=True,
+from xwam_ft.prepare import pipeline
+raw, out, embodiment, depth, urdf, workers = sys.argv[1:]
+
+def used(*whose):
+    parts = [resource.getrusage(one) for one in whose]
+    return sum(part.ru_utime + part.ru_stime for part in parts)
+
+def begin(*given, take_up=pipeline._take_up):
+    begun.append((time.perf_counter() - started, used(resource.RUSAGE_SELF)))
+    take_up(*given)
+
+begun = []
+pipeline._take_up = begin  # the last thing before the episodes
+report = pipeline.prepare(
+    [Path(raw)], Path(out), embodiment=Path(embodiment), depth=depth, workers=int(workers), strict=True,
     urdf_dirs=[Path(urdf)] if urdf else [], console=Console(stderr=True, quiet=True),
 )
-used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "stages": report.seconds, "frames": report.frames, "wall": time.perf_counter() - started,
-    "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * 1024,
+    "cpu": used(resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN),
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "start": begun[0],
 }))
 """
 
@@ -64,6 +75,8 @@ def main(
     urdf_dir: Annotated[Path | None, typer.Option(help="where the embodiment's URDF is")] = None,
     frames: Annotated[int, typer.Option(min=10, help="an episode of the synthetic recordings")] = 100,
     growth: Annotated[str, typer.Option(help="numbers of episodes, separated by commas, instead")] = "",
+    episodes: Annotated[int, typer.Option(min=2, help="of the synthetic recordings")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="prepare again with so many processes, and compare")] = 0,
     folder: Annotated[Path | None, typer.Option(help="where to work (default: the system's)")] = None,
 ) -> None:
     """Print wall and CPU seconds and frames/s of prepare, by stage, and of the bare work; or how prepare grows."""
@@ -73,15 +86,15 @@ def main(
             _growth(Path(place), [int(count) for count in growth.split(",")])
             return
         if recordings is None:
-            shape = Shape(episodes=2, frames=frames, depth=depth == "sensor")
+            shape = Shape(episodes=episodes, frames=frames, depth=depth == "sensor")
             recordings = write_recordings(Path(place) / "recordings", shape)
             embodiment = write_embodiment(Path(place) / "synthetic.yaml", shape, 256, 320)
         if embodiment is None:
             raise typer.BadParameter("give --embodiment with RECORDINGS")
-        _compare(Path(place), recordings, embodiment, depth, urdf_dir)
+        _compare(Path(place), recordings, embodiment, depth, urdf_dir, workers)
 
 
-def _compare(place: Path, recordings: Path, embodiment: Path, depth: str, urdf_dir: Path | None) -> None:
+def _compare(place: Path, recordings: Path, embodiment: Path, depth: str, urdf_dir: Path | None, workers: int) -> None:
     files = videos(recordings, embodiment, depth == "sensor")
     image = load_embodiment(embodiment).image_rule
     by_ffmpeg = shutil.which("ffmpeg")
@@ -95,14 +108,22 @@ def _compare(place: Path, recordings: Path, embodiment: Path, depth: str, urdf_d
         bare["cpu"] += _cpu() - cpu
         pictures += count_frames(path)
     done = run_prepare(recordings, place / "out", embodiment, depth, urdf_dir)
-    stages = done["stages"]
+    stages, (start_wall, start_cpu) = done["stages"], done["start"]
     inside = ("read", "decode", "depth", "encode", "assemble")
     rows = [[f"bare, by {'ffmpeg' if by_ffmpeg else 'PyAV'}", *_cells(bare["wall"], bare["cpu"], pictures)]]
     rows.append(["prepare, libraries' loading too", *_cells(done["wall"], done["cpu"], pictures)])
     rows.append(["  of it prepare alone", *_cells(stages["all"], None, pictures)])
     rows += [[f"    {name}", *_cells(stages[name], None, pictures)] for name in inside if name in stages]
+    rows.append(["  start-up, to the first episode", *_cells(start_wall, start_cpu, 0)])
     ratio = f"{done['wall'] / bare['wall']:.2f}", f"{done['cpu'] / bare['cpu']:.2f}"
     rows.append(["prepare / bare", *ratio, None])
+    apart = [(done[kind] - start) / bare[kind] for kind, start in (("wall", start_wall), ("cpu", start_cpu))]
+    rows.append(["prepare / bare, start-up apart", *(f"{value:.2f}" for value in apart), None])
+    if workers:
+        many = run_prepare(recordings, place / "many", embodiment, depth, urdf_dir, workers)
+        rows.append([f"prepare with {workers} processes", *_cells(many["wall"], many["cpu"], pictures)])
+        faster = [f"{done[kind] / many[kind]:.2f}" for kind in ("wall", "cpu")]
+        rows.append([f"one process / {workers} processes", *faster, None])
     from _measure import machine, print_table  # torch, which a child would be charged with
 
     typer.echo(f"{machine('cpu')}, PyAV {av.__version__}; peak memory of prepare {done['peak'] / 1e6:.0f} MB")
@@ -148,9 +169,11 @@ def videos(recordings: Path, embodiment: Path, depth: bool) -> list[Path]:
     return list(found)
 
 
-def run_prepare(raw: Path, out: Path, embodiment: Path, depth: str, urdf_dir: Path | None) -> dict[str, Any]:
-    """Prepare in a process of its own: seconds by stage, wall and CPU seconds with start-up, and peak memory."""
-    arguments = [str(raw), str(out), str(embodiment), depth, str(urdf_dir or "")]
+def run_prepare(
+    raw: Path, out: Path, embodiment: Path, depth: str, urdf_dir: Path | None, workers: int = 0
+) -> dict[str, Any]:
+    """Prepare in a process of its own: seconds by stage, wall and CPU seconds, of them those of the start; memory."""
+    arguments = [str(raw), str(out), str(embodiment), depth, str(urdf_dir or ""), str(workers)]
     done = subprocess.run([sys.executable, "-c", PREPARE, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -191,7 +214,11 @@ def _small(episodes: int) -> Shape:
 
 
 def _cells(wall: float, cpu: float | None, pictures: int) -> list[str | None]:
-    return [f"{wall:.2f}", None if cpu is None else f"{cpu:.2f}", f"{pictures / wall:.0f}" if wall > 0.005 else None]
+    return [
+        f"{wall:.2f}",
+        None if cpu is None else f"{cpu:.2f}",
+        f"{pictures / wall:.0f}" if wall > 0.005 and pictures else None,
+    ]
 
 
 def _cpu() -> float:

@@ -95,7 +95,7 @@ def test_a_run_tells_its_numbers(trained_run: Path) -> None:
 
 def test_recipes_and_values_are_taken_in_every_form(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, values = trained_run / "recipe.yaml", {"trainer.max_steps": 7, "trainer.batch_size": 4}
-    free: dict[str, Any] = {"memory_available": None, "disk_free": ()}  # of this moment
+    free: dict[str, Any] = {"memory_available": None, "host_available": None, "disk_free": ()}  # of this moment
     forms = (path, str(path), load_recipe(path))
     plans = [dataclasses.replace(xwam_ft.plan(given, **values), **free) for given in forms]
     assert plans[0] == plans[1] == plans[2]

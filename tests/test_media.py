@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from xwam_ft import media
+from xwam_ft import decoding, media
+from xwam_ft.decoding import Frames, VideoInfo, keep_open, opened
 from xwam_ft.errors import UserError
-from xwam_ft.media import VideoInfo, count_frames, gray16_bytes, iterate_rgb, probe, read_gray16, read_rgb, rgb_bytes
+from xwam_ft.media import count_frames, gray16_bytes, iterate_rgb, probe, read_gray16, read_rgb, rgb_bytes
 
 HEIGHT, WIDTH, BITS = 32, 64, 8
 HAS_DECORD = importlib.util.find_spec("decord") is not None
@@ -33,6 +35,11 @@ def numbered(count: int) -> np.ndarray:
 
 def numbers(pictures: np.ndarray) -> list[int]:
     return [sum(int(p[2:6, 8 * b + 2 : 8 * b + 6].mean() > 128) << b for b in range(BITS)) for p in pictures]
+
+
+def read_by_av(source: Path | bytes, frames: Frames = None) -> np.ndarray:
+    with opened(source) as video:
+        return video.by_av(frames, "rgb24")
 
 
 def encoded(codec: str, pixel_format: str, suffix: str, path: Path, count: int = 40, **options: str) -> Path:
@@ -69,7 +76,7 @@ def test_probe_reads_the_head(movie: bytes, codes: np.ndarray) -> None:
 )
 @pytest.mark.parametrize("decoder", ["chosen", "av"])
 def test_frames_come_by_index(movie: bytes, wanted: object, decoder: str) -> None:
-    read = read_rgb if decoder == "chosen" else lambda *given: media._read_av(*given, "rgb24")  # pyright: ignore
+    read = read_rgb if decoder == "chosen" else read_by_av
     pictures = read(movie, wanted)  # pyright: ignore[reportArgumentType]
     every = list(range(60))
     expected = every if wanted is None else every[wanted] if isinstance(wanted, slice) else [int(i) for i in wanted]  # pyright: ignore
@@ -81,7 +88,7 @@ def test_both_decoders_give_the_same_pixels(movie: bytes) -> None:
     if not HAS_DECORD:
         pytest.skip("decord is not installed")
     assert media.decoder(movie) == "decord"
-    np.testing.assert_array_equal(read_rgb(movie), media._read_av(movie, None, "rgb24"))  # pyright: ignore[reportPrivateUsage]
+    np.testing.assert_array_equal(read_rgb(movie), read_by_av(movie))
 
 
 def test_pictures_survive_the_encoder(movie: bytes) -> None:
@@ -121,8 +128,47 @@ def test_other_makes_come_by_index_too(
     assert count_frames(path) == 40
     wanted = [0, 11, 12, 13, 39, 25, 24, 5]
     assert numbers(read_rgb(path, wanted)) == wanted
-    assert numbers(media._read_av(path, wanted, "rgb24")) == wanted  # pyright: ignore[reportPrivateUsage]
+    assert numbers(read_by_av(path, wanted)) == wanted
     assert numbers(read_rgb(path)) == list(range(40))
+
+
+def test_a_video_that_stays_open_gives_the_same_pictures(tmp_path: Path, codes: np.ndarray) -> None:
+    """Forward, back, again, past the end of what was decoded: by both decoders, and files changed in between."""
+    colour, depth = tmp_path / "a.mp4", tmp_path / "a.mkv"
+    media.write_rgb(colour, numbered(60), 30.0)
+    media.write_gray16(depth, codes, 30.0)
+    parts = [range(8), range(8, 16), [15], [15, 16], [59], [3, 40], range(52, 60), [2, 1], []]
+    with keep_open(), opened(colour) as video:
+        assert read_rgb(colour, [1]).shape == (1, HEIGHT, WIDTH, 3)
+        for wanted in parts:
+            assert numbers(read_rgb(colour, wanted)) == list(wanted)
+            assert numbers(video.by_av(wanted, "rgb24")) == list(wanted)
+            some = [index % len(codes) for index in wanted]
+            np.testing.assert_array_equal(read_gray16(depth, some), codes[some])
+        with opened(colour) as again:
+            assert again is video
+    media.write_rgb(colour, numbered(9), 30.0)
+    with opened(colour) as one, opened(colour) as other:
+        assert one is not other
+        assert one.count == 9
+
+
+def test_pictures_in_a_row_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, decoded = tmp_path / "a.mp4", [0]
+    media.write_rgb(path, numbered(60), 30.0)
+    plain = decoding._decode  # pyright: ignore[reportPrivateUsage]
+
+    def counting(container: object, source: Path | bytes) -> Iterator[object]:
+        for frame in plain(container, source):
+            decoded[0] += 1
+            yield frame
+
+    monkeypatch.setattr(decoding, "_decode", counting)
+    with keep_open(), opened(path) as video:
+        for first in range(0, 60, 7):
+            wanted = range(first, min(first + 7, 60))
+            assert numbers(video.by_av(wanted, "rgb24")) == list(wanted)
+    assert decoded == [60]
 
 
 def cut_by_edit_list(path: Path, first: int) -> Path:
@@ -150,7 +196,7 @@ def test_pictures_that_an_edit_list_hides_are_not_counted(tmp_path: Path, first:
     assert numbers(read_rgb(path)) == list(range(first, 40))
     wanted = [0, 5, 39 - first, 13, 1]
     assert numbers(read_rgb(path, wanted)) == [first + index for index in wanted]
-    assert numbers(media._read_av(path, wanted, "rgb24")) == [first + index for index in wanted]  # pyright: ignore
+    assert numbers(read_by_av(path, wanted)) == [first + index for index in wanted]
 
 
 def test_depth_is_lossless_and_exact_by_index(codes: np.ndarray) -> None:

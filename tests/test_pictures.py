@@ -41,7 +41,12 @@ def test_bilinear_equals_torch_without_antialias(source: tuple[int, int], target
     assert np.abs(ours[differ] - exact[differ]).max(initial=0) < 0.501
 
 
-@pytest.mark.parametrize(("source", "target"), [*SIZES, ((480, 640), (256, 320)), ((9, 7), (3, 2))])
+# In whole numbers: even, odd and broken steps, up and down, and more bits than fit.
+WHOLE = [((480, 640), (256, 320)), ((720, 1280), (256, 320)), ((48, 96), (32, 32)), ((64, 60), (32, 48))]
+WHOLE += [((1080, 1920), (256, 320)), ((16, 16), (64, 32)), ((33, 34), (256, 64)), ((255, 32), (256, 64))]
+
+
+@pytest.mark.parametrize(("source", "target"), [*SIZES, *WHOLE, ((9, 7), (3, 2)), ((480, 848), (256, 320))])
 def test_bilinear_is_the_plain_form_to_the_bit(source: tuple[int, int], target: tuple[int, int]) -> None:
     pictures = noise(2, *source, 3)[:, ::-1, :, ::-1]  # strides of any kind
     top, bottom, down = neighbours(source[0], target[0])

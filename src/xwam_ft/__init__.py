@@ -36,6 +36,7 @@ The hall
     aliases.py        a robot's own names and units of what it observes
     kinematics.py     URDF chains: joints -> poses, and back
     prompts.py        the one form of an instruction, however people type it
+    decoding.py       an open video: its pictures by index, by decord or PyAV
     media.py          probe, decode, encode video
     pictures.py       the one resize and crop rule, for pictures, depth codes and intrinsics
     depth_code.py     metres <-> 16-bit inverse-depth code <-> what the VAE sees

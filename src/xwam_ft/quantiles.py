@@ -94,14 +94,15 @@ def encoded_chunks(
     for episode in episodes:
         frames = len(episode.state)
         starts = np.arange(0, max(1, frames - timing.frame_skip), stride)
+        rows = np.minimum(starts[:, None] + ahead, frames - 1)
+        # All at once, with steps past the episode's end that are cut off again: calls for each length took longer.
+        encoded = conventions.encode_actions(
+            contract, episode.command[rows], episode.state[starts], episode.state[rows]
+        )
+        mask = conventions.command_to_action_mask(contract, episode.command_mask[rows])
         steps = np.searchsorted(ahead, frames - starts)  # of a chunk, those before the episode's end
-        for count in np.unique(steps)[::-1]:  # chunks of one length at once; only the last few are shorter
-            some = starts[steps == count]
-            rows = some[:, None] + ahead[:count]
-            encoded = conventions.encode_actions(
-                contract, episode.command[rows], episode.state[some], episode.state[rows]
-            )
-            yield encoded, conventions.command_to_action_mask(contract, episode.command_mask[rows])
+        for count in np.unique(steps)[::-1]:  # only the last few are shorter
+            yield encoded[steps == count, :count], mask[steps == count, :count]
 
 
 def starts_stride(episodes: Sequence[Motion]) -> int:

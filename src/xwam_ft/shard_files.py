@@ -7,17 +7,19 @@ one request, and a copy of it stays on this machine (copies.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256 as sha256_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from google_crc32c import value as crc32c
 
 from xwam_ft import remote
 from xwam_ft.copies import LOCAL_GB, Copies, copies_folder
+from xwam_ft.decoding import FilePart, Source
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, sha256
 from xwam_ft.remote_errors import Missing
@@ -29,6 +31,10 @@ INDEX_FILE = "index.json"
 CONTRACT_FILE = "contract.json"
 AGAIN = "run `xwam-ft prepare` again"
 FETCHES = 2  # of a part whose checksum differs
+VIDEOS = (".mp4", ".mkv")
+COMPARED = 100_000
+# Places of videos in tars (by name, date and size) that were compared with their checksums.
+_compared: set[tuple[int, tuple[int, int]]] = set()
 
 
 def read_index(folder: Path) -> tuple[Any, str | None]:
@@ -76,6 +82,13 @@ def _part(stream: BinaryIO, offset: int, size: int) -> bytes:
     return stream.read(size)
 
 
+class Members(NamedTuple):
+    """Files of a segment by their names in it."""
+
+    tables: dict[str, bytes]
+    videos: dict[str, Source]
+
+
 @dataclass(frozen=True)
 class ShardFiles:
     """The tars of a set. `local_gb`: of copies on this machine, where it is at a URL."""
@@ -118,8 +131,10 @@ class ShardFiles:
             fix = f"remove {copies_folder()}, which holds a copy of it; if that does not help, upload the shard again"
         return UserError(f"segment {entry.key} cannot be read ({reason})", place, fix)
 
-    def members(self, entry: SegmentEntry, names: Collection[str], version: str) -> dict[str, bytes]:
+    def members(self, entry: SegmentEntry, names: Collection[str], version: str) -> Members:
         """Files of a segment by their names in it, compared with their checksums where the index has them.
+
+        Videos in a folder's tars, which are read a part at a time, are compared once a process.
 
         Args:
             version: SHA-256 of the tar, which tells its copies from those of another of the same name.
@@ -137,12 +152,19 @@ class ShardFiles:
                 raise UserError("the shard is missing", place, f"copy the whole folder again, or {AGAIN}")
             try:
                 with place.open("rb") as stream:
-                    found = {name: _part(stream, *span) for name, span in spans.items()}
+                    stat = os.fstat(stream.fileno())
+                    tar = hash((str(place), stat.st_mtime_ns, stat.st_size))
+                    videos = [name for name in names if name.endswith(VIDEOS)]
+                    sound = [name for name in videos if (tar, spans[name]) in _compared]
+                    found = {name: _part(stream, *spans[name]) for name in names if name not in sound}
             except OSError as error:
                 raise self.unreadable(entry, str(error)) from None
             if (changed := _changed(entry, found)) is not None:
                 raise self.unreadable(entry, f"{changed} is not what was written: its checksum differs")
-            return found
+            if len(_compared) > COMPARED:
+                _compared.clear()
+            _compared.update((tar, spans[name]) for name in videos)
+            return _split(found | {name: FilePart(place, *spans[name]) for name in videos})
         # They stand one after another, so that what lies between them is not worth a request of its own.
         start = min(offset for offset, _ in spans.values())
         size = max(offset + length for offset, length in spans.values()) - start
@@ -164,10 +186,15 @@ class ShardFiles:
             )
 
         copies, name = Copies(self.local_gb), f"{version} {start}+{size}"
-        return parts(copies.get(name, size, fetch, lambda data: _changed(entry, parts(data)) is None))
+        return _split(parts(copies.get(name, size, fetch, lambda data: _changed(entry, parts(data)) is None)))
 
 
-def _changed(entry: SegmentEntry, found: dict[str, bytes]) -> str | None:
+def _split(found: Mapping[str, Any]) -> Members:
+    tables = {name: data for name, data in found.items() if not name.endswith(VIDEOS)}
+    return Members(tables, {name: data for name, data in found.items() if name not in tables})
+
+
+def _changed(entry: SegmentEntry, found: Mapping[str, bytes]) -> str | None:
     """The first of a segment's files that is not what was written; None: all are, as far as the index can tell."""
     known = entry.crc32c
     return next((name for name, data in found.items() if name in known and crc32c(data) != known[name]), None)

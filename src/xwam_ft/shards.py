@@ -326,7 +326,7 @@ class ShardSet:
         wanted = [META, MOTION]
         wanted += [rgb_member(camera) for camera in cameras if streams == "all"]
         wanted += [name for camera in cameras if streams != "none" and (name := depth_member(camera)) in entry.members]
-        member = self.files.members(entry, wanted, self._versions[entry.shard])
+        member, videos = self.files.members(entry, wanted, self._versions[entry.shard])
         try:
             meta = SegmentMeta.model_validate_json(member[META])
             if not entry.key.endswith(meta.key):
@@ -335,9 +335,9 @@ class ShardSet:
                 tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
             rgb, depth = np.zeros((len(cameras), len(tables["proprio"]), 0, 0, 3), dtype=np.uint8), None
             if streams == "all":
-                rgb = np.stack([read_rgb(member[rgb_member(camera)], frames) for camera in cameras])
+                rgb = np.stack([read_rgb(videos[rgb_member(camera)], frames) for camera in cameras])
             if streams != "none" and meta.depth:
-                depth = np.stack([read_gray16(member[depth_member(camera)], frames) for camera in cameras])
+                depth = np.stack([read_gray16(videos[depth_member(camera)], frames) for camera in cameras])
         except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
             raise self.files.unreadable(entry, error.what if isinstance(error, UserError) else str(error)) from None
         return Segment(

@@ -30,6 +30,7 @@ def script(name: str) -> Any:
 
 
 made, loading, prepare = importlib.import_module("_recordings"), script("loading"), script("prepare")
+encoder, quick = importlib.import_module("encoder"), importlib.import_module("quick")
 SHAPE = made.Shape(episodes=2, frames=40, cameras=1, height=96, width=128, depth=True, drawn=1)
 
 
@@ -87,3 +88,33 @@ def test_prepare_prints_its_tables(recordings: Path, embodiment: Path) -> None:
     assert "80 frames, 160 pictures in 4 files" in said
     ratio = next(line for line in said.splitlines() if line.startswith("prepare / bare")).split()[3]
     assert float(ratio) > 0.5
+    apart = next(ratio for ratio in quick.RATIOS if ratio.command == quick.PREPARE)
+    assert 0 < quick.ratio_of(apart, said) < float(said.split("prepare / bare ")[1].split()[1])
+
+
+def test_the_encoder_is_measured_on_what_prepare_would_store(recordings: Path, embodiment: Path) -> None:
+    settings = "medium 18 16,ultrafast 40 16,veryfast 16 4 fastdecode bframes=0"
+    said = run(
+        encoder, str(recordings), "--embodiment", str(embodiment), "--frames", "40", "--clips", "1",
+        "--settings", settings,
+    )  # fmt: skip
+    assert "40 pictures of raw, 48x64" in said
+    rows = {name: next(line for line in said.splitlines() if line.startswith(name)) for name in settings.split(",")}
+    size, quality = ({name: float(row.removeprefix(name).split()[n]) for name, row in rows.items()} for n in (0, 1))
+    assert size["ultrafast 40 16"] < size["medium 18 16"]
+    assert quality["ultrafast 40 16"] < quality["medium 18 16"] - 3
+
+
+def test_quick_finds_its_ratios_in_what_commands_print(recordings: Path, embodiment: Path) -> None:
+    """Of the encoder's own table, and of rows as the others print them; what is not there is no number."""
+    said = run(
+        encoder, str(recordings), "--embodiment", str(embodiment), "--frames", "40", "--clips", "1",
+        "--settings", quick.shlex.split(quick.ENCODER)[-1],
+    )  # fmt: skip
+    table = {ratio.what: ratio for ratio in quick.RATIOS}
+    for ratio in quick.RATIOS:
+        assert (quick.ratio_of(ratio, said) is not None) == (ratio.command == quick.ENCODER), ratio.what
+    grown = "4   2.8  2.2  253   -    -    -\n40  9.1  5.8  262  3.2  2.6  260.1"
+    assert quick.ratio_of(table["prepare of 40 episodes / of 4, CPU"], grown) == 2.6
+    told = "import                     2.4 s\nplain copy, synced         1.2 s of the checkpoint's bytes"
+    assert quick.ratio_of(table["an import / a plain copy, time"], told) == 2.0

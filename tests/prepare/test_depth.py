@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 
 from shared import QUIET, save_tiny_dpt
+from xwam_ft.depth_code import metres_to_code
 from xwam_ft.errors import UserError
+from xwam_ft.pictures import resize_nearest
 from xwam_ft.prepare.depth import CHOICES, parse_depth
+from xwam_ft.prepare.depth.estimator import DepthPart
 from xwam_ft.prepare.depth.files import DepthFiles, parse_pattern
-from xwam_ft.prepare.depth.sensor import lerobot_log12, to_metres
+from xwam_ft.prepare.depth.sensor import Sensor, lerobot_log12, to_metres
 from xwam_ft.prepare.embodiment.cameras import CameraPlan
 from xwam_ft.prepare.embodiment.schema import DepthRange, DepthVideo
-from xwam_ft.prepare.episode import Episode, EpisodeError
+from xwam_ft.prepare.episode import Episode, EpisodeError, LogCode
 from xwam_ft.prepare.sources.lerobot_table import LeRobotTable
 
 PLAIN = CameraPlan("front", "observation.images.front", None)
@@ -43,6 +47,43 @@ def test_lerobots_code_spans_its_range_and_zero_is_invalid() -> None:
 @pytest.mark.parametrize(("unit", "metres"), [("mm", 1.5), ("m", 1500.0), (0.0001, 0.15)])
 def test_counts_become_metres(unit: Any, metres: float) -> None:
     assert to_metres(np.array([1500], np.uint16), DepthVideo(source="d", unit=unit))[0] == pytest.approx(metres)
+
+
+class Counts:
+    """A recorded view of given numbers."""
+
+    code = LogCode(0.2, 8.0, 1.5)
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts = counts
+
+    def read_gray16(self, rows: Sequence[int]) -> np.ndarray:
+        return self.counts[list(rows)]
+
+
+@pytest.mark.parametrize("unit", ["mm", "m", 0.0001, "lerobot_log12"])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_stored_codes_are_those_of_the_metres(tmp_path: Path, unit: Any, kind: Any) -> None:
+    """Counts are looked up: all 65,536 of them, to the bit; real numbers are computed."""
+    counts = np.arange(1 << 16).reshape(2, 128, 256).astype(kind)
+    if kind == np.float32:
+        if unit == "lerobot_log12":
+            pytest.skip("its counts are whole")
+        counts[0, :2, :3] = [[np.nan, np.inf, -1.0], [0.5, 65.535, 0.0]]
+    camera = CameraPlan("front", "front", DepthVideo(source="front_depth", unit=unit), rotate=90, mirror=True)
+    found = replace(episode(tmp_path, 2), views={"front_depth": Counts(counts)})  # pyright: ignore[reportArgumentType]
+
+    def fit(depth: np.ndarray) -> np.ndarray:
+        return resize_nearest(camera.turn(depth), 96, 60)
+
+    part = DepthPart(found, camera, [1, 0], np.zeros((2, 0, 0, 3), np.uint8), fit)
+    metres = Sensor().read(found, camera, [1, 0], part.pictures)
+    coded = Sensor().coded(part, (0.1, 10.0))
+    assert metres is not None
+    assert coded is not None
+    np.testing.assert_array_equal(coded[0], metres_to_code(fit(metres), 0.1, 10.0))
+    np.testing.assert_array_equal(coded[1], fit(metres)[:, ::4, ::4])
+    assert coded[0].dtype == np.uint16
 
 
 def test_without_a_choice_recorded_depth_is_taken_or_asked_for() -> None:

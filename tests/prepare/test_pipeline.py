@@ -12,11 +12,15 @@ import pytest
 from rich.console import Console
 
 from shared import QUIET, files_in, members_in
+from xwam_ft import observation, shard_writer
 from xwam_ft.depth_code import code_to_metres
 from xwam_ft.errors import UserError
+from xwam_ft.media import rgb_bytes
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.assemble import held_out
+from xwam_ft.prepare.embodiment.schema import load_embodiment
 from xwam_ft.prepare.episode_work import run
+from xwam_ft.prepare.sources import open_source
 from xwam_ft.shards import ShardSet
 
 
@@ -54,6 +58,32 @@ def test_what_comes_out_is_what_was_recorded(v21: Path, toy: Path, tmp_path: Pat
     splits = [episode.split for episode in shards.index.episodes]
     assert sorted(splits) == ["held_out", "train", "train"]
     assert {entry.split for entry in shards.segments() if entry.episode == splits.index("held_out")} == {"held_out"}
+
+
+@pytest.mark.parametrize("width", [32, 48, 24, 28])  # by 1.5, by 1, by 2, and by what takes real numbers
+def test_a_live_picture_is_resized_as_prepare_resized_it(
+    v21: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """To the bit: what the encoder was given is what the policy's side makes of the recorded picture."""
+    given: list[np.ndarray] = []
+
+    def noted(pictures: np.ndarray, fps: float) -> bytes:
+        given.append(np.array(pictures))
+        return rgb_bytes(pictures, fps)
+
+    monkeypatch.setattr(shard_writer, "rgb_bytes", noted)
+    near = toy.with_name("other.yaml")
+    near.write_text(toy.read_text().replace("width: 32", f"width: {width}"))
+    prepared(v21, tmp_path / "out", near, depth="none")
+    contract = ShardSet.open(tmp_path / "out").contract
+    jobs, _ = pipeline.plan_jobs([open_source(v21)], load_embodiment(near), near, "none", [], tmp_path / "staging")
+    for job, pictures in zip(jobs, given, strict=True):
+        view = job.episode.views[job.cameras[0].source]
+        for row in (0, 7, view.frames - 1):
+            live = view.read_rgb([row])[0]
+            state = {"arm": [0.0, 0.0], "hand": [0.0]}
+            seen = observation.encode(contract, {"images": {"front": live}, "state": state, "prompt": "open"})
+            np.testing.assert_array_equal(seen.pictures[0], pictures[row])
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import OptimSpec, Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import module as modules
+from xwam_ft.train import start
 from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from xwam_ft.train.plan import make_plan
@@ -47,7 +48,7 @@ def test_with_cached_latents_the_module_loads_the_transformer_alone(
         asked.append(options["parts"])
         return load_backbone(*args, **options)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(modules, "load_backbone", loading)
+    monkeypatch.setattr(start, "load_backbone", loading)
 
     def encoders() -> int:
         gc.collect()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+    from xwam_ft.encode.texts import TextRows
+
 MOTION = ("video_mask", "action", "action_mask", "proprio", "proprio_mask")
 
 
@@ -40,7 +42,7 @@ class BatchMotion:
     depth_mask: Bool[Tensor, "b tl v h w"] | None
     told: tuple[int, ...] = field(default=(), kw_only=True)
 
-    def with_text(self, embeddings: Float[Tensor, "n s dt"]) -> Self:
+    def with_text(self, embeddings: TextRows) -> Self:
         """The batch with its instructions, in the dtype of `embeddings` where a worker left them out."""
         return self if self.text.numel() else replace(self, text=embeddings[list(self.told)])
 

@@ -239,8 +239,8 @@ class LatentCache:
         return self._open[file]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A DataLoader worker opens its own handles.
-        return {**self.__dict__, "_open": {}}
+        # A DataLoader worker opens its own handles, and reads no text.
+        return {name: value for name, value in self.__dict__.items() if name != "_embeddings"} | {"_open": {}}
 
 
 def cache_identity(backbone: str, shard_set: ShardSet, data: DataSpec, dtype: str, with_depth: bool) -> CacheIdentity:

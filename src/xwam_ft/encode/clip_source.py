@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from xwam_ft.encode.data_sets import clip_weights, episode_weights
+from xwam_ft.encode.texts import JoinedRows
 from xwam_ft.files import json_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xwam_ft.encode.cache import CachedClip, CacheIdentity, ClipTensors
     from xwam_ft.encode.clip_tensors import ClipPictures
     from xwam_ft.encode.data_sets import DataSets
+    from xwam_ft.encode.texts import TextRows
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import DataSpec
     from xwam_ft.shards import Split
@@ -42,7 +43,7 @@ class ClipSource(Protocol):
     def prompts(self) -> Sequence[str]: ...
 
     @property
-    def prompt_embeddings(self) -> Float[Tensor, "n s dt"]:
+    def prompt_embeddings(self) -> TextRows:
         """In the order of `prompts`."""
         ...
 
@@ -107,10 +108,10 @@ class ClipPool:
         for source in self._sources:
             rows |= dict(zip(source.prompts, source.prompt_embeddings, strict=True))
         one = self._sources[0]
-        self.prompt_embeddings = (  # of one cache the file itself: thousands of wordings are tens of GB
+        self.prompt_embeddings: TextRows = (  # where they are: thousands of wordings are tens of GB
             one.prompt_embeddings
-            if tuple(one.prompts) == self.prompts and len(self._sources) == 1
-            else torch.stack([rows[prompt] for prompt in self.prompts])
+            if tuple(one.prompts) == self.prompts
+            else JoinedRows([rows[prompt] for prompt in self.prompts])
         )
         self.identity = joint_identity([source.identity for source in self._sources])
 

@@ -32,15 +32,16 @@ from xwam_ft.encode.cache import (
 from xwam_ft.encode.cache_files import CacheFiles
 from xwam_ft.encode.data_sets import require_sound
 from xwam_ft.encode.ray_segments import Nodes
-from xwam_ft.encode.segments import Encoding, Plan, plan_segments, save, write_segments
+from xwam_ft.encode.segments import Encoding, Plan, plan_segments, write_segments
 from xwam_ft.errors import UserError, spelled
 from xwam_ft.files import disk_errors, json_bytes, write_json_atomic
 from xwam_ft.locks import sole_writer
+from xwam_ft.model.tensor_files.stream import write_rows
 from xwam_ft.progress import progress_bar
 from xwam_ft.ray_cluster import connected
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from jaxtyping import Float
     from rich.console import Console
@@ -208,9 +209,8 @@ def _make(
         _require_space(folder, missing * clip)
     prompts = sorted({EMPTY_PROMPT, *contract.prompts, *(text for part in plan for text in part.texts)})
     if PROMPTS_FILE not in there:
-        embeddings = embed_instructions(recipe, prompts, device, console, None if files.far else folder)
-        save({"embeddings": embeddings}, files, PROMPTS_FILE, spec.dtype)
-        del embeddings
+        rows = embed_instructions(recipe, prompts, device, console, None if files.far else folder)
+        files.write(PROMPTS_FILE, lambda path: write_rows(path, "embeddings", rows, len(prompts)))
     # Only now, when the text encoder, four times the VAE's size, is gone from there.
     threads = max(1, torch.get_num_threads() // on) if isinstance(on, int) and device.type == "cpu" else 0
     encoding = Encoding(recipe, shard_set, files, device.type, identity.with_depth, threads)
@@ -244,17 +244,19 @@ def _latent_bytes(shape: tuple[int, ...], dtype: str, with_depth: bool) -> int:
 
 def embed_instructions(
     recipe: Recipe, prompts: Sequence[str], device: torch.device, console: Console, folder: Path | None = None
-) -> Float[Tensor, "n s dt"]:
-    """Embeddings of instructions in the backbone's dtype, on the CPU; the text encoder is loaded meanwhile.
+) -> Iterator[Float[Tensor, "s dt"]]:
+    """Embeddings of instructions in the backbone's dtype, on the CPU, each as it is asked for.
+
+    The text encoder is loaded from the first to the last.
 
     Args:
         folder: where they will be written, which must have room.
 
     Raises:
-        UserError: as `load_backbone` and `embed_prompts`; too little room.
+        UserError: as `load_backbone` and `each_embedded`; too little room.
     """
     from xwam_ft.model.backbone import load_backbone
-    from xwam_ft.model.embed import embed_prompts
+    from xwam_ft.model.embed import each_embedded
 
     spec = recipe.backbone
     text = load_backbone(spec.path, dtype=spec.dtype, parts=("text",), revision=spec.revision).to(device)
@@ -262,11 +264,10 @@ def embed_instructions(
     if folder is not None:
         _require_space(folder, len(prompts) * text.text_len * int(text.text_encoder.config.d_model) * dtype.itemsize)
     with progress_bar(console, "embed instructions", "texts", len(prompts)) as advance:
-        embeddings = embed_prompts(text, prompts, dtype, advance)
+        yield from each_embedded(text, prompts, dtype, advance)
     del text
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return embeddings
 
 
 def _require_space(folder: Path, size: int) -> None:

@@ -25,6 +25,7 @@ from xwam_ft.encode.clip_tensors import (
 )
 from xwam_ft.encode.encode import embed_instructions, identify
 from xwam_ft.encode.segments import plan_segments
+from xwam_ft.encode.texts import kept_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,7 @@ def open_pixels(recipe: Recipe, sets: Sequence[ShardSet], device: torch.device, 
     plans = [plan_segments(one, recipe.data.clip_stride, recipe.data.copies) for one in sets]
     texts = {text for plan in plans for part in plan for text in part.texts}
     prompts = sorted({EMPTY_PROMPT, *texts, *(prompt for one in sets for prompt in one.contract.prompts)})
-    embeddings = embed_instructions(recipe, prompts, device, console)
+    embeddings = kept_rows(embed_instructions(recipe, prompts, device, console), len(prompts))
     vae = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision).to(device)
     clips = sum(len(part.starts) for plan in plans for part in plan)
     console.print(f"training from pixels: {clips} clips; the VAE stays loaded, the text encoder does not")

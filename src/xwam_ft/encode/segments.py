@@ -165,9 +165,9 @@ def save(tensors: dict[str, Tensor], files: CacheFiles, name: str, dtype: str) -
 
 
 def stored(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """As they stand in files: latents and embeddings in the backbone's dtype, motion and masks as they are."""
+    """As they stand in files: latents in the backbone's dtype, motion and masks as they are."""
     cast = {
-        name: tensor.to(getattr(torch, dtype)) if name in ("rgb", "depth", "embeddings") else tensor
+        name: tensor.to(getattr(torch, dtype)) if name in ("rgb", "depth") else tensor
         for name, tensor in tensors.items()
     }
     return {name: tensor.detach().cpu().contiguous() for name, tensor in cast.items()}

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.branch import DEPTH, MAIN, lora_layers, use_adapters
+from xwam_ft.model.deferred import held_part, weights_stood_in
 from xwam_ft.model.lora_forward import use_short_forward
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.model.reference import check_state
@@ -88,7 +90,8 @@ def _inject(config: LoraConfig, module: Any, name: str) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the second adapter is meant
-        inject_adapter_in_model(config, module, adapter_name=name)
+        with weights_stood_in(module):
+            inject_adapter_in_model(config, module, adapter_name=name)
     for layer in lora_layers(module):
         use_short_forward(layer)
 
@@ -147,7 +150,7 @@ def trainable_state(network: JointNetwork) -> dict[str, Tensor]:
 
 
 def load_trainable(network: JointNetwork, tensors: Mapping[str, Tensor], where: object) -> None:
-    """Set every trained tensor of a prepared network.
+    """Set every trained tensor of a prepared network; of one that is cut over processes what this one holds of it.
 
     Raises:
         UserError: adapters of another rank; a trained tensor missing, unexpected, of another shape or not finite;
@@ -165,7 +168,8 @@ def load_trainable(network: JointNetwork, tensors: Mapping[str, Tensor], where: 
     check_state(tensors, own, where)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            held.copy_(held_part(tensors[name], tensor))
 
 
 def zero_adapters(trained: Mapping[str, Tensor]) -> tuple[list[str], int]:

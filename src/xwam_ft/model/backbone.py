@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,10 +21,11 @@ import torch
 from xwam_ft import hub
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
+from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
 from xwam_ft.model.folder_check import KINDS, require_kin, require_whole
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
-from xwam_ft.model.load_part import load_text, load_transformer, load_vae, load_views
+from xwam_ft.model.load_part import cast_weights, load_text, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
 from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
@@ -33,6 +34,8 @@ from xwam_ft.prompts import clean_prompt
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from torch import Tensor
+
+    from xwam_ft.model.deferred import StoredRows
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class Backbone:
         view_embedding: of the transformer's own training on several views [V, D], where there was one.
         joint: everything X-WAM adds to its transformer, where the folder was imported from its weights.
         clip_lengths: frames of the clips its VAE was trained on; None: any that its stride divides.
+        deferred: the transformer lies on the meta device, and its weights by name in their files.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Backbone:
     view_embedding: Float[Tensor, "v d"] | None = None
     joint: JointWeights | None = None
     clip_lengths: tuple[int, ...] | None = None
+    deferred: Mapping[str, StoredRows] | None = None
     _fingerprints: dict[Part, str] = field(default_factory=lambda: dict[Part, str]())
 
     @property
@@ -219,6 +224,7 @@ def load_backbone(
     parts: Sequence[Part] = PARTS,
     revision: str | None = None,
     quantize: Quantize | None = None,
+    defer: bool = False,
 ) -> Backbone:
     """Load the asked-for parts on the CPU, frozen and in evaluation mode.
 
@@ -228,6 +234,7 @@ def load_backbone(
             of the transformer's parts whose arithmetic is float32 (time embedding, norms, modulation).
         revision: of a hub id.
         quantize: pack the linears of the transformer's blocks in 8 or 4 bits (quantize.py).
+        defer: leave the transformer's weights in their files (deferred.py); a "tiny-untrained" has none.
 
     Raises:
         UserError: no such folder or hub id, a part that is missing or incomplete, or no library that quantises.
@@ -244,6 +251,9 @@ def load_backbone(
             loaded["transformer"] = cast_weights(untrained_transformer(), kept)
             continue
         try:
+            if defer and part == "transformer":
+                loaded["transformer"], loaded["deferred"] = defer_transformer(folder / part, kept)
+                continue
             loaded |= _load_part(folder, part, kept)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -299,6 +309,7 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         view_embedding=loaded.get("views"),
         joint=loaded.get("joint"),
         clip_lengths=loaded["lengths"],
+        deferred=loaded.get("deferred"),
     )
 
 
@@ -327,15 +338,6 @@ def refuse_unimported(path: Path) -> None:
             path,
             f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
         )
-
-
-def cast_weights(module: Any, dtype: torch.dtype) -> Any:
-    """Cast a built module as `from_pretrained` would: what computes in float32 stays float32."""
-    keep = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
-    for name, parameter in module.named_parameters():
-        if not any(part in keep for part in name.split(".")):
-            parameter.data = parameter.data.to(dtype)
-    return module
 
 
 def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Legend: N instructions, S text positions, Dt width of the text encoder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,14 +22,23 @@ if TYPE_CHECKING:
     from xwam_ft.progress import Advance
 
 
-@torch.no_grad()
 def embed_prompts(
     backbone: Backbone,
     prompts: Sequence[str],
     dtype: torch.dtype,
     advance: Advance = lambda done: None,
 ) -> Float[Tensor, "n s dt"]:
-    """Embeddings of instructions, made one at a time, so that none depends on its company and the device holds one.
+    """What `each_embedded` makes, in one tensor."""
+    return torch.stack(list(each_embedded(backbone, prompts, dtype, advance)))
+
+
+def each_embedded(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    dtype: torch.dtype,
+    advance: Advance = lambda done: None,
+) -> Iterator[Float[Tensor, "s dt"]]:
+    """Embeddings of instructions, made one at a time, so that none depends on its company and nothing holds two.
 
     Args:
         prompts: as they were written; cleaned here.
@@ -40,21 +49,17 @@ def embed_prompts(
         UserError: one that is not finite; two different instructions with the same embedding: nothing could tell their
             tasks apart.
     """
-    made: Tensor | None = None
+    assert prompts, "no instruction, not even the empty one"
     seen: dict[bytes, str] = {}
-    for place, prompt in enumerate(prompts):
+    for prompt in prompts:
         embedding = backbone.encode_prompts([prompt])[0].to("cpu", dtype)
-        if made is None:
-            made = torch.empty(len(prompts), *embedding.shape, dtype=dtype)
         _require_finite(embedding, prompt, backbone)
         digest = hashlib.sha256(embedding.contiguous().view(torch.uint8).numpy().tobytes()).digest()
         other = seen.setdefault(digest, prompt)
         if clean_prompt(other) != clean_prompt(prompt):
             raise _alike(other, prompt, backbone)
-        made[place] = embedding
+        yield embedding
         advance(1)
-    assert made is not None, "no instruction, not even the empty one"
-    return made
 
 
 def _require_finite(embedding: Tensor, prompt: str, backbone: Backbone) -> None:

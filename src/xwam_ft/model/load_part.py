@@ -95,6 +95,15 @@ def load_views(path: Path, width: int) -> Tensor:
     return found
 
 
+def cast_weights(module: Any, dtype: torch.dtype) -> Any:
+    """Cast a built module as `from_pretrained` would: what computes in float32 stays float32."""
+    keep = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in module.named_parameters():
+        if not any(part in keep for part in name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return module
+
+
 def make_vae(config: Mapping[str, Any]) -> Any:
     """Wan's VAE as its configuration says, its weights drawn."""
     from diffusers import AutoencoderKLWan

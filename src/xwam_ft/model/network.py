@@ -147,8 +147,9 @@ class JointNetwork(nn.Module):
         self._rotary_cache: dict[tuple[SequenceLayout, torch.device], Rotary] = {}
         self._init_new_parts(generator or torch.Generator().manual_seed(0))
         device = transformer.proj_out.weight.device
-        for part in self._new_parts():
-            part.to(device)
+        if device.type != "meta":  # there what was drawn would be lost (deferred.py)
+            for part in self._new_parts():
+                part.to(device)
 
     def _new_parts(self) -> list[nn.Module]:
         parts: list[nn.Module] = [self.view_embedding]

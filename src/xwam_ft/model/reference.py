@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.model.deferred import held_part
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 
 if TYPE_CHECKING:
@@ -194,13 +195,20 @@ def check_state(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where
                 if name in given and given[name].shape != wanted[name].shape
             ),
         ),
-        _complaint("not finite", (name for name in wanted if name in given and not bool(given[name].isfinite().all()))),
+        _complaint(
+            "not finite",
+            (name for name in wanted if name in given and not bool(_held(given[name], wanted[name]).isfinite().all())),
+        ),
     ]
     complaints = [complaint for complaint in complaints if complaint]
     if complaints:
         raise UserError(
             "; ".join(complaints), where, "use weights that were saved from a network of this configuration"
         )
+
+
+def _held(given: Tensor, wanted: Tensor) -> Tensor:
+    return held_part(given, wanted) if given.shape == wanted.shape else given
 
 
 def _complaint(what: str, names: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """The work on one episode, the same in any process: check, decode, resize, depth, encode; leaves a folder behind.
 
-Frames pass through in blocks of `BLOCK`, so that the length of an episode costs disk, not memory.
+Frames pass through in blocks of `BLOCK` or `FEW`, so that the length of an episode costs disk, not memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import depth_code
+from xwam_ft.decoding import keep_open
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, full_disk, reserve, write_json_atomic
 from xwam_ft.hub import name_of
@@ -32,9 +33,10 @@ from xwam_ft.prepare.contact_sheet import contact_sheet, jpeg
 from xwam_ft.prepare.depth import DepthPlan, DepthStage
 from xwam_ft.prepare.depth.align import align_video, flicker
 from xwam_ft.prepare.depth.check import check_depth
+from xwam_ft.prepare.depth.estimator import DepthPart
 from xwam_ft.prepare.embodiment.cameras import CameraPlan
 from xwam_ft.prepare.embodiment.slots import joint_motion, motion
-from xwam_ft.prepare.episode import EpisodeError
+from xwam_ft.prepare.episode import EpisodeError, VideoView
 from xwam_ft.prepare.findings import Finding, Rejected, reject_errors
 from xwam_ft.prepare.jobs import JOINTS, MOTION_FILE, RESULT, EpisodeJob, EpisodeResult, JobOutcome
 from xwam_ft.shard_writer import encode_segment, segment_bounds, segment_key
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.episode import View
 
 BLOCK = 64  # a multiple of the estimators' batch, so that batches fall alike in every run
+FEW = 8
 SEGMENT_FRAMES = 400
 SAMPLES = 6  # pictures of a contact sheet
 
@@ -219,30 +222,39 @@ def decode_view(
         relative = on_disk(scratch / "relative", np.float32, codes.shape)
         relative[:] = np.nan
     levels: list[float] = []  # metres before they are held in the range
-    for first in range(0, len(rgb), BLOCK):
-        rows = range(first, min(first + BLOCK, len(rgb)))
-        block = slice(rows.start, rows.stop)
-        clock = time.perf_counter()
-        pictures = view.read_rgb(rows)
-        if camera.swap:
-            pictures = np.ascontiguousarray(pictures[..., ::-1])
-        result.sizes.setdefault(camera.name, [int(size) for size in pictures.shape[1:3]])
-        upright = camera.turn(pictures)
-        rgb[block] = resize_pictures(upright, height, width)
-        seconds["decode"] += time.perf_counter() - clock
-        clock = time.perf_counter()
-        # Estimators know upright pictures; what was recorded or made of recorded pictures is turned afterwards.
-        given, turn = (pictures, camera.turn) if job.depth.estimator is None else (upright, np.asarray)
-        depth = None if stage is None else stage.read(episode, camera, rows, given)
-        if depth is not None and codes is not None:
-            resized = resize_nearest(turn(depth), height, width)  # pyright: ignore[reportArgumentType]  # indexes any dtype
+    # Estimators know upright pictures; what was recorded or made of recorded pictures is turned afterwards.
+    turned_later = job.depth.estimator is None
+
+    def fit(depth: np.ndarray) -> np.ndarray:
+        return resize_nearest(camera.turn(depth) if turned_later else depth, height, width)
+
+    # What nobody estimates from is worked on while it is in the processor's caches.
+    size = FEW if isinstance(view, VideoView) and job.depth.estimator is None else BLOCK
+    with keep_open():
+        for first in range(0, len(rgb), size):
+            rows = range(first, min(first + size, len(rgb)))
+            block = slice(rows.start, rows.stop)
+            clock = time.perf_counter()
+            pictures = view.read_rgb(rows)
+            if camera.swap:
+                pictures = np.ascontiguousarray(pictures[..., ::-1])
+            result.sizes.setdefault(camera.name, [int(side) for side in pictures.shape[1:3]])
+            upright = camera.turn(pictures)
+            rgb[block] = resize_pictures(upright, height, width)
+            seconds["decode"] += time.perf_counter() - clock
+            if stage is None or codes is None:
+                continue
+            clock = time.perf_counter()
+            part = DepthPart(episode, camera, rows, pictures if turned_later else upright, fit)
             if relative is not None:
-                relative[block] = resized
+                if (estimated := stage.fitted(part)) is not None:
+                    relative[block] = estimated
             else:
-                near, far = camera.depth_range or depth_code.require_metric(job.depth.code)
-                codes[block] = depth_code.metres_to_code(resized, near, far)
-                levels += depth_checks.level(resized)
-        seconds["depth"] += time.perf_counter() - clock
+                span = camera.depth_range or depth_code.require_metric(job.depth.code)
+                if (coded := stage.coded(part, span)) is not None:
+                    codes[block], metres = coded
+                    levels += depth_checks.level(metres)
+            seconds["depth"] += time.perf_counter() - clock
     if codes is not None:
         clock = time.perf_counter()
         if relative is not None:

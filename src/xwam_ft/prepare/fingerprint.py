@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.jobs import EpisodeJob
 
 RECORD = "prepared.json"
-FORMAT = 3  # raise it when the bytes of a shard set change for equal inputs
+FORMAT = 4  # raise it when the bytes of a shard set change for equal inputs
 TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml")  # edited by hand, perhaps to the same size
 LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 SHEETS = 24  # episodes shown in pictures
 THUMBNAILS = 6  # a finding
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+class _Encoded(NamedTuple):
+    """Of the training episodes: states [F, P], and actions [N, Da] of clip starts with their masks."""
+
+    states: np.ndarray
+    actions: np.ndarray
+    masks: np.ndarray
 
 
 def render(
@@ -53,6 +61,7 @@ def render(
         if job.number in chosen
     ]
     train = Motions([job for job in accepted if job.number not in held_out])
+    numbers = _Encoded(quantiles.all_states(train), *quantiles.chunk_actions(contract, train))
     groups = grouped((result.number, finding) for result in results for finding in result.findings)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -69,7 +78,7 @@ def render(
         groups=[_group(group, results, contract.camera_names) for group in groups],
         droppable={group.check for group in groups if can_be_dropped(group, groups, {job.number for job in accepted})},
         warnings=sum(group.severity == "warning" for group in groups),
-        slots=_slots(contract, train),
+        slots=_slots(contract, numbers),
         changes={
             plan.slot.name: "the command before" if plan.delta.to == "command" else "the state"
             for plan in accepted[0].slots
@@ -77,7 +86,7 @@ def render(
         },
         sheets=sheets,
         hidden=len(kept) - len(sheets),
-        plots=plots(contract, MotionsByNumber(accepted), train, kept, held_out),
+        plots=plots(contract, MotionsByNumber(accepted), numbers, kept, held_out),
         depth=depth,
         depth_rows=depth_outcomes(kept),
         codecs=kept[0].codecs,
@@ -87,27 +96,27 @@ def render(
 def plots(
     contract: Contract,
     motions: Mapping[int, quantiles.Motion],
-    train: Sequence[quantiles.Motion],
+    numbers: _Encoded,
     kept: Sequence[EpisodeResult],
     held_out: set[int],
 ) -> dict[str, str | None]:
     """The page's plots as data URLs, by name."""
     from xwam_ft.prepare import report_plots
 
-    numbers, frames = [result.number for result in kept], [result.frames for result in kept]
+    episodes, frames = [result.number for result in kept], [result.frames for result in kept]
     apart = [result.seconds_apart for result in kept]
     return {
-        "distributions": histograms(contract, train),
+        "distributions": histograms(contract, numbers),
         "paths": report_plots.paths(contract, motions, held_out),
-        "timing": report_plots.timing(contract.timing.fps, numbers, frames, apart, held_out),
+        "timing": report_plots.timing(contract.timing.fps, episodes, frames, apart, held_out),
     }
 
 
-def histograms(contract: Contract, train: Sequence[quantiles.Motion]) -> str:
+def histograms(contract: Contract, numbers: _Encoded) -> str:
     """Distributions of every slot's normalised numbers, as a data URL."""
     from xwam_ft.prepare.report_plots import distributions
 
-    return distributions(contract, train)
+    return distributions(contract, numbers.states, numbers.actions, numbers.masks)
 
 
 def _group(group: FindingGroup, results: Sequence[EpisodeResult], cameras: Sequence[str]) -> dict[str, Any]:
@@ -142,10 +151,9 @@ def _shown(kept: Sequence[EpisodeResult], held_out: set[int]) -> set[int]:
     return {*first, *(rest[i] for i in even)}
 
 
-def _slots(contract: Contract, train: Sequence[quantiles.Motion]) -> list[dict[str, Any]]:
-    states = quantiles.all_states(train)
-    actions, masks = quantiles.chunk_actions(contract, train)
-    return [_slot_rows(contract, slot, states, np.where(masks > 0, actions, np.nan)) for slot in contract.slots]
+def _slots(contract: Contract, numbers: _Encoded) -> list[dict[str, Any]]:
+    actions = np.where(numbers.masks > 0, numbers.actions, np.nan)
+    return [_slot_rows(contract, slot, numbers.states, actions) for slot in contract.slots]
 
 
 def _slot_rows(contract: Contract, slot: Slot, states: np.ndarray, actions: np.ndarray) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xwam_ft import conventions, quantiles
+from xwam_ft import conventions
 from xwam_ft.prepare.drawing import Drawing, step_outline, ticks
 
 if TYPE_CHECKING:
+    from numpy import ndarray
+
     from xwam_ft.contract import Contract, Slot
     from xwam_ft.quantiles import Motion
 
@@ -32,12 +34,15 @@ EDGES = {0: (-1, -1), 1: (1, -1), 2: (1, 1)}
 BACK = (-1, 1, -1)  # the three sides of the cube that are seen from within
 
 
-def distributions(contract: Contract, train: Sequence[Motion]) -> str:
-    """A violin a number: normalised training states, and normalised actions of all clip starts, by slot."""
-    states = conventions.normalise_proprio(contract, quantiles.all_states(train))
-    raw, masks = quantiles.chunk_actions(contract, train)
+def distributions(contract: Contract, states: ndarray, actions: ndarray, masks: ndarray) -> str:
+    """A violin a number, by slot: normalised training states, and normalised actions of all clip starts.
+
+    Args:
+        states, actions, masks: of `quantiles.all_states` and `quantiles.chunk_actions`.
+    """
+    states = conventions.normalise_proprio(contract, states)
     # One range a number, whatever the contract scales by: the steps of all chunks are one violin.
-    actions = conventions.normalise_action(contract.model_copy(update={"action_scaling": "chunk"}), raw)
+    actions = conventions.normalise_action(contract.model_copy(update={"action_scaling": "chunk"}), actions)
     state_at, action_at = conventions.state_slices(contract), conventions.action_slices(contract)
     panels: list[tuple[str, Sequence[str], list[np.ndarray], str]] = []
     for slot in contract.slots:

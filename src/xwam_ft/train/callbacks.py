@@ -98,20 +98,16 @@ class Averaging(StepCallback):
         assert self._average is not None
         return self._average.weights
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        module: Any = pl_module
-        if self._average is None:
-            self._average = AveragedWeights(trainable_state(module.network), self.decay)
-
     def restore(self, stored: dict[str, Tensor]) -> None:
         """What a checkpoint holds."""
         assert self._average is not None
         self._average.restore(stored)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._average is not None
+        """Of the weights where they are by now: on their device, and cut over processes."""
         module: Any = pl_module
-        self._average.place_like(trained_parameters(module.network))
+        if self._average is None:
+            self._average = AveragedWeights(trainable_state(module.network), self.decay)
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule, step: int) -> None:
         assert self._average is not None

@@ -111,11 +111,15 @@ def write_checkpoint(
 ) -> Path:
     """Write one checkpoint, whole or not at all, then remove all but the `keep` newest and those of steps in `spare`.
 
+    Tensors that are cut over processes are gathered file by file, so that this one holds one file's at a time; the
+    others meanwhile call `take_part` with the same.
+
     Raises:
         UserError: the disk is full or cannot be written; the checkpoints before are as they were.
     """
     folder = checkpoint_folder(run, state.step)
     if folder.exists():  # resumed and stopped again within one step
+        take_part(trainable, optimizer, ema)
         return folder
     _remove_leftovers(run)
     parts = {TRAINABLE_FILE: trainable, OPTIMIZER_FILE: optimizer, EMA_FILE: ema}
@@ -130,6 +134,14 @@ def write_checkpoint(
         if _step(old) not in spare:
             remove_folder(old)
     return folder
+
+
+def take_part(*parts: Mapping[str, Tensor] | None) -> None:
+    """Send what this process holds of tensors that another one writes, in the order in which it does."""
+    from xwam_ft.train.sharding import gathered
+
+    for part in parts:
+        gathered(part or {}, keep=False)
 
 
 def best_steps(run: Path, weights: Mapping[str, float], count: int) -> list[int]:
@@ -251,7 +263,9 @@ def library_versions() -> dict[str, str]:
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    from xwam_ft.train.sharding import gathered
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in gathered(tensors).items()}, path)
 
 
 def _remove_leftovers(run: Path) -> None:

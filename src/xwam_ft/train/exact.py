@@ -1,7 +1,7 @@
 """Exact resume, which Lightning's checkpoints do not offer: as safetensors, whole or not there, to the same bits.
 
-One callback writes what checkpoint.py describes and puts it back: the trainer's counters and the weights before the
-optimizer is made and the network cut over processes, AdamW's state after. All else is a function of the step.
+One callback writes what checkpoint.py describes and puts it back: the trainer's counters before the optimizer is made,
+weights and AdamW's state once the network is cut over processes. All else is a function of the step.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from xwam_ft.train.checkpoint import (
     RunState,
     best_steps,
     library_versions,
+    take_part,
     write_checkpoint,
 )
 from xwam_ft.train.data import geometry_of
 from xwam_ft.train.folder import RunFolder, keep_backbone, record, require_continuable
 from xwam_ft.train.history import History
 from xwam_ft.train.optimizer import optimizer_tensors, restore_optimizer, trained_parameters
-from xwam_ft.train.sharding import gathered
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,17 +70,11 @@ class ExactCheckpoints(StepCallback):
         return {} if any(logged.keys() & row.keys() for row in rows) else logged
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Counters and weights of the checkpoint."""
+        """Counters of the checkpoint: the optimizer's schedule asks for them."""
         module: Any = pl_module
         self.require_belonging(trainer, module)
-        checkpoint = self.folder.checkpoint
-        if checkpoint is None:
-            return
-        restore_weights(checkpoint, module.network, self.console)
-        stored = checkpoint.ema()
-        if self.average is not None and stored is not None:
-            self.average.restore(stored)
-        set_step(trainer, checkpoint.state.step)
+        if self.folder.checkpoint is not None:
+            set_step(trainer, self.folder.checkpoint.state.step)
 
     def require_belonging(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Raise a `UserError` if the checkpoint is of another recipe, contract, backbone, shard set or step size.
@@ -93,9 +87,13 @@ class ExactCheckpoints(StepCallback):
             self.console.print(f"backbone.path of the run: {moved}", soft_wrap=True, markup=False)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """AdamW's state, as soon as Lightning has made the optimizer."""
+        """Weights and AdamW's state, where both have their places: this process reads what it holds of them."""
         checkpoint, module = self.folder.checkpoint, pl_module
         if checkpoint is not None:
+            restore_weights(checkpoint, module.network, self.console)  # pyright: ignore[reportArgumentType]
+            stored = checkpoint.ema()
+            if self.average is not None and stored is not None:
+                self.average.restore(stored)
             names = trained_parameters(module.network)  # pyright: ignore[reportArgumentType]
             restore_optimizer(trainer.optimizers[0], names, checkpoint.optimizer(), checkpoint.folder / OPTIMIZER_FILE)
         if self.unlogged and trainer.is_global_zero:
@@ -125,11 +123,12 @@ class ExactCheckpoints(StepCallback):
         module.settle()
         recipe, step, first = module.recipe, module.step, trainer.is_global_zero
         optimizer: Any = trainer.optimizers[0]
-        trainable = gathered(trainable_state(module.network), first)
-        stored = gathered(optimizer_tensors(optimizer, trained_parameters(module.network)), first)
-        ema = gathered(self.average.weights, first) if self.average is not None else None
+        trainable = trainable_state(module.network)
+        stored = optimizer_tensors(optimizer, trained_parameters(module.network))
+        ema = self.average.weights if self.average is not None else None
         self.saved_at = step
         if not first:
+            take_part(trainable, stored, ema)
             return
         position = step * module.geometry.samples
         state = RunState(

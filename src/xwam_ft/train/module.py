@@ -14,20 +14,16 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from rich.console import Console
 
 from xwam_ft.encode.clips import StepGeometry, Stream, random_bits
 from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.adapters import parameter_groups
-from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.compiled import compile_blocks
 from xwam_ft.model.losses import LossMasks, LossTerm, Targets, flow_losses
 from xwam_ft.model.noise import noised, prefix_mask
 from xwam_ft.model.streams import Streams
-from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.train.checkpoint import list_checkpoints
 from xwam_ft.train.data import ClipDataModule, geometry_of, steps_of
 from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.first_loss import require_sound_start
@@ -36,12 +32,13 @@ from xwam_ft.train.held_out import HeldOutLosses
 from xwam_ft.train.optimizer import make_optimizer, split_decay, trained_parameters
 from xwam_ft.train.schedule import learning_rate_factor
 from xwam_ft.train.sharding import is_sharded, shard, whole_number
-from xwam_ft.train.warm_start import begin
+from xwam_ft.train.start import Unread, start_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jaxtyping import Bool, Float
+    from rich.console import Console
     from torch import Tensor
 
     from xwam_ft.contract import Contract
@@ -74,6 +71,7 @@ class TrainingModule(pl.LightningModule):
         contract: SHA-256 of the contract that the network is for.
         backbone: fingerprint of the frozen transformer.
         run: folder whose last checkpoint is named where training stops by itself.
+        unread: weights that are still in their files; read where the Trainer configures the model.
     """
 
     def __init__(
@@ -87,9 +85,10 @@ class TrainingModule(pl.LightningModule):
         contract: str = "",
         backbone: str = "",
         run: Path | None = None,
+        unread: Unread | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.unread = network, unread
         self.recipe, self.geometry, self.run = recipe, geometry, run
         self.contract, self.backbone = contract, backbone
         self.counts_of_step = counts_of_step
@@ -127,23 +126,17 @@ class TrainingModule(pl.LightningModule):
         Args:
             run: as above. report: of `trainable_network`. console: is told what of another run was started from.
         """
-        spec = recipe.backbone
-        backbone = load_backbone(
-            spec.path, dtype=spec.dtype, parts=("transformer",), revision=spec.revision, quantize=spec.quantize
-        )
-        text = torch.zeros(0, int(backbone.transformer.config.text_dim))
-        network = trainable_network(backbone, recipe, contract, report)
-        if recipe.init_from is not None and (run is None or not list_checkpoints(run)):
-            begin(network, backbone, recipe, contract, run, console or Console(quiet=True))
+        start = start_network(recipe, contract, run, report, console)
         return cls(
-            compile_blocks(network) if recipe.model.compile else network,
+            compile_blocks(start.network) if recipe.model.compile else start.network,
             recipe,
             geometry_of(recipe),
             _no_counts,
-            text,
+            torch.zeros(0, start.text_dim),
             contract=contract.sha256,
-            backbone=backbone.fingerprint,
+            backbone=start.fingerprint,
             run=run,
+            unread=start.unread,
         )
 
     @property
@@ -183,11 +176,13 @@ class TrainingModule(pl.LightningModule):
         _require_whole_patches(self.network, data.source.latent_shape, self.recipe.data.where)
 
     def configure_model(self) -> None:
-        strategy = self.trainer.strategy
+        strategy, device = self.trainer.strategy, torch.device("cpu")
         if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.network):
-            self.network.to(strategy.root_device)
-            mixed = self.trainer.precision == "bf16-mixed"
-            shard(self.network, strategy.root_device, self.trainer.world_size, mixed=mixed)
+            device, mixed = strategy.root_device, self.trainer.precision == "bf16-mixed"
+            shard(self.network, device, self.trainer.world_size, mixed=mixed)
+        if self.unread is not None:
+            self.unread.read_into(self.network, device)
+            self.unread = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._trainer is not None and self.trainer.accumulate_grad_batches != self.geometry.accumulate:

@@ -126,10 +126,7 @@ class AveragedWeights:
         for name, value in parameters.items():
             self.weights[name].lerp_(value.detach().float(), 1.0 - keep)
 
-    def place_like(self, parameters: Mapping[str, Tensor]) -> None:
-        """To the devices of the parameters, and cut over processes as they are."""
-        self.weights = {name: placed_like(self.weights[name], value) for name, value in parameters.items()}
-
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Whole tensors, cut as the average is."""
         for name, value in tensors.items():
-            self.weights[name].copy_(value)
+            self.weights[name].copy_(placed_like(value, self.weights[name]))

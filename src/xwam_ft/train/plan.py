@@ -25,6 +25,7 @@ from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.remote import url_of
 from xwam_ft.train.enough import too_few_clips
+from xwam_ft.train.host_memory import HostMemory, host_memory, too_little
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
 from xwam_ft.train.sharding import Gathered, gathered_bytes, share
 
@@ -59,6 +60,7 @@ class Plan:
         memory: parts of the peak.
         activations: of a clip, with and without gradient checkpointing.
         memory_available: free on this machine's device; None where the recipe's device is not here.
+        host: what a machine of the run holds in its own memory; host_available: free here, None as before.
         disk: what will be written; `disk_free` where the shards lie, unless at a URL, and where the run will lie.
         batch_size, batch: clips a micro-batch, and an optimizer step over all devices.
         train_clips, held_out_clips: on the recipe's stride.
@@ -73,6 +75,8 @@ class Plan:
     memory: tuple[PlanPart, ...]
     activations: Activations
     memory_available: int | None
+    host: HostMemory
+    host_available: int | None
     disk: tuple[PlanPart, ...]
     disk_free: tuple[PlanPart, ...]
     steps: int
@@ -144,14 +148,27 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
     parts = _memory(recipe, held, activations, vae, _bytes_of(batch), gathered, on_gpu=on_gpu)
     beside = Path() if url_of(shard_set.folder) else shard_set.folder
     places = {"the shards": cache_place(recipe.data, shard_set.folder), "checkpoints": run or beside}
-    here = {name: place for name, place in places.items() if not url_of(place)}  # a store says nothing of its room
-    free = tuple(PlanPart(name, shutil.disk_usage(_existing(place)).free) for name, place in here.items())
+    known = {name: place for name, place in places.items() if not url_of(place)}  # a store says nothing of its room
+    free = tuple(PlanPart(name, shutil.disk_usage(_existing(place)).free) for name, place in known.items())
+    here = torch.cuda.is_available() or not on_gpu
+    need = memory_need(list(groups), adamw_8bit=recipe.optim.adamw_8bit, average=recipe.optim.ema_decay is not None)
     plan = Plan(
         backbone=recipe.backbone.path,
         groups=groups,
         memory=parts,
         activations=activations,
-        memory_available=None if on_gpu and not torch.cuda.is_available() else free_memory(gpu=on_gpu),
+        memory_available=free_memory(gpu=on_gpu) if here else None,
+        host=host_memory(
+            recipe,
+            network,
+            need,
+            sum(part.bytes for part in parts),
+            vae,
+            max(devices // spec.nodes, 1),
+            on_gpu=on_gpu,
+            fits=skeleton.depth_blocks == recipe.model.depth.blocks and recipe.model.depth.branch == "adapter",
+        ),
+        host_available=free_memory(gpu=False) if here else None,
         disk=_disk(recipe, groups, latents, text, cached, len(texts | {*contract.prompts, EMPTY_PROMPT}), depth=depth),
         disk_free=free,
         steps=spec.max_steps,
@@ -230,6 +247,9 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
             f"{gigabytes(plan.peak)} of memory are needed and {gigabytes(plan.memory_available)} are free: "
             f"{savings(recipe)}"
         )
+    if plan.host_available is not None:
+        sentence = too_little(plan.host, plan.host_available, recipe)
+        said += [] if sentence is None else [sentence]
     if plan.epochs < 1:
         said.append(f"not every training clip will be seen ({plan.epochs:.2f} epochs); raise trainer.max_steps")
     elif plan.epochs > MANY_EPOCHS:

@@ -58,7 +58,7 @@ def plan_recipe(recipe: Recipe, console: Console, *, probe: bool, fit: bool) -> 
 
 
 def print_plan(plan: Plan, recipe: Recipe, console: Console) -> None:
-    """Four tables, what `--fit` found, and the warnings."""
+    """Five tables, what `--fit` found, and the warnings."""
     for title, header, rows in plan_tables(plan, recipe):
         from rich.table import Table
 
@@ -107,11 +107,21 @@ def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
     memory.append(("free on this machine", "no such device here" if here is None else gigabytes(here)))
     for name, size in (("with", plan.activations.checkpointed), ("without", plan.activations.plain)):
         memory.append((f"activations of a clip {name} gradient checkpointing", gigabytes(size)))
+    host = [
+        ("a process", gigabytes(plan.host.process)),
+        ("the first process, which writes checkpoints", gigabytes(plan.host.first)),
+        (f"a machine of {plan.host.processes}", gigabytes(plan.host.machine)),
+        (
+            "free on this machine",
+            "no such device here" if plan.host_available is None else gigabytes(plan.host_available),
+        ),
+    ]
     disk = [(part.name, gigabytes(part.bytes)) for part in plan.disk]
     disk += [(f"free, where {part.name} lie", gigabytes(part.bytes)) for part in plan.disk_free]
     return [
         (f"network on {plan.backbone}", ("part", "parameters", "trained", "dtype", "memory"), count),
         (f"memory of a device, micro-batches of {recipe.trainer.batch_size}", ("part", "size"), memory),
+        ("host memory, at most", ("where", "size"), host),
         ("disk", ("part", "size"), disk),
         ("run", ("what", "value"), _run_rows(plan)),
     ]

@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from xwam_ft.errors import listed
+from xwam_ft.model.deferred import held_part, held_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from xwam_ft.model.deferred import StoredRows
     from xwam_ft.model.network import JointNetwork
 
 
 def shard(network: JointNetwork, device: torch.device, processes: int, *, mixed: bool = False) -> None:
-    """Cut every parameter of a network that lies on `device` over the process group; in place.
+    """Cut every parameter of a network over the process group, block by block moved to `device`; in place.
+
+    What lies on the meta device stays there, cut (`read_rows`).
 
     Args:
         mixed: gather blocks in bfloat16, half the bytes. Weights are held and gradients summed in float32; so are
@@ -132,8 +138,34 @@ def whole_number(value: Tensor) -> Tensor:
 
 
 def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, equal on every process, on the parameter's device and cut as it is; a scalar stays whole."""
-    value = value.to(parameter.device)
+    """A whole tensor, equal on every process, on the parameter's device and cut as it is; a scalar stays whole.
+
+    Of a tensor that is mapped to its file this process' rows alone are read.
+    """
     if not isinstance(parameter, DTensor) or value.ndim == 0:
-        return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return value.to(parameter.device)
+    return _cut_like(parameter, held_part(value, parameter).to(parameter.device, copy=True))
+
+
+def read_rows(network: JointNetwork, stored: Mapping[str, StoredRows], device: torch.device) -> None:
+    """Read what of a network lies on the meta device, in place; where it is cut, this process' rows alone."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.is_meta:
+            part = stored[name].read(held_rows(parameter), parameter.dtype, device)
+            found[name] = _cut_like(parameter, part) if isinstance(parameter, DTensor) else part
+    network.load_state_dict(found, strict=False, assign=True)
+    left = [name for name, tensor in [*network.named_parameters(), *network.named_buffers()] if tensor.is_meta]
+    assert not left, f"nothing was read for {listed(left, 3)}"
+
+
+def _cut_like(parameter: DTensor, part: Tensor) -> Tensor:
+    """What this process holds as a tensor cut as the parameter is."""
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

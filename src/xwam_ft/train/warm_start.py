@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import print_table
 from xwam_ft.encode.inherit import SlotRange, inherit, sentences
+from xwam_ft.encode.inputs import first_rank, wait_for
 from xwam_ft.errors import listed
 from xwam_ft.files import atomic_folder, disk_errors, write_json_atomic
 from xwam_ft.model.adapters import load_trainable, trainable_state
@@ -22,6 +23,7 @@ from xwam_ft.train.origin import Origin, open_origin, require_backbone
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from xwam_ft.contract import Contract
     from xwam_ft.model.backbone import Backbone
@@ -84,16 +86,12 @@ def begin(
     Raises:
         UserError: what `init_from` names is gone or cannot be carried over; the run cannot be written.
     """
-    from safetensors.torch import load_file, save_file
-
-    from xwam_ft.encode.inputs import first_rank, wait_for
+    from safetensors.torch import save_file
 
     assert recipe.init_from is not None
     kept = None if run is None else run / START_FILE
-    if kept is not None and not first_rank():
-        wait_for(kept)
-    if kept is not None and kept.is_file():
-        load_trainable(network, load_file(kept), kept)
+    if kept is not None and (kept.is_file() or not first_rank()):
+        load_trainable(network, read_start(kept), kept)
         return
     origin = open_origin(recipe.init_from)
     require_backbone(origin, recipe.backbone, backbone.fingerprint)
@@ -105,6 +103,15 @@ def begin(
         with disk_errors(run), atomic_folder(run / START) as folder:
             save_file(state, folder / Path(START_FILE).name)
             write_json_atomic(folder / "report.json", report.to_dict())
+
+
+def read_start(kept: Path) -> dict[str, Tensor]:
+    """What a run keeps of its start (mapped, not read); waits for the first rank, which makes it."""
+    from safetensors.torch import load_file
+
+    if not first_rank():
+        wait_for(kept)
+    return load_file(kept)
 
 
 def start_report(recipe: Recipe, contract: Contract, origin: Origin, carried: Carried) -> StartReport:

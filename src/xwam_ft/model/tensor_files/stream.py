@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,22 @@ def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str
             advance(piece.bytes)
         stream.flush()
     return digests
+
+
+def write_rows(path: Path, name: str, rows: Iterator[Tensor], count: int) -> None:
+    """Write one tensor [count, ...] from its rows, one in memory at a time, as `safetensors.torch.save_file` would."""
+    first = next(rows)
+    piece = Piece(name, (count, *first.shape), first.dtype, lambda: first)
+    part = {"dtype": _CODES[piece.dtype], "shape": list(piece.shape), "data_offsets": [0, piece.bytes]}
+    text = json.dumps({name: part}, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for row in chain([first], rows):
+            assert row.shape == first.shape, f"{name}: rows of {list(first.shape)} and {list(row.shape)}"
+            stream.write(tensor_bytes(row))
+    wanted = 8 + len(text) + piece.bytes
+    assert path.stat().st_size == wanted, f"{name}: {path.stat().st_size} bytes of {wanted}"
 
 
 def require_written(tensors: Mapping[str, Stored], digests: Mapping[str, str], where: Path) -> None:

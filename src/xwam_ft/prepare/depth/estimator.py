@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from xwam_ft import depth_code
+
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Float, UInt8, UInt16
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
@@ -26,6 +28,30 @@ class DepthStage(Protocol):
             EpisodeError: what should be there is not, or does not fit.
         """
         ...
+
+    def coded(self, part: DepthPart, span: tuple[float, float]) -> tuple[UInt16[ndarray, "n h w"], ndarray] | None:
+        """Metric depth as stored: codes between near and far (`span`), and the metres of every fourth row and column.
+
+        None and errors as of `read`.
+        """
+        metres = self.fitted(part)
+        return None if metres is None else (depth_code.metres_to_code(metres, *span), metres[:, ::4, ::4])
+
+    def fitted(self, part: DepthPart) -> Float[ndarray, "n h w"] | None:
+        """What `read` gives, made as large and turned as the stored pictures are."""
+        depth = self.read(part.episode, part.camera, part.rows, part.pictures)
+        return None if depth is None else part.fit(depth)
+
+
+@dataclass(frozen=True)
+class DepthPart:
+    """Rows of one camera of one episode: arguments of `read`, and what its pixels go through to be stored."""
+
+    episode: Episode
+    camera: CameraPlan
+    rows: Sequence[int]
+    pictures: UInt8[ndarray, "m h2 w2 3"]
+    fit: Callable[[ndarray], ndarray]  # single pixels of it, of any type
 
 
 @dataclass(frozen=True)

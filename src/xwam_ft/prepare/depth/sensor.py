@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xwam_ft import depth_code
 from xwam_ft.errors import UserError
-from xwam_ft.prepare.depth.estimator import DepthStage
+from xwam_ft.prepare.depth.estimator import DepthPart, DepthStage
+from xwam_ft.prepare.embodiment.schema import DepthVideo
 from xwam_ft.prepare.episode import EpisodeError, LogCode
 
 if TYPE_CHECKING:
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
-    from xwam_ft.prepare.embodiment.schema import DepthVideo
     from xwam_ft.prepare.episode import Episode
 
 FULL = 65535  # what 16-bit sensors write where they saw nothing, as others write 0
@@ -29,6 +31,25 @@ class Sensor(DepthStage):
     def read(
         self, episode: Episode, camera: CameraPlan, rows: Sequence[int], pictures: UInt8[ndarray, "n h w 3"]
     ) -> Float[ndarray, "n h2 w2"] | None:
+        counts = self._counts(episode, camera, rows)
+        return None if counts is None else to_metres(*counts)
+
+    def coded(self, part: DepthPart, span: tuple[float, float]) -> tuple[UInt16[ndarray, "n h w"], ndarray] | None:
+        """Counts are looked up, and only those of pixels that are stored."""
+        if (found := self._counts(part.episode, part.camera, part.rows)) is None:
+            return None
+        counts, video, code = found
+        fitted = part.fit(counts)
+        if counts.dtype != np.uint16:  # real numbers
+            metres = to_metres(fitted, video, code)
+            return depth_code.metres_to_code(metres, *span), metres[:, ::4, ::4]
+        metres, codes = _tables(video.unit, code, span)
+        return codes[fitted], metres[fitted[:, ::4, ::4]]
+
+    def _counts(
+        self, episode: Episode, camera: CameraPlan, rows: Sequence[int]
+    ) -> tuple[ndarray, DepthVideo, LogCode | None] | None:
+        """What was recorded, and what it means."""
         if camera.depth is None:
             return None
         view = episode.views.get(camera.depth.source)
@@ -38,7 +59,16 @@ class Sensor(DepthStage):
             counts = view.read_gray16(rows)
         except UserError as error:
             raise EpisodeError(str(error)) from None
-        return to_metres(counts, camera.depth, getattr(view, "code", None))
+        return counts, camera.depth, getattr(view, "code", None)
+
+
+@functools.lru_cache(maxsize=8)
+def _tables(
+    unit: Any, code: LogCode | None, span: tuple[float, float]
+) -> tuple[Float[ndarray, " 65536"], UInt16[ndarray, " 65536"]]:
+    """The metres of every 16-bit count, and their codes."""
+    metres = to_metres(np.arange(FULL + 1, dtype=np.uint16), DepthVideo(source="", unit=unit), code)
+    return metres, depth_code.metres_to_code(metres, *span)
 
 
 def to_metres(
