@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.errors import UserError
+from xwam_ft.shard_index import Index, SegmentEntry, SegmentMeta
 from xwam_ft.shard_writer import ShardSetWriter, encode_segment, episode_entry, segment_bounds, segment_key
-from xwam_ft.shards import Clip, ClipRef, Index, Segment, SegmentEntry, SegmentMeta, ShardSet, cut_clip
+from xwam_ft.shards import Clip, ClipRef, Segment, ShardSet, cut_clip
 
 Make = Callable[[Path, Contract], ShardSet]
 

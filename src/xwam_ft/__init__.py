@@ -43,8 +43,9 @@ The hall
     processes.py      jobs side by side in worker processes
     ray_cluster.py    the same on a Ray cluster
     progress.py       a progress bar with count, rate and time left
-    shards.py         the shard format: index, segments, clips; reading
-    shard_files.py    its files, in a folder or at a URL
+    shard_index.py    what a shard set says of its own files
+    shard_files.py    those files, in a folder or at a URL
+    shards.py         a shard set: segments, clips; reading
     shard_writer.py   writing it
     verb.py           a room's package that can be called
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xwam_ft.diagnosis import Diagnosis
     from xwam_ft.policy.source import PolicySource
     from xwam_ft.results import Made
-    from xwam_ft.shards import Split
+    from xwam_ft.shard_index import Split
 
 
 def export(

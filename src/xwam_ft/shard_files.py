@@ -25,7 +25,7 @@ from xwam_ft.files import read_json, sha256
 from xwam_ft.remote_errors import Missing
 
 if TYPE_CHECKING:
-    from xwam_ft.shards import SegmentEntry, ShardEntry
+    from xwam_ft.shard_index import SegmentEntry, ShardEntry
 
 INDEX_FILE = "index.json"
 CONTRACT_FILE = "contract.json"

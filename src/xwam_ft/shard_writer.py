@@ -24,23 +24,20 @@ from xwam_ft.contract import Contract, Timing
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_path, sha256, write_json_atomic
 from xwam_ft.media import gray16_bytes, rgb_bytes
-from xwam_ft.shards import (
-    CONTRACT_FILE,
-    INDEX_FILE,
+from xwam_ft.shard_index import (
     META,
     MOTION,
     MOTION_TABLES,
     EpisodeEntry,
     Index,
-    Segment,
     SegmentEntry,
     SegmentMeta,
     ShardEntry,
-    ShardSet,
     Split,
     depth_member,
     rgb_member,
 )
+from xwam_ft.shards import CONTRACT_FILE, INDEX_FILE, Segment, ShardSet
 
 if TYPE_CHECKING:
     from numpy import ndarray

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from xwam_ft.contract import Contract, Timing, load_contract, require_compatible
 from xwam_ft.copies import LOCAL_GB
@@ -36,93 +36,24 @@ from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.files import json_bytes, sha256
 from xwam_ft.media import read_gray16, read_rgb
 from xwam_ft.shard_files import AGAIN, CONTRACT_FILE, INDEX_FILE, ShardFiles, read_index
+from xwam_ft.shard_index import (
+    META,
+    MOTION,
+    MOTION_TABLES,
+    EpisodeEntry,
+    Index,
+    SegmentEntry,
+    SegmentMeta,
+    Split,
+    depth_member,
+    rgb_member,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
     from numpy import ndarray
 
-Split = Literal["train", "held_out"]
 Streams = Literal["all", "depth", "none"]
-
-INDEX_VERSION = 1
-META = "meta.json"
-MOTION = "motion.npz"
-MOTION_TABLES = ("proprio", "proprio_mask", "action", "action_mask")
-
-
-def rgb_member(camera: str) -> str:
-    return f"rgb.{camera}.mp4"
-
-
-def depth_member(camera: str) -> str:
-    return f"depth.{camera}.mkv"
-
-
-class Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SegmentMeta(Entry):
-    """`<key>.meta.json`. Frames and starts are counted in episode frames."""
-
-    key: str
-    episode: int
-    split: Split
-    first_frame: int
-    num_frames: int
-    first_start: int
-    num_starts: int
-    instruction: str
-    fps: float
-    cameras: tuple[str, ...]
-    depth: bool
-
-
-class SegmentEntry(Entry):
-    """A segment in the index.
-
-    `members` gives [offset, size] in bytes of each of its files inside the tar, `crc32c` each one's CRC-32C; sets that
-    were written before there were any have none.
-    """
-
-    key: str
-    episode: int
-    shard: str
-    first_frame: int
-    num_frames: int
-    first_start: int
-    num_starts: int
-    split: Split
-    members: dict[str, tuple[int, int]]
-    crc32c: dict[str, int] = {}
-
-
-class EpisodeEntry(Entry):
-    index: int
-    key: str
-    frames: int
-    split: Split
-    instruction: str
-    success: bool | None
-    source: str  # the recording it came from, for people
-    segments: tuple[str, ...]  # keys
-    instructions: tuple[str, ...] = ()  # all of them, `instruction` first, where several were recorded
-
-
-class ShardEntry(Entry):
-    name: str
-    bytes: int
-    sha256: str
-
-
-class Index(Entry):
-    """index.json"""
-
-    schema_version: Literal[1] = INDEX_VERSION
-    contract_sha256: str
-    shards: tuple[ShardEntry, ...]
-    episodes: tuple[EpisodeEntry, ...]
-    segments: tuple[SegmentEntry, ...]
 
 
 @dataclass(frozen=True)

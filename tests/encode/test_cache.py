@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -195,16 +197,19 @@ def test_what_is_there_already_needs_no_room(
     assert contents(folder) == whole
 
 
+@pytest.mark.parametrize("of", ["instructions", "clips"])
 def test_a_disk_that_fills_while_encoding_is_one_sentence(
-    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch
+    copied: tuple[ShardSet, Path], recipe: Recipe, console: Console, monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
     shard_set, folder = copied
     shutil.rmtree(folder)
 
     def full(*_: object) -> None:
+        if of == "instructions":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(encoding, "save", full)
+    monkeypatch.setattr(*((encoding, "write_rows") if of == "instructions" else (segments, "save")), full)
     with pytest.raises(UserError, match=r"no space left on device.*run the same command again"):
         encode(recipe, shard_set, CPU, console)
 

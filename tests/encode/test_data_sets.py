@@ -29,7 +29,8 @@ from xwam_ft.encode.inputs import Inputs, encode_shards
 from xwam_ft.errors import UserError
 from xwam_ft.quantiles import Motion
 from xwam_ft.recipe import DataSpec, EpisodeWeight, ShardSource, load_recipe
-from xwam_ft.shards import Index, ShardSet
+from xwam_ft.shard_index import Index
+from xwam_ft.shards import ShardSet
 
 CPU = torch.device("cpu")
 MakeSet = Callable[[Path, Contract], ShardSet]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from xwam_ft.evaluate.familiar import novelty_rows, novelty_table
+from xwam_ft.evaluate.familiar import PICTURES, novelty_rows, novelty_table
 from xwam_ft.policy import novelty
 from xwam_ft.policy.client import PolicyClient
-from xwam_ft.policy.novelty import PICTURES, Novelty, features, fit
+from xwam_ft.policy.novelty import Novelty, features, fit
 from xwam_ft.policy.policy import Policy
 from xwam_ft.policy.request import example_observation
 from xwam_ft.policy.server import serving

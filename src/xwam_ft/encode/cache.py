@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from xwam_ft.encode.batch import Batch, PictureBatch
     from xwam_ft.progress import Advance
     from xwam_ft.recipe import DataSpec
-    from xwam_ft.shards import ShardSet, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import ShardSet
 
 SCHEMA_VERSION = 3
 EMPTY_PROMPT = ""

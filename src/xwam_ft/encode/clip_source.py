@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xwam_ft.encode.texts import TextRows
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import DataSpec
-    from xwam_ft.shards import Split
+    from xwam_ft.shard_index import Split
 
 
 class ClipSource(Protocol):

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import Clip, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import Clip
 
 
 @dataclass(frozen=True)

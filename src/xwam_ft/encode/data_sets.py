@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.recipe import DataSpec
-    from xwam_ft.shards import ShardEntry
+    from xwam_ft.shard_index import ShardEntry
 
     Damages = Callable[[ShardSet], Iterable[tuple[ShardEntry, str | None]]]
     """What is wrong with each shard of a set."""

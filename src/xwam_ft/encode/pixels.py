@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from xwam_ft.encode.clip_tensors import ClipPictures
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import Clip, ClipRef, ShardSet, Split, Streams
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import Clip, ClipRef, ShardSet, Streams
 
 REMEMBERED = 2048
 """Clips whose masks are kept: those of a step are asked for by its loss counts as well."""

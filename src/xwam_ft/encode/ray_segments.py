@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from xwam_ft.progress import Advance
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import ShardEntry, ShardSet
+    from xwam_ft.shard_index import ShardEntry
+    from xwam_ft.shards import ShardSet
 
 EVERYWHERE = "have it on every node at the same path"
 LESS = "what is encoded is kept, and fewer --workers or a smaller data.encode_batch take less memory"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.progress import Advance
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import SegmentEntry, ShardSet
+    from xwam_ft.shard_index import SegmentEntry
+    from xwam_ft.shards import ShardSet
 
 
 @dataclass(frozen=True)

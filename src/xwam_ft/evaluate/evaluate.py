@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.evaluate.open_loop import OpenLoopResult
     from xwam_ft.evaluate.world import World
-    from xwam_ft.shards import Split
+    from xwam_ft.shard_index import Split
 
 
 def evaluate_bundle(

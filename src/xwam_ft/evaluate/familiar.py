@@ -1,4 +1,4 @@
-"""How unlike the training pictures those of the evaluated clips are, by the statistics of a bundle (novelty.py)."""
+"""Statistics of the training pictures, and how unlike them those of the evaluated clips are (policy/novelty.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft.evaluate.open_loop import BATCH, spread
+from xwam_ft.policy.novelty import Novelty, features, fit
 
 if TYPE_CHECKING:
     from xwam_ft.policy.policy import Policy
-    from xwam_ft.shards import ShardSet, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import ShardSet
+
+PICTURES = 192  # of the training split that statistics are made of
+
+
+def training_novelty(policy: Policy, shards: ShardSet) -> Novelty | None:
+    """Statistics of pictures spread over the training split; None where it has fewer than two."""
+    refs = shards.clips("train", 1)
+    places = np.unique(np.linspace(0, len(refs) - 1, min(PICTURES, len(refs))).round().astype(int)) if refs else []
+    chosen = [refs[place] for place in places]
+    if len(chosen) < 2:
+        return None
+    pictures = (shards.read_clip(ref).rgb[:, 0] for ref in chosen)
+    rows = []
+    for first in range(0, len(chosen), BATCH):
+        batch = [next(pictures) for _ in range(min(BATCH, len(chosen) - first))]
+        rows.append(features(policy.condition(np.stack(batch))))
+    episodes = [ref.entry.episode for ref in chosen]
+    return fit(np.concatenate(rows), episodes, policy.contract.camera_names)
 
 
 def novelty_table(policy: Policy, shards: ShardSet, *, split: Split, clips: int) -> dict[str, Any] | None:

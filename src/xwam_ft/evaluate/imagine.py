@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.policy.policy import Imagined, Policy
     from xwam_ft.progress import Advance
-    from xwam_ft.shards import Clip, ClipRef, EpisodeEntry
+    from xwam_ft.shard_index import EpisodeEntry
+    from xwam_ft.shards import Clip, ClipRef
 
 UNTRAINED = "untrained backbone"
 SHEET_COLUMNS = 6

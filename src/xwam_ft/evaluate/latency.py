@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from xwam_ft.policy.policy import Policy, Settings
     from xwam_ft.progress import Advance
-    from xwam_ft.shards import ShardSet, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import ShardSet
 
 STEPS = tuple(range(1, 11))
 MOST_CLIPS = 16

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from xwam_ft.observation import EncodedObservation
     from xwam_ft.policy.policy import Policy, Settings
     from xwam_ft.progress import Advance
-    from xwam_ft.shards import Clip, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import Clip
 
 METHODS = ("policy", "mean_action", "hold_still")
 BATCH = 8  # clips a forward pass

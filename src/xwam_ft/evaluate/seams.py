@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract, Slot
     from xwam_ft.policy.policy import Policy
     from xwam_ft.progress import Advance
-    from xwam_ft.shards import Clip, ClipRef, ShardSet, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import Clip, ClipRef, ShardSet
 
 MOST_PAIRS = 16
 LEAST = 3  # commands of a chunk that are executed: a seam's jerk is of three before and three after it

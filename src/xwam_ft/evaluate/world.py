@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from xwam_ft.evaluate.imagine import Pair
     from xwam_ft.policy.policy import Imagined, Policy
     from xwam_ft.progress import Advance
-    from xwam_ft.shards import Clip, ClipRef, ShardSet, Split
+    from xwam_ft.shard_index import Split
+    from xwam_ft.shards import Clip, ClipRef, ShardSet
 
 MOST_CLIPS = 16
 SAMPLES = 4  # the policy's own futures of a clip

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError, listed
+from xwam_ft.evaluate.familiar import training_novelty
 from xwam_ft.export import card, formats, pictures_proof, proof, reference_file, served
 from xwam_ft.export.checkpoint import Job, open_job
 from xwam_ft.export.needs import lacking, needs_of, require_disk
@@ -317,7 +318,7 @@ def _measured(
         table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
     check = selfcheck.record(reloaded, inputs, seed=0)
     selfcheck.save(check, draft.folder / SELFCHECK)
-    known = novelty.of_training(reloaded, draft.shards)
+    known = training_novelty(reloaded, draft.shards)
     if known is not None:
         novelty.save(known, draft.folder / NOVELTY)
     shown = card.measure(reloaded, draft.shards, job.folder.recipe.validation.clips)

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
-    from xwam_ft.policy.policy import Policy
-    from xwam_ft.shards import ShardSet
 
-PICTURES = 192  # of the training split that statistics are made of
-BATCH = 8
 FOLDS = 5
 USUAL = 99  # percentile of training pictures that stands for 1
 
@@ -75,22 +71,6 @@ def fit(rows: Float[ndarray, "n v f"], episodes: Sequence[int], cameras: Sequenc
     else:  # of one episode alone nothing can be held back
         distances = _distances(rows, mean, precision)
     return Novelty(tuple(cameras), mean, precision, np.maximum(np.percentile(distances, USUAL, axis=0), 1e-6))
-
-
-def of_training(policy: Policy, shards: ShardSet) -> Novelty | None:
-    """Statistics of pictures spread over the training split; None where it has fewer than two."""
-    refs = shards.clips("train", 1)
-    places = np.unique(np.linspace(0, len(refs) - 1, min(PICTURES, len(refs))).round().astype(int)) if refs else []
-    chosen = [refs[place] for place in places]
-    if len(chosen) < 2:
-        return None
-    pictures = (shards.read_clip(ref).rgb[:, 0] for ref in chosen)
-    rows = []
-    for first in range(0, len(chosen), BATCH):
-        batch = [next(pictures) for _ in range(min(BATCH, len(chosen) - first))]
-        rows.append(features(policy.condition(np.stack(batch))))
-    episodes = [ref.entry.episode for ref in chosen]
-    return fit(np.concatenate(rows), episodes, policy.contract.camera_names)
 
 
 def save(novelty: Novelty, path: Path) -> None:

@@ -19,8 +19,8 @@ from xwam_ft.prepare.fingerprint import RECORD
 from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, Motions, load_joints
 from xwam_ft.prepare.recorded import recorded
 from xwam_ft.prompts import canonical
+from xwam_ft.shard_index import META, SegmentMeta, Split
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry
-from xwam_ft.shards import META, SegmentMeta, Split
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.depth import DepthPlan

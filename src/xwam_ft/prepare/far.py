@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +22,12 @@ from xwam_ft import remote
 from xwam_ft.copies import copies_folder
 from xwam_ft.errors import UserError
 from xwam_ft.files import UNWRITABLE, atomic_folder, disk_errors
+from xwam_ft.prepare.jobs import FarWork
 from xwam_ft.shard_writer import episode_key
 
 if TYPE_CHECKING:
     from xwam_ft.prepare.from_url import RecordedFile, RecordedUrl
     from xwam_ft.prepare.jobs import EpisodeJob, JobOutcome
-
-
-@dataclass(frozen=True)
-class FarWork:
-    """What a machine without our disk needs besides the job: the URL of parts, the files that only this episode
-    names, and those of the dataset that it or all may need."""
-
-    parts: str
-    own: tuple[RecordedFile, ...]
-    shared: tuple[RecordedFile, ...]
-
-    def part(self, number: int) -> str:
-        return f"{self.parts}/{episode_key(number)}.tar"
 
 
 def with_urls(jobs: Sequence[EpisodeJob], sources: Iterable[RecordedUrl], parts: str) -> list[EpisodeJob]:

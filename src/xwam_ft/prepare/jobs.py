@@ -28,11 +28,24 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.embodiment.cameras import CameraPlan
     from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.prepare.episode import Episode
-    from xwam_ft.prepare.far import FarWork
+    from xwam_ft.prepare.from_url import RecordedFile
 
 RESULT = "result.json"
 MOTION_FILE = "motion.npz"
 JOINTS = "joints "  # of a kinematic slot, in that file
+
+
+@dataclass(frozen=True)
+class FarWork:
+    """What a machine without our disk needs besides the job: the URL of parts, the files that only this episode
+    names, and those of the dataset that it or all may need."""
+
+    parts: str
+    own: tuple[RecordedFile, ...]
+    shared: tuple[RecordedFile, ...]
+
+    def part(self, number: int) -> str:
+        return f"{self.parts}/{episode_key(number)}.tar"
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, get_args
 from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.findings import CHECKS, OF_DATASET, numbers_text
 from xwam_ft.prompts import plain
-from xwam_ft.shards import Split
+from xwam_ft.shard_index import Split
 
 if TYPE_CHECKING:
     from xwam_ft.sets.opened import OpenedSet
-    from xwam_ft.shards import EpisodeEntry
+    from xwam_ft.shard_index import EpisodeEntry
 
 OPTIONS = "--episodes, --instruction, --finding, --split or --share"
 

@@ -29,8 +29,8 @@ from xwam_ft.prepare.fingerprint import RECORD
 from xwam_ft.progress import progress_bar
 from xwam_ft.sets.recount import Pick, recounted, wordings
 from xwam_ft.sets.stored import members_of
+from xwam_ft.shard_index import META, SegmentMeta
 from xwam_ft.shard_writer import ShardSetWriter, episode_entry, segment_key
-from xwam_ft.shards import META, SegmentMeta
 
 if TYPE_CHECKING:
     from rich.console import Console

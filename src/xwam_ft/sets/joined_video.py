@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import UInt16
     from numpy import ndarray
 
-    from xwam_ft.shards import SegmentEntry
+    from xwam_ft.shard_index import SegmentEntry
 
 DEPTH_STEPS = 4095  # LeRobot's depth code has 12 bits; 0 is kept for "no depth"
 # One thread of each kind, so that equal pictures give equal bytes.

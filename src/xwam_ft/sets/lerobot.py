@@ -26,14 +26,14 @@ from xwam_ft.sets import lerobot_meta as meta
 from xwam_ft.sets.joined_video import own_rows, require_frames, write_depth, write_joined
 from xwam_ft.sets.opened import OpenedSet, open_set
 from xwam_ft.sets.stored import StoredMotions, members_of
-from xwam_ft.shards import depth_member, rgb_member
+from xwam_ft.shard_index import depth_member, rgb_member
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.contract import Camera
     from xwam_ft.quantiles import Motion
-    from xwam_ft.shards import EpisodeEntry
+    from xwam_ft.shard_index import EpisodeEntry
 
 SAMPLED = 4  # pictures an episode for the statistics of a camera
 PIXELS = 16  # every n-th of their rows and columns

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from xwam_ft.shards import EpisodeEntry
+    from xwam_ft.shard_index import EpisodeEntry
 
 Line = dict[str, Any]  # of rejected.jsonl or findings.jsonl; `episode` is the number in the set
 

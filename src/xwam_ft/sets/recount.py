@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.limits import Recorded
     from xwam_ft.sets.opened import OpenedSet
-    from xwam_ft.shards import EpisodeEntry, Split
+    from xwam_ft.shard_index import EpisodeEntry, Split
 
 
 @dataclass(frozen=True)

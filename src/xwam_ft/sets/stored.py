@@ -13,7 +13,8 @@ from xwam_ft.prepare.checks.across import content_hash
 from xwam_ft.quantiles import Motion
 
 if TYPE_CHECKING:
-    from xwam_ft.shards import EpisodeEntry, SegmentEntry, ShardSet
+    from xwam_ft.shard_index import EpisodeEntry, SegmentEntry
+    from xwam_ft.shards import ShardSet
 
 Place = tuple["ShardSet", "EpisodeEntry"]
 

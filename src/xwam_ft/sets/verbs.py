@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.sets.choose import Choice
     from xwam_ft.sets.opened import Line, OpenedSet
-    from xwam_ft.shards import EpisodeEntry
+    from xwam_ft.shard_index import EpisodeEntry
 
 Duplicates = Literal["refuse", "skip", "keep"]
 LISTED = 40  # episodes that a listing shows one by one

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.progress import Advance
     from xwam_ft.recipe import Recipe
-    from xwam_ft.shards import ClipRef, EpisodeEntry, ShardSet
+    from xwam_ft.shard_index import EpisodeEntry
+    from xwam_ft.shards import ClipRef, ShardSet
 
 
 BLACKOUT_CLIPS = 8

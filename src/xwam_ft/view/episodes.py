@@ -18,7 +18,8 @@ from xwam_ft.evaluate.scene import camera_pose, left_out, stored_cloud, stored_i
 from xwam_ft.media import probe, read_gray16, read_rgb
 from xwam_ft.prepare.assemble import FINDINGS, REJECTED
 from xwam_ft.prepare.findings import CHECKS
-from xwam_ft.shards import SegmentEntry, ShardSet, depth_member, rgb_member
+from xwam_ft.shard_index import SegmentEntry, depth_member, rgb_member
+from xwam_ft.shards import ShardSet
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
