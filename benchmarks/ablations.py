@@ -165,14 +165,18 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="For all cells, as in `xwam-ft train`.")
     ] = None,
+    known: Annotated[Path, typer.Option(help="Kept files: what they answer is not made again.")] = KEPT,
 ) -> None:
-    """Train and evaluate the cells of some questions, as far as they are not done."""
+    """Train and evaluate the cells of some questions, as far as they are not done, here or by whoever kept them."""
     work, chosen = work.absolute(), [_question(name) for name in question or QUESTIONS]
     busy: list[str] = []
     for seed in range(seeds):
         for one in chosen:
             for cell in one.cells:
                 place = place_of(work, cell, seed)
+                if _answered(known / f"{place.name}.json", cell, one, episodes, overrides or []):
+                    CONSOLE.print(f"{place.name} is answered by a kept file", soft_wrap=True)
+                    continue
                 if holder(place) is not None:
                     busy.append(place.name)
                     continue
@@ -243,6 +247,21 @@ def make(work: Path, cell: Cell, seed: int, question: Question, episodes: int, o
             if done != episodes:
                 fix = f"give --episodes {done}, or another WORK"
                 raise UserError(f"is of {done} episodes, and {episodes} are asked for", out, fix)
+
+
+def _answered(kept: Path, cell: Cell, question: Question, episodes: int, overrides: Sequence[str]) -> bool:
+    """Whether a small file holds all that a question asks of this cell, from the same recipe."""
+    if not kept.is_file():
+        return False
+    found = json.loads(kept.read_text())
+    if (found["sets"], found["for_all"]) != (list(cell.sets), [*BUDGET, *overrides]):
+        return False
+    done = {name for name, one in found["closed_loop"].items() if len(one["successes"]) == episodes}
+    return done >= {
+        "_".join([str(steps), *([perturb] if perturb else [])])
+        for steps in question.steps
+        for perturb in ("", *question.perturb)
+    }
 
 
 def recipe_of(cell: Cell, seed: int, shards: Path, overrides: Sequence[str]) -> Recipe:

@@ -99,6 +99,22 @@ def test_a_grid_goes_on_where_it_was_stopped_and_shares_cells(machine: Machine, 
     assert not any("base" in asked for asked in machine.asked)
 
 
+def test_what_a_kept_file_answers_is_not_made_again(machine: Machine, tmp_path: Path) -> None:
+    """A grid may be carried on where nothing but the repository is left; files of other budgets count for nothing."""
+    kept = tmp_path / "kept"
+    run(tmp_path / "first", "video")
+    ablations.keep(tmp_path / "first", kept)
+    machine.asked = []
+    ablations.run(tmp_path / "other", ["video"], 2, 6, None, kept)
+    assert not any("seed0" in asked for asked in machine.asked)
+    assert "train base_seed1" in machine.asked
+    machine.asked = []
+    ablations.run(tmp_path / "longer", ["video"], 1, 8, None, kept)
+    ablations.run(tmp_path / "steps", ["noise"], 1, 6, None, kept)
+    ablations.run(tmp_path / "set", ["video"], 1, 6, ["trainer.max_steps=9"], kept)
+    assert machine.asked.count("train base_seed0") == 3
+
+
 def test_a_cell_that_another_process_is_at_is_left_to_it(machine: Machine, tmp_path: Path) -> None:
     from xwam_ft.locks import sole_writer
 
