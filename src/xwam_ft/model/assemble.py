@@ -50,7 +50,12 @@ def build_network(
             "the recipe",
             f"choose at most {blocks}",
         )
-    network = JointNetwork(_shared_copy(backbone.transformer), config, torch.Generator().manual_seed(seed))
+    network = JointNetwork(
+        _shared_copy(backbone.transformer),
+        config,
+        torch.Generator().manual_seed(seed),
+        deferred=backbone.deferred is not None,
+    )
     if backbone.joint is not None:
         sentences = graft(network, backbone.joint, layout)
         if report is not None:

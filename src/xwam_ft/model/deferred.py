@@ -43,7 +43,7 @@ class StoredRows:
     take: Callable[[slice], Tensor]
 
     def read(self, rows: slice, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """StoredRows [n, ...] in memory of their own."""
+        """Rows [n, ...] in memory of their own."""
         start, stop, _ = rows.indices(self.shape[0])
         if stop <= start:
             return torch.empty((0, *self.shape[1:]), dtype=dtype, device=device)

@@ -120,10 +120,16 @@ class JointNetwork(nn.Module):
         transformer: a diffusers Wan transformer; used in place, not copied.
         config: what is added to it.
         generator: CPU generator of the new parts' initial values (default: seed 0).
+        deferred: the transformer's weights come later (deferred.py): what is drawn stays on the CPU, where it was drawn.
     """
 
     def __init__(
-        self, transformer: WanTransformer3DModel, config: NetworkConfig, generator: torch.Generator | None = None
+        self,
+        transformer: WanTransformer3DModel,
+        config: NetworkConfig,
+        generator: torch.Generator | None = None,
+        *,
+        deferred: bool = False,
     ) -> None:
         super().__init__()
         blocks = len(transformer.blocks)
@@ -146,10 +152,9 @@ class JointNetwork(nn.Module):
         self.run_block: Callable[..., tuple[Tensor, KeysValues]] = run_block  # or that one compiled (compiled.py)
         self._rotary_cache: dict[tuple[SequenceLayout, torch.device], Rotary] = {}
         self._init_new_parts(generator or torch.Generator().manual_seed(0))
-        device = transformer.proj_out.weight.device
-        if device.type != "meta":  # there what was drawn would be lost (deferred.py)
+        if not deferred:
             for part in self._new_parts():
-                part.to(device)
+                part.to(transformer.proj_out.weight.device)
 
     def _new_parts(self) -> list[nn.Module]:
         parts: list[nn.Module] = [self.view_embedding]
