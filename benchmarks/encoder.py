@@ -31,7 +31,8 @@ from xwam_ft.prepare.sources import open_source
 
 SETTINGS = (
     "medium 18 16,medium 18 16 fastdecode,faster 18 16,veryfast 18 16,superfast 18 16,ultrafast 18 16,"
-    "veryfast 16 16,veryfast 17 16 fastdecode,veryfast 16 16 fastdecode,veryfast 16 8 fastdecode,"
+    "veryfast 16 16,veryfast 15 16 fastdecode,veryfast 17 16 fastdecode,veryfast 16 16 fastdecode,"
+    "veryfast 16 8 fastdecode,"
     "veryfast 16 4 fastdecode,veryfast 16 1 fastdecode,veryfast 16 16 fastdecode bframes=0,"
     "superfast 16 16 fastdecode"
 )

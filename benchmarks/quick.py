@@ -38,7 +38,7 @@ class Ratio:
 
 PREPARE, GROWTH = "prepare.py --frames 40", "prepare.py --growth 4,40"
 LOADING = "loading.py --frames 40 --clips 4 --height 240"
-ENCODER = 'encoder.py --frames 48 --clips 6 --settings "medium 18 16,veryfast 16 16 fastdecode"'
+ENCODER = 'encoder.py --frames 48 --clips 6 --settings "medium 18 16,veryfast 15 16 fastdecode"'
 LATENCY = "policy_latency.py --size tiny --steps 2,1 --rollout 2 --repeats 1"
 SERVING, EXPORT = "serving.py --requests 40", "export.py --blocks 2 --width 256"
 IMPORT = "import_checkpoint.py --gb 0.1 --shard-gb 0.05"
@@ -50,13 +50,13 @@ RATIOS = (
     Ratio(
         "size of a stored picture / x264 medium, crf 18",
         ENCODER,
-        r"^veryfast 16 16 fastdecode +(\S+)",
+        r"^veryfast 15 16 fastdecode +(\S+)",
         r"^medium 18 16 +(\S+)",
     ),
     Ratio(
         "time to encode one / the same",
         ENCODER,
-        r"^veryfast 16 16 fastdecode(?: +\S+){2} +(\S+)",
+        r"^veryfast 15 16 fastdecode(?: +\S+){2} +(\S+)",
         r"^medium 18 16(?: +\S+){2} +(\S+)",
     ),
     Ratio("policy call: text anew / known", LATENCY, r"^1 instruction encoded once +\S+ +\S+ +(\S+)"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REPRODUCIBLE = {"threads": "1", "x264-params": "mbtree=0"}
 # Of what training reads at random: a key frame every 16 pictures bounds what has to be decoded for one. What this costs
 # and gives beside other choices: benchmarks/encoder.py.
-H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "16", "g": "16", **REPRODUCIBLE}
+H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "15", "g": "16", **REPRODUCIBLE}
 FFV1 = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
 
 

@@ -77,6 +77,7 @@ def test_bundled_recordings_to_actions(demo_shards: Path, demo_run: Path, tmp_pa
         "imagined.png",
         "manifest.json",
         "model.safetensors",
+        "novelty.safetensors",
         "prompts.safetensors",
         "selfcheck.safetensors",
     }

@@ -120,7 +120,7 @@ class JointNetwork(nn.Module):
         transformer: a diffusers Wan transformer; used in place, not copied.
         config: what is added to it.
         generator: CPU generator of the new parts' initial values (default: seed 0).
-        deferred: the transformer's weights come later (deferred.py): what is drawn stays on the CPU, where it was drawn.
+        deferred: the transformer's weights come later (deferred.py): what is drawn stays on the CPU.
     """
 
     def __init__(
