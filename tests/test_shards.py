@@ -101,6 +101,21 @@ def test_a_clip_read_alone_is_the_clip_cut(shard_set: ShardSet) -> None:
         assert same(shard_set.read_clip(ref), cut_clip(shard_set.read(ref.entry), ref.start, timing))
 
 
+def test_a_clip_is_read_with_the_pictures_that_are_asked_for(shard_set: ShardSet) -> None:
+    ref = shard_set.clips("train", 1)[3]
+    whole = shard_set.read_clip(ref)
+    assert whole.depth is not None
+    colours, depth, nothing = (shard_set.read_clip(ref, pictures) for pictures in ("rgb", "depth", "none"))
+    np.testing.assert_array_equal(colours.rgb, whole.rgb)
+    np.testing.assert_array_equal(depth.depth, whole.depth)
+    assert colours.depth is None
+    assert nothing.depth is None
+    assert depth.rgb.size == nothing.rgb.size == 0
+    for one in (colours, depth, nothing):
+        np.testing.assert_array_equal(one.action, whole.action)
+        np.testing.assert_array_equal(one.frame_valid, whole.frame_valid)
+
+
 def test_clips_do_not_depend_on_how_the_episode_was_cut(
     contract: Contract, segment: Segment, shard_set: ShardSet
 ) -> None:

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt16
     from numpy import ndarray
 
-Streams = Literal["all", "depth", "none"]
+Pictures = Literal["all", "rgb", "depth", "none"]
+RGB, DEPTH = ("all", "rgb"), ("all", "depth")
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class ShardSet:
 
     def read_motion(self, entry: SegmentEntry) -> Segment:
         """A segment without its pictures (`rgb` is [V, F, 0, 0, 3], no depth): states and commands at little cost."""
-        return self._read(entry, None, streams="none")
+        return self._read(entry, None, pictures="none")
 
     def clips(self, split: Split | None, stride: int) -> list[ClipRef]:
         """The clips that start at multiples of `stride` (episode frames), each with a real picture after its first."""
@@ -237,26 +238,26 @@ class ShardSet:
             found += [ClipRef(entry, start) for start in range(first, stop, stride)]
         return found
 
-    def read_clip(self, ref: ClipRef, streams: Streams = "all") -> Clip:
+    def read_clip(self, ref: ClipRef, pictures: Pictures = "all") -> Clip:
         """Decode one clip: what `cut_clip` gives of its segment, but only the pictures it shows are decoded.
 
         Args:
-            streams: which pictures; those left out have no pixels (`rgb` [V, T, 0, 0, 3]) or are None (`depth`).
+            pictures: which are decoded; those left out have no pixels (`rgb` [V, T, 0, 0, 3]) or are None (`depth`).
         """
         timing = self.contract.timing
         _own(ref.entry, ref.start)
         rows = _picture_rows(ref.entry, ref.start, timing)
-        segment = self._read(ref.entry, rows, streams=streams)
-        rgb = segment.rgb if streams == "all" else segment.rgb[:, : len(rows)]
+        segment = self._read(ref.entry, rows, pictures=pictures)
+        rgb = segment.rgb if pictures in RGB else segment.rgb[:, : len(rows)]
         return _assemble(segment, ref.start, timing, rgb, segment.depth)
 
-    def _read(self, entry: SegmentEntry, rows: np.ndarray | None, *, streams: Streams = "all") -> Segment:
+    def _read(self, entry: SegmentEntry, rows: np.ndarray | None, *, pictures: Pictures = "all") -> Segment:
         """Decode a segment; with `rows`, only those pictures."""
         frames = None if rows is None else rows.tolist()
         cameras = self.contract.camera_names
         wanted = [META, MOTION]
-        wanted += [rgb_member(camera) for camera in cameras if streams == "all"]
-        wanted += [name for camera in cameras if streams != "none" and (name := depth_member(camera)) in entry.members]
+        wanted += [rgb_member(camera) for camera in cameras if pictures in RGB]
+        wanted += [name for camera in cameras if pictures in DEPTH and (name := depth_member(camera)) in entry.members]
         member, videos = self.files.members(entry, wanted, self._versions[entry.shard])
         try:
             meta = SegmentMeta.model_validate_json(member[META])
@@ -265,9 +266,9 @@ class ShardSet:
             with np.load(io.BytesIO(member[MOTION]), allow_pickle=False) as archive:
                 tables = {name: np.asarray(archive[name], dtype=np.float64) for name in MOTION_TABLES}
             rgb, depth = np.zeros((len(cameras), len(tables["proprio"]), 0, 0, 3), dtype=np.uint8), None
-            if streams == "all":
+            if pictures in RGB:
                 rgb = np.stack([read_rgb(videos[rgb_member(camera)], frames) for camera in cameras])
-            if streams != "none" and meta.depth:
+            if pictures in DEPTH and meta.depth:
                 depth = np.stack([read_gray16(videos[depth_member(camera)], frames) for camera in cameras])
         except (UserError, KeyError, ValueError, OSError, BadZipFile) as error:
             raise self.files.unreadable(entry, error.what if isinstance(error, UserError) else str(error)) from None

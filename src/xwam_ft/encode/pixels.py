@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.recipe import Recipe
     from xwam_ft.shard_index import Split
-    from xwam_ft.shards import Clip, ClipRef, ShardSet, Streams
+    from xwam_ft.shards import Clip, ClipRef, Pictures, ShardSet
 
 REMEMBERED = 2048
 """Clips whose masks are kept: those of a step are asked for by its loss counts as well."""
@@ -143,8 +143,8 @@ class PixelSource:
 
         return batch.with_latents(rounded(rgb), rounded(depth) if depth else None)
 
-    def _clip(self, clip: CachedClip, streams: Streams) -> Clip:
-        recorded = self.shard_set.read_clip(self._refs[clip.key], streams)
+    def _clip(self, clip: CachedClip, pictures: Pictures) -> Clip:
+        recorded = self.shard_set.read_clip(self._refs[clip.key], pictures)
         return replace(recorded, key=clip.key)
 
     def _remember(self, clip: CachedClip, copy: int, masks: dict[str, Tensor]) -> None:

@@ -8,29 +8,33 @@ import numpy as np
 
 from xwam_ft.evaluate.open_loop import BATCH, spread
 from xwam_ft.policy.novelty import Novelty, features, fit
+from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from jaxtyping import Float
+    from rich.console import Console
+    from torch import Tensor
+
     from xwam_ft.policy.policy import Policy
+    from xwam_ft.progress import Advance
     from xwam_ft.shard_index import Split
-    from xwam_ft.shards import ShardSet
+    from xwam_ft.shards import ClipRef, ShardSet
 
 PICTURES = 192  # of the training split that statistics are made of
 
 
-def training_novelty(policy: Policy, shards: ShardSet) -> Novelty | None:
+def training_novelty(policy: Policy, shards: ShardSet, console: Console) -> Novelty | None:
     """Statistics of pictures spread over the training split; None where it has fewer than two."""
     refs = shards.clips("train", 1)
     places = np.unique(np.linspace(0, len(refs) - 1, min(PICTURES, len(refs))).round().astype(int)) if refs else []
     chosen = [refs[place] for place in places]
     if len(chosen) < 2:
         return None
-    pictures = (shards.read_clip(ref).rgb[:, 0] for ref in chosen)
-    rows = []
-    for first in range(0, len(chosen), BATCH):
-        batch = [next(pictures) for _ in range(min(BATCH, len(chosen) - first))]
-        rows.append(features(policy.condition(np.stack(batch))))
-    episodes = [ref.entry.episode for ref in chosen]
-    return fit(np.concatenate(rows), episodes, policy.contract.camera_names)
+    with progress_bar(console, "training pictures", "pictures", len(chosen)) as advance:
+        rows = [features(latents) for latents in _first_latents(policy, shards, chosen, advance)]
+    return fit(np.concatenate(rows), [ref.entry.episode for ref in chosen], policy.contract.camera_names)
 
 
 def novelty_table(policy: Policy, shards: ShardSet, *, split: Split, clips: int) -> dict[str, Any] | None:
@@ -39,11 +43,7 @@ def novelty_table(policy: Policy, shards: ShardSet, *, split: Split, clips: int)
     if policy.novelty is None:
         return None
     refs = spread(shards.clips(split, 1), clips)
-    rows: list[np.ndarray] = []
-    for first in range(0, len(refs), BATCH):
-        pictures = np.stack([shards.read_clip(ref).rgb[:, 0] for ref in refs[first : first + BATCH]])
-        rows.append(policy.novelty.scores(policy.condition(pictures)))
-    scores = np.concatenate(rows)
+    scores = np.concatenate([policy.novelty.scores(latents) for latents in _first_latents(policy, shards, refs)])
     return {
         "clips": len(refs),
         "cameras": {
@@ -56,6 +56,16 @@ def novelty_table(policy: Policy, shards: ShardSet, *, split: Split, clips: int)
             for name, column in zip(policy.novelty.cameras, scores.T, strict=True)
         },
     }
+
+
+def _first_latents(
+    policy: Policy, shards: ShardSet, refs: Sequence[ClipRef], advance: Advance = lambda done: None
+) -> Iterator[Float[Tensor, "n c v h w"]]:
+    """Of the pictures that clips start from, a batch at a time."""
+    for first in range(0, len(refs), BATCH):
+        batch = refs[first : first + BATCH]
+        yield policy.condition(np.stack([shards.read_clip(ref, "rgb").rgb[:, 0] for ref in batch]))
+        advance(len(batch))
 
 
 def novelty_rows(table: dict[str, Any]) -> list[list[str]]:

@@ -318,7 +318,7 @@ def _measured(
         table.add_row(f"{'merging' if job.merged else 'the bundle'} changes {item.stream} by", effect)
     check = selfcheck.record(reloaded, inputs, seed=0)
     selfcheck.save(check, draft.folder / SELFCHECK)
-    known = training_novelty(reloaded, draft.shards)
+    known = training_novelty(reloaded, draft.shards, draft.console)
     if known is not None:
         novelty.save(known, draft.folder / NOVELTY)
     shown = card.measure(reloaded, draft.shards, job.folder.recipe.validation.clips)

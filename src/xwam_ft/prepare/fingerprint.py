@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xwam_ft.prepare.jobs import EpisodeJob
 
 RECORD = "prepared.json"
+OTHER_INPUTS = "was prepared from other inputs, or by an xwam-ft that makes other bytes of the same ones"
 FORMAT = 4  # raise it when the bytes of a shard set change for equal inputs
 TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml")  # edited by hand, perhaps to the same size
 LIBRARIES = ("xwam-ft", "numpy", "scipy", "av", "torch", "transformers", "pillow")

@@ -33,7 +33,7 @@ from xwam_ft.prepare.embodiment.slots import SlotPlan, frame_rate, plan_slots
 from xwam_ft.prepare.episode_work import run
 from xwam_ft.prepare.far import remove_parts, take_finished, with_urls
 from xwam_ft.prepare.findings import episodes_text, grouped, names_of, shape_of
-from xwam_ft.prepare.fingerprint import RECORD, library_versions, preparation_fingerprint
+from xwam_ft.prepare.fingerprint import OTHER_INPUTS, RECORD, library_versions, preparation_fingerprint
 from xwam_ft.prepare.from_hub import named_as_given, recorded_url, recordings_at
 from xwam_ft.prepare.jobs import EpisodeJob, EpisodeResult, JobOutcome, finished, staging_of
 from xwam_ft.prepare.prepared import STYLES, PrepareReport, say
@@ -371,8 +371,8 @@ def _made_before(out: Path, fingerprint: str, console: Console) -> PrepareReport
         shutil.rmtree(staging_of(out), ignore_errors=True)  # of a run that was killed when all but this was done
         return _already(out, ShardSet.open(out), console)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "was prepared from other inputs" if (out / RECORD).is_file() else "exists and is not an empty folder"
-        raise UserError(what, out, "give another OUT")
+        made = (out / RECORD).is_file()
+        raise UserError(OTHER_INPUTS if made else "exists and is not an empty folder", out, "give another OUT")
     return None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from xwam_ft import remote
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json, sha256, write_json_atomic
-from xwam_ft.prepare.fingerprint import RECORD
+from xwam_ft.prepare.fingerprint import OTHER_INPUTS, RECORD
 from xwam_ft.progress import progress_bar
 from xwam_ft.shards import INDEX_FILE
 
@@ -62,5 +62,5 @@ def made_before(url: str, fingerprint: str) -> bool:
     if remote.load_json(f"{url}/{RECORD}").get("fingerprint") == fingerprint:
         return INDEX_FILE in there
     if INDEX_FILE in there:
-        raise UserError("was prepared from other inputs", url, "give another OUT")
+        raise UserError(OTHER_INPUTS, url, "give another OUT")
     raise UserError("holds a part of another preparation", url, "remove it, or give another OUT")
