@@ -154,7 +154,8 @@ def _encode(
                 stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], pixel_format
                 stream.codec_context.thread_count = 1
                 stream.codec_context.flags |= Flags.bitexact
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=layout)
+            # The picture's own memory, not a copy: the encoder has taken what it needs before the next one comes.
+            picture = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format=layout)
             container.mux(stream.encode(picture))
         if stream is None:
             raise ValueError("a video needs at least one frame")
