@@ -245,7 +245,11 @@ class LatentCache:
 
 
 def cache_identity(backbone: str, shard_set: ShardSet, data: DataSpec, dtype: str, with_depth: bool) -> CacheIdentity:
-    augment = json_bytes(data.augment.model_dump(mode="json")).decode() if data.augment.active else "none"
+    told = data.augment.model_dump(mode="json")
+    for later in ("zoom", "codec"):  # caches made before there were these hold for recipes without them
+        if not told[later]:
+            told.pop(later)
+    augment = json_bytes(told).decode() if data.augment.active else "none"
     contract, shards = shard_set.contract.sha256, shard_set.fingerprint
     return CacheIdentity(backbone, contract, shards, data.clip_stride, dtype, with_depth, augment, libraries())
 
