@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
+    from xwam_ft.alias_table import Reported
     from xwam_ft.contract import Contract
 
 OWN = ("images", "state", "prompt", "options")

@@ -100,7 +100,8 @@ def augmentation(
         wide = [crop_size(height, width, share)[1] for share in shares[1]]
         tops = numbers.integers(0, [height - side for side in tall], endpoint=True)
         lefts = numbers.integers(0, [width - side for side in wide], endpoint=True)
-        boxes = tuple((int(top), int(left), *size) for top, left, *size in zip(tops, lefts, tall, wide, strict=True))
+        corners = zip(tops.tolist(), lefts.tolist(), strict=True)
+        boxes = tuple((*corner, *size) for corner, size in zip(corners, zip(tall, wide, strict=True), strict=True))
     codec = _drawn_codec(_generator(key, copy, "codec"), spec.codec) if spec.codec else None
     if not spec.changes_colour:
         return Augmentation(boxes, codec=codec)
