@@ -2,7 +2,9 @@
 """How far codecs move what the network sees: latents of raw pictures beside those of recorded and stored ones.
 
 A camera gives raw pictures, or JPEG; recorders compress them, and `prepare` does so once more. Pictures are
-Meta-World's, as its renderer gives them; latents are the built-in VAE's, after the crop. Needs `pip install 'xwam-ft[sim]'`.
+Meta-World's, as its renderer gives them; latents are the built-in VAE's, after the crop.
+
+Needs `pip install 'xwam-ft[sim]'`.
 
     python benchmarks/codecs.py
 """
