@@ -121,6 +121,7 @@ def evaluate_in_environment(
             "seed": seed,
             "execute": execute,
             "action_steps": policy.settings.action_steps,
+            "with_future": policy.acts_with_future,
             "max_steps": max_steps or limit,
             "perturb": as_words(perturbed),
             "trained_backbone": policy.trained,
