@@ -97,7 +97,7 @@ class Answering(torch.nn.Module):
 
     def forward(
         self, video: Tensor, action: Tensor, proprio: Tensor, text: Tensor, t_video: Tensor, t_action: Tensor,
-        *, action_held: Tensor | None = None, future_hidden: Tensor | None = None,
+        *, action_held: Tensor | None = None,
     ) -> Prediction:  # fmt: skip
         self.told.append((t_video, t_action, action_held))
         return self.answer(video, action, proprio)

@@ -45,7 +45,6 @@ def draw(
     text_dropout: float,
     seed: int,
     stream: Stream = Stream.NOISE,
-    *,
     hidden_share: float | None = None,
 ) -> Draws:
     """Draw for every sample of `batch` by its position.

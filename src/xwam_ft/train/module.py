@@ -220,7 +220,7 @@ class TrainingModule(pl.LightningModule):
     def draw(self, batch: Batch, text_dropout: float, stream: Stream = Stream.NOISE) -> Draws:
         """The random numbers of a batch, as the recipe says."""
         recipe = self.recipe
-        return draw(batch, recipe.noise, text_dropout, recipe.seed, stream, hidden_share=recipe.model.hidden_share)
+        return draw(batch, recipe.noise, text_dropout, recipe.seed, stream, recipe.model.hidden_share)
 
     def add_noise(self, batch: Batch, draws: Draws) -> Noised:
         video, action, proprio = noised(batch.streams, draws.noise, draws.sigmas).parts
@@ -233,8 +233,8 @@ class TrainingModule(pl.LightningModule):
 
     def predict(self, given: Noised, draws: Draws) -> Prediction:
         timesteps = 1000 * draws.sigmas.video, 1000 * draws.sigmas.action
-        held, hidden = given.action_held, given.future_hidden
-        return self.network(*given.parts, given.text, *timesteps, action_held=held, future_hidden=hidden)
+        hidden = {} if given.future_hidden is None else {"future_hidden": given.future_hidden}
+        return self.network(*given.parts, given.text, *timesteps, action_held=given.action_held, **hidden)
 
     def loss_terms(self, batch: Batch, draws: Draws, prediction: Prediction) -> dict[str, LossTerm]:
         """Sums of squared velocity errors (depth: of the clean latent) over valid numbers."""
