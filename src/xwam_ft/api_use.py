@@ -175,6 +175,8 @@ def evaluate(
     execute: int | None = None,
     max_steps: int | None = None,
     action_steps: int | None = None,
+    answer_delay: int = 0,
+    meanwhile: str | None = None,
     perturb: Sequence[str] = (),
     films: int = 2,
     compare: tuple[str | Path | Evaluation, str | Path | Evaluation] | None = None,
@@ -202,6 +204,8 @@ def evaluate(
         execute: commands carried out before the policy looks again; default half a chunk.
         max_steps: of an episode; default the environment's.
         action_steps: denoising steps; default the bundle's.
+        answer_delay: commands that pass until an answer is there; meanwhile: what the robot does until then, "hold"
+            (default), "switch" or "prefix".
         perturb: what Meta-World makes harder, as "light=0.5"; axes: light, colour, camera, noise, delay.
         films: first episodes to film, with `out`.
         compare: the `out` folders of two earlier evaluations; with it, no more than `out` is given.
@@ -231,6 +235,7 @@ def evaluate(
 
         asked: dict[str, Any] = {"episodes": episodes, "seed": seed, "films": films, "perturb": perturb}
         asked |= {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+        asked |= {"answer_delay": answer_delay, "meanwhile": meanwhile}
         metrics = evaluate_in_environment(source, env, out=place, console=console, **asked)
     else:
         from xwam_ft.evaluate.evaluate import evaluate_bundle

@@ -87,7 +87,12 @@ TrainSplit = Annotated[
     bool, typer.Option("--train-split/--no-train-split", help="Open loop: errors on clips it was trained on, too.")
 ]
 Blackout = Annotated[bool, typer.Option("--camera-blackout", help="Open loop: errors with each camera black too.")]
-CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "perturb", "films")
+CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "answer_delay", "meanwhile", "perturb", "films")
+AnswerDelay = Annotated[int, typer.Option(min=0, help="Closed loop: commands that pass until an answer is there.")]
+Meanwhile = Annotated[
+    str | None,
+    typer.Option(metavar="WAY", help="With --answer-delay: hold, switch, or prefix (see docs/evaluate.md)."),
+]
 Perturb = Annotated[
     list[str] | None,
     typer.Option(metavar="AXIS=STRENGTH", help="Closed loop: light, colour, camera, noise, delay; repeatable."),
@@ -124,6 +129,8 @@ def evaluate(
     execute: Execute = None,
     max_steps: MaxSteps = None,
     action_steps: ActionSteps = None,
+    answer_delay: AnswerDelay = 0,
+    meanwhile: Meanwhile = None,
     perturb: Perturb = None,
     films: Films = 2,
     compare: Compare = None,
@@ -150,7 +157,7 @@ def evaluate(
     open_loop = {"clips": clips, "split": split, **looks}
     closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}
     options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps, "perturb": perturb or ()}
-    options["with_future"] = with_future
+    options |= {"with_future": with_future, "answer_delay": answer_delay, "meanwhile": meanwhile}
     api.evaluate(bundle, shards, env=env, out=out, compare=compare, progress=plain_console(), **options)
 
 
