@@ -1,4 +1,4 @@
-"""Late answers: what the robot is told while it waits, in an environment where every command is known."""
+"""LateAnswers answers: what the robot is told while it waits, in an environment where every command is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.evaluate import closed_loop_report
 from xwam_ft.evaluate.closed_loop import closed_loop, episode_seeds
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment, success_line
-from xwam_ft.evaluate.late import Late, read_late
+from xwam_ft.evaluate.late import LateAnswers, read_late
 from xwam_ft.policy.source import PolicySource
 
 from .test_closed_loop import Slider, Walker
@@ -54,14 +54,14 @@ class Leaper(Walker):
         return np.stack(chunks)
 
 
-def run(contract: Contract, late: Late, leap: float = 0.05, seeds: Any = (0,), side_by_side: int = 1) -> Any:
+def run(contract: Contract, late: LateAnswers, leap: float = 0.05, seeds: Any = (0,), side_by_side: int = 1) -> Any:
     environments = [Slider(contract) for _ in range(side_by_side)]
     policy: Any = Leaper(contract, leap=leap)
     return closed_loop(policy, environments, list(seeds), execute=EXECUTE, late=late), policy, environments
 
 
 def test_holding_still_repeats_the_last_command_while_time_goes_on(contract: Contract) -> None:
-    result, _, (environment,) = run(contract, Late(DELAY, "hold"), leap=0.0)
+    result, _, (environment,) = run(contract, LateAnswers(DELAY, "hold"), leap=0.0)
     strides = np.array([0.01, 0.02, 0.03, 0.04, *[0.04] * 3, 0.05, 0.06, 0.07, 0.08, *[0.08] * 3])
     np.testing.assert_allclose(environment.told[:14], strides, atol=1e-9)
     assert result.episodes[0].steps == Slider.max_steps, "40 steps reach no farther than 0.24"
@@ -70,29 +70,29 @@ def test_holding_still_repeats_the_last_command_while_time_goes_on(contract: Con
 
 @pytest.mark.parametrize("meanwhile", ["switch", "prefix"])
 def test_going_on_costs_no_time_where_the_new_chunk_agrees(contract: Contract, meanwhile: Any) -> None:
-    late, _, (environment,) = run(contract, Late(DELAY, meanwhile), leap=0.0)
-    at_once, _, (before,) = run(contract, Late(), leap=0.0)
+    late, _, (environment,) = run(contract, LateAnswers(DELAY, meanwhile), leap=0.0)
+    at_once, _, (before,) = run(contract, LateAnswers(), leap=0.0)
     assert late.episodes == at_once.episodes
     np.testing.assert_allclose(environment.told, before.told, atol=1e-9)
 
 
 def test_a_switch_jumps_where_a_prefix_does_not(contract: Contract) -> None:
-    _, policy, (switched,) = run(contract, Late(DELAY, "switch"))
+    _, policy, (switched,) = run(contract, LateAnswers(DELAY, "switch"))
     assert all(prefix is None for prefix in policy.prefixes)
     # The second chunk is asked for at 0.04, begins 0.05 beside that, and is taken from its fourth command on.
     np.testing.assert_allclose(switched.told[:8], [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.13], atol=1e-9)
     jumps = np.diff(switched.told)
     assert jumps.max() == pytest.approx(STRIDE + 0.05)
-    _, policy, (told,) = run(contract, Late(DELAY, "prefix"))
+    _, policy, (told,) = run(contract, LateAnswers(DELAY, "prefix"))
     np.testing.assert_allclose(np.diff(told.told), STRIDE, atol=1e-9)
     assert policy.prefixes[0] is None
     assert all(len(prefix) == DELAY for prefix in policy.prefixes[1:])
 
 
 def test_answers_at_once_are_asked_for_as_before(contract: Contract) -> None:
-    plain, policy, (environment,) = run(contract, Late())
+    plain, policy, (environment,) = run(contract, LateAnswers())
     for meanwhile in ("hold", "switch", "prefix"):
-        again, asked, (other,) = run(contract, Late(0, meanwhile))
+        again, asked, (other,) = run(contract, LateAnswers(0, meanwhile))
         assert again.episodes == plain.episodes
         assert other.told == environment.told
         assert asked.prefixes == policy.prefixes
@@ -101,18 +101,18 @@ def test_answers_at_once_are_asked_for_as_before(contract: Contract) -> None:
 @pytest.mark.parametrize("meanwhile", ["hold", "switch", "prefix"])
 def test_episodes_do_not_depend_on_those_beside_them(contract: Contract, meanwhile: Any) -> None:
     seeds = episode_seeds(4, 5)
-    alone, _, _ = run(contract, Late(DELAY, meanwhile), seeds=seeds)
-    beside, _, _ = run(contract, Late(DELAY, meanwhile), seeds=seeds, side_by_side=3)
+    alone, _, _ = run(contract, LateAnswers(DELAY, meanwhile), seeds=seeds)
+    beside, _, _ = run(contract, LateAnswers(DELAY, meanwhile), seeds=seeds, side_by_side=3)
     assert alone.episodes == beside.episodes
 
 
 def test_the_first_answer_is_waited_for_while_nothing_moves(contract: Contract) -> None:
     for meanwhile in ("hold", "switch", "prefix"):
-        _, _, (environment,) = run(contract, Late(DELAY, meanwhile))
+        _, _, (environment,) = run(contract, LateAnswers(DELAY, meanwhile))
         np.testing.assert_allclose(environment.told[:EXECUTE], STRIDE * np.arange(1, EXECUTE + 1), atol=1e-9)
 
 
-def asked(contract: Contract, delay: int, meanwhile: str | None, execute: int = 4, **changes: Any) -> Late:
+def asked(contract: Contract, delay: int, meanwhile: str | None, execute: int = 4, **changes: Any) -> LateAnswers:
     policy: Any = SimpleNamespace(contract=contract, action_prefix=3)
     for name, value in changes.items():
         setattr(policy, name, value)
@@ -120,9 +120,9 @@ def asked(contract: Contract, delay: int, meanwhile: str | None, execute: int = 
 
 
 def test_what_cannot_be_is_one_sentence(contract: Contract) -> None:
-    assert asked(contract, 0, None) == Late()
-    assert asked(contract, 6, None) == Late(6, "hold")  # a robot may wait as long as it likes
-    assert asked(contract, 3, "prefix") == Late(3, "prefix")
+    assert asked(contract, 0, None) == LateAnswers()
+    assert asked(contract, 6, None) == LateAnswers(6, "hold")  # a robot may wait as long as it likes
+    assert asked(contract, 3, "prefix") == LateAnswers(3, "prefix")
     with pytest.raises(UserError, match=r"--meanwhile: is 'stop'\. Fix: give hold, switch, prefix"):
         asked(contract, 2, "stop")
     with pytest.raises(UserError, match="--meanwhile: changes nothing: answers come at once"):

@@ -17,7 +17,7 @@ import numpy as np
 
 from xwam_ft import observation
 from xwam_ft.evaluate.environment import Outcome, encoded
-from xwam_ft.evaluate.late import AT_ONCE, Late, as_prefix, joined, under_way
+from xwam_ft.evaluate.late import AT_ONCE, LateAnswers, as_prefix, joined, under_way
 from xwam_ft.pictures import centre_crop
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def closed_loop(
     seeds: Sequence[int],
     *,
     execute: int,
-    late: Late = AT_ONCE,
+    late: LateAnswers = AT_ONCE,
     max_steps: int | None = None,
     filmed: int = 0,
     on_rollout: Callable[[Rollout, Trial], None] | None = None,
@@ -187,14 +187,14 @@ class _Run:
             self.rollout.imagined.append(self._ahead[:, 0])
 
     def goes_on_with(
-        self, item: EncodedObservation, execute: int, late: Late, contract: Contract
+        self, item: EncodedObservation, execute: int, late: LateAnswers, contract: Contract
     ) -> Float[ndarray, "k da"] | None:
         """The actions that the policy is told of: those executed while it answers."""
         if self._chunk is None or not late.tells:
             return None
         return as_prefix(contract, under_way(self._chunk, execute, late.delay), item.state)
 
-    def act(self, commands: Commands, execute: int, late: Late, policy: Policy) -> None:
+    def act(self, commands: Commands, execute: int, late: LateAnswers, policy: Policy) -> None:
         """Carry out the head of a chunk; an episode ends with the step that does the task, or that spoils it."""
         self.chunks += 1
         before, self._chunk = self._chunk, commands

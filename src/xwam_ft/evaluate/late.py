@@ -29,7 +29,7 @@ MEANWHILE: tuple[Meanwhile, ...] = ("hold", "switch", "prefix")
 
 
 @dataclass(frozen=True)
-class Late:
+class LateAnswers:
     """`delay` commands pass until an answer is there; `meanwhile` is what the robot does until then."""
 
     delay: int = 0
@@ -50,10 +50,10 @@ class Late:
         return self.delay > 0 and self.meanwhile == "prefix"
 
 
-AT_ONCE = Late()
+AT_ONCE = LateAnswers()
 
 
-def read_late(delay: int, meanwhile: str | None, policy: Policy, execute: int) -> Late:
+def read_late(delay: int, meanwhile: str | None, policy: Policy, execute: int) -> LateAnswers:
     """What `--answer-delay` and `--meanwhile` ask for.
 
     Args:
@@ -67,7 +67,7 @@ def read_late(delay: int, meanwhile: str | None, policy: Policy, execute: int) -
         raise UserError(f"is {meanwhile!r}", "--meanwhile", f"give {listed(MEANWHILE)}")
     if meanwhile is not None and delay == 0:
         raise UserError("changes nothing: answers come at once", "--meanwhile", "give --answer-delay too")
-    late = Late(delay, meanwhile or "hold")  # pyright: ignore[reportArgumentType]
+    late = LateAnswers(delay, meanwhile or "hold")  # pyright: ignore[reportArgumentType]
     if late.overlaps and not delay <= execute <= steps - delay:
         raise UserError(
             f"is {delay}, and of chunks of {steps} commands {execute} are executed before the next look",
