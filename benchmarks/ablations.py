@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -28,10 +28,13 @@ from xwam_ft.bundled import bundled
 from xwam_ft.encode.inputs import encode_shards
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+from xwam_ft.evaluate.late import MEANWHILE
 from xwam_ft.evaluate.open_loop import open_loop
+from xwam_ft.evaluate.world import world
 from xwam_ft.files import write_json_atomic, write_text_atomic
 from xwam_ft.locks import holder, sole_writer, waiting_lock
 from xwam_ft.policy.policy import Policy
+from xwam_ft.policy.source import PolicySource
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 
@@ -54,21 +57,39 @@ STRENGTHS = (
 
 
 class Cell(NamedTuple):
-    """One recipe. `name` is its folder and file; a cell may answer several questions, under a label in each."""
+    """One recipe. `name` is its folder and file; a cell may answer several questions, under a label in each.
+
+    `under`: in the place of the question's conditions.
+    """
 
     name: str
     label: str
     sets: tuple[str, ...] = ()
     depth: bool = False  # trained on recordings with depth
+    under: tuple[str, ...] | None = None
 
 
 class Question(NamedTuple):
-    """Its first cell is what the others are compared with; `perturb` asks every cell under each of these too."""
+    """Its first cell is what the others are compared with; `perturb` asks every cell under each of these too.
+
+    A condition is perturbations, `future` (acts with the imagined frames), `late=N` (commands until an answer is there)
+    and what happens until then, with commas between.
+
+    Args:
+        against: what a row is compared with: the `first` row, the model `itself` with nothing made harder, or the first
+            cell under an `alike` condition.
+        imagines: pictures are judged as well.
+    """
 
     asks: str
     cells: tuple[Cell, ...]
     steps: tuple[int, ...] = (4,)  # action denoising steps
     perturb: tuple[str, ...] = ()
+    against: Literal["first", "itself", "alike"] = "first"
+    imagines: bool = False
+
+    def conditions(self, cell: Cell) -> tuple[str, ...]:
+        return ("", *self.perturb) if cell.under is None else cell.under
 
 
 def _base(label: str) -> Cell:
@@ -90,6 +111,18 @@ def _first(recordings: int, others: str) -> Cell:
     return Cell(f"demonstrations_{recordings}", f"the first {recordings}", (rule,))
 
 
+def _with_future(*conditions: str) -> tuple[str, ...]:
+    return ("future", *(f"future,{condition}" for condition in conditions))
+
+
+def _late(way: str) -> tuple[str, ...]:
+    return tuple(f"late={delay},{way}" for delay in DELAYS)
+
+
+DELAYS = (2, 4, 8)  # commands; a chunk has 16
+PREFIXES = "prefixes", ("noise.action_prefix={max: 8, probability: 0.5}",)
+OPTIONAL = "future_optional", ("model.future=optional",)
+LIGHT_AND_CAMERA = tuple(strength for strength in STRENGTHS if strength.startswith(("light", "camera")))
 DEPTH = ("model.depth={branch: copy, blocks: 2, train: full}", "optim.lr_depth=1.0e-3")
 UNTRAINED = "backbone.path=tiny-untrained"
 PLAIN = _augment("augment_none", "none", "copies: 1")
@@ -144,10 +177,31 @@ QUESTIONS = {
         "How many demonstrations, at equal clips?",
         (_base("all 40"), _first(20, "[23][0-9]"), _first(10, "[1-3][0-9]")),
     ),
+    "future": Question(
+        "Can it act without imagining, and what does that cost?",
+        (
+            _base("joint"),
+            Cell(OPTIONAL[0], "optional, the future left out", OPTIONAL[1]),
+            Cell(OPTIONAL[0], "optional, acting with it", OPTIONAL[1], under=_with_future(*LIGHT_AND_CAMERA)),
+        ),
+        perturb=LIGHT_AND_CAMERA,
+        against="alike",
+        imagines=True,
+    ),
+    "chunking": Question(
+        "When answers come late, what should a robot do until they are there?",
+        (
+            _base("trained without prefixes, waits")._replace(under=("", *_late("hold"))),
+            Cell(PREFIXES[0], "with prefixes, waits", PREFIXES[1], under=("", *_late("hold"))),
+            Cell(PREFIXES[0], "with prefixes, switches chunks", PREFIXES[1], under=_late("switch")),
+            Cell(PREFIXES[0], "with prefixes, goes on from one", PREFIXES[1], under=_late("prefix")),
+        ),
+    ),
     "robustness": Question(
         "What does a finished bundle bear that it was not trained on?",
         (_base("trained with augmentation"), PLAIN._replace(label="trained without")),
         perturb=STRENGTHS,
+        against="itself",
     ),
 }
 
@@ -228,25 +282,45 @@ def make(work: Path, cell: Cell, seed: int, question: Question, episodes: int, o
         write_json_atomic(place / "cell.json", asked)
     bundle = bundle_of(recipe, place)
     _open_loop(bundle, shards, place, question.steps)
+    for condition in _imagined(question, cell):
+        _imagine(bundle, shards, place, condition)
     for steps in question.steps:
-        for perturb in ("", *question.perturb):
-            out = place / "_".join([TASK, str(steps), *([perturb] if perturb else [])])
+        for condition in question.conditions(cell):
+            out = place / f"{TASK}_{key_of(steps, condition)}"
             if not out.exists():
+                acts, asked = _asked(condition)
                 evaluate_in_environment(
-                    bundle,
+                    PolicySource.of(bundle).with_future() if acts else bundle,
                     f"metaworld:{TASK}",
                     episodes=episodes,
                     seed=EPISODE_SEED,
                     out=out,
                     max_steps=MAX_STEPS,
                     action_steps=steps,
-                    perturb=[perturb] if perturb else [],
                     console=CONSOLE,
+                    **asked,
                 )
             done = len(json.loads((out / "metrics.json").read_text())["runs"])
             if done != episodes:
                 fix = f"give --episodes {done}, or another WORK"
                 raise UserError(f"is of {done} episodes, and {episodes} are asked for", out, fix)
+
+
+def key_of(steps: int, condition: str) -> str:
+    """What an evaluation is called in a cell's folder and file."""
+    return f"{steps}_{condition}" if condition else f"{steps}"
+
+
+def _asked(condition: str) -> tuple[bool, dict[str, Any]]:
+    """Whether a condition is to act with the future, and the other options of its evaluation."""
+    words = condition.split(",") if condition else []
+    late = [word.removeprefix("late=") for word in words if word.startswith("late=")]
+    ways = [word for word in words if word in MEANWHILE]
+    others = [word for word in words if word != "future" and word not in ways and not word.startswith("late=")]
+    options: dict[str, Any] = {"perturb": others}
+    if late:
+        options |= {"answer_delay": int(late[0]), "meanwhile": ways[0]}
+    return "future" in words, options
 
 
 def _answered(kept: Path, cell: Cell, question: Question, episodes: int, overrides: Sequence[str]) -> bool:
@@ -257,11 +331,9 @@ def _answered(kept: Path, cell: Cell, question: Question, episodes: int, overrid
     if (found["sets"], found["for_all"]) != (list(cell.sets), [*BUDGET, *overrides]):
         return False
     done = {name for name, one in found["closed_loop"].items() if len(one["successes"]) == episodes}
-    return done >= {
-        "_".join([str(steps), *([perturb] if perturb else [])])
-        for steps in question.steps
-        for perturb in ("", *question.perturb)
-    }
+    if not found.get("imagined", {}).keys() >= set(_imagined(question, cell)):
+        return False
+    return done >= {key_of(steps, condition) for steps in question.steps for condition in question.conditions(cell)}
 
 
 def recipe_of(cell: Cell, seed: int, shards: Path, overrides: Sequence[str]) -> Recipe:
@@ -286,6 +358,25 @@ def _open_loop(bundle: Path, shards: Path, place: Path, steps: Sequence[int]) ->
         write_json_atomic(place / f"held_out_{count}.json", {"clips": found["clips"], "slots": slots})
 
 
+def _imagined(question: Question, cell: Cell) -> list[str]:
+    """The conditions of a cell under which its pictures are judged: those that change how it imagines, alone."""
+    return [one for one in question.conditions(cell) if one in ("", "future")] if question.imagines else []
+
+
+def _imagine(bundle: Path, shards: Path, place: Path, condition: str) -> None:
+    """How good imagined pictures of held-out clips are, to PLACE/imagined_CONDITION.json."""
+    path = place / f"imagined_{condition}.json"
+    if path.exists():
+        return
+    policy = Policy.load(bundle)
+    if condition == "future":
+        policy.show_future()
+    shard_set = ShardSet.open(shards).under(policy.contract, bundle / "contract.json")
+    found = world(policy, shard_set, clips=HELD_OUT_CLIPS).metrics
+    scores = {name: row["imagined"] for name, row in found["scores"]["all"].items()}
+    write_json_atomic(path, {"clips": found["clips"], "scores": scores})
+
+
 def told(place: Path) -> dict[str, Any]:
     """What a cell and its evaluations were and gave, for its small file."""
     held_out = {
@@ -300,7 +391,10 @@ def told(place: Path) -> dict[str, Any]:
         kept["successes"] = "".join(str(int(run["success"])) for run in found["runs"])  # one digit an episode
         closed[path.parent.name.removeprefix(f"{TASK}_")] = kept
     asked = json.loads((place / "cell.json").read_text())
-    return {**asked, "task": TASK, **told_of(place / "run"), "open_loop": held_out, "closed_loop": closed}
+    found = {**asked, "task": TASK, **told_of(place / "run"), "open_loop": held_out, "closed_loop": closed}
+    paths = sorted(place.glob("imagined_*.json"))
+    pictures = {path.stem.removeprefix("imagined_"): json.loads(path.read_text()) for path in paths}
+    return {**found, "imagined": pictures} if pictures else found
 
 
 def cells() -> list[Cell]:
