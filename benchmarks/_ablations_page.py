@@ -14,9 +14,10 @@ import numpy as np
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import success_interval
 from xwam_ft.evaluate.intervals import mean_interval
+from xwam_ft.evaluate.late import MEANWHILE
 
 if TYPE_CHECKING:
-    from ablations import Cell, Question
+    from _ablation_grid import Cell, Question
 
 INTRO = """# What each choice is worth
 
@@ -30,15 +31,22 @@ seen this task. Success is the benchmark's own criterion in closed loop, from st
 - **Success** counts episodes over all trainings of a row, with Wilson's interval of 95 %. It says what these models do,
   not how much another training seed would change; the column beside it shows each seed.
 - **Against the first** is the difference in success from the first row of the same number of action steps (in the last
-  table: from the same model, nothing made harder), in percentage points. Both met the same episodes, so episodes are
-  paired, and the interval of 95 % is a bootstrap over them. An interval that holds 0 has told nothing apart.
+  table: from the same model, nothing made harder; of an optional future: from the joint model under the same light or
+  camera), in percentage points. Both met the same episodes, so episodes are paired, and the interval of 95 % is a
+  bootstrap over them. An interval that holds 0 has told nothing apart.
+- **Late** answers (`late=4`) are there after so many commands, of 16 a chunk at 80 a second.
+- **What moves, imagined** is the PSNR of moving pixels of held-out clips, imagined with the actions a row gives.
 - **Held out** is the error of commands on recordings that were not trained on, for position and rotation.
 - Fewer demonstrations are the first of the same 40. What numbers are normalised by is taken from all of them.
 """
 
 
+SAID = ("future", *MEANWHILE)
+"""Words of a condition that its cell's label has said."""
+
+
 class Row(NamedTuple):
-    """One line of a table. `outcomes`: of each training seed, success by episode."""
+    """One line of a table. `outcomes`: of each training seed, success by episode; `pictures`: where they are judged."""
 
     label: str
     steps: int
@@ -46,6 +54,7 @@ class Row(NamedTuple):
     against: dict[int, np.ndarray] | None
     milliseconds: float
     errors: str
+    pictures: str | None = None
 
 
 def page_of(folder: Path, questions: Mapping[str, Question], out: Path) -> tuple[str, dict[Path, str]]:
@@ -123,8 +132,8 @@ def _rows(question: Question, kept: Mapping[tuple[str, int], dict[str, Any]]) ->
     for cell in question.cells:
         trained = {seed: found for (name, seed), found in kept.items() if name == cell.name}
         for steps in question.steps:
-            for perturb in ("", *question.perturb):
-                key = f"{steps}_{perturb}" if perturb else f"{steps}"
+            for condition in question.conditions(cell):
+                key = f"{steps}_{condition}" if condition else f"{steps}"
                 done = {seed: found for seed, found in trained.items() if key in found["closed_loop"]}
                 if not done:
                     continue
@@ -132,14 +141,23 @@ def _rows(question: Question, kept: Mapping[tuple[str, int], dict[str, Any]]) ->
                     seed: np.array([int(digit) for digit in found["closed_loop"][key]["successes"]])
                     for seed, found in sorted(done.items())
                 }
-                # A model under difficulties is held against itself, a recipe against the question's first.
-                place = f"{cell.name} {steps}" if question.perturb else f"{steps}"
+                said = [word for word in condition.split(",") if word and word not in SAID]
+                own = {"first": "", "itself": cell.name, "alike": ",".join(said)}[question.against]
+                place = f"{own} {steps}"
                 against = reference.get(place)
-                if (against is None and cell is question.cells[0]) or (question.perturb and not perturb):
+                if (against is None and cell is question.cells[0]) or (question.against == "itself" and not condition):
                     reference[place] = outcomes
                 slow = np.median([found["closed_loop"][key]["seconds_a_chunk"] for found in done.values()])
-                label = f"{cell.label}, {perturb}" if perturb else cell.label
-                yield Row(label, steps, outcomes, against, 1000 * float(slow), _errors(done.values(), steps))
+                label = ", ".join([cell.label, *said])
+                pictures = _pictures(done.values(), condition) if question.imagines else None
+                yield Row(label, steps, outcomes, against, 1000 * float(slow), _errors(done.values(), steps), pictures)
+
+
+def _pictures(done: Iterable[Mapping[str, Any]], condition: str) -> str:
+    """PSNR of what moves, the mean over seeds, as the cell acts under this condition; where that was judged."""
+    judged = [cell.get("imagined", {}).get(condition) for cell in done]
+    found = [one["scores"]["psnr_moving"] for one in judged if one is not None]
+    return f"{np.mean(found):.1f} dB" if found else "–"
 
 
 def _errors(done: Iterable[Mapping[str, Any]], steps: int) -> str:
@@ -153,11 +171,14 @@ def _errors(done: Iterable[Mapping[str, Any]], steps: int) -> str:
     return ", ".join(f"{np.mean(values):.2f} {unit}" for (_, _, unit), values in found.items()) or "–"
 
 
-def _table(rows: Iterable[Row]) -> str:
+def _table(rows: list[Row]) -> str:
+    judged = any(row.pictures is not None for row in rows)
     lines = [
         "| | action steps | success | by seed | against the first | ms a chunk | held out |",
         "|---|---|---|---|---|---|---|",
     ]
+    if judged:
+        lines = [f"{lines[0]} what moves, imagined |", f"{lines[1]}---|"]
     for row in rows:
         each = ", ".join(f"{100 * np.mean(found):.0f} %" for found in row.outcomes.values())
         cells = [
@@ -168,6 +189,7 @@ def _table(rows: Iterable[Row]) -> str:
             _difference(row),
             f"{row.milliseconds:.0f}",
             row.errors,
+            *([row.pictures or "–"] if judged else []),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

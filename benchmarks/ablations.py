@@ -4,8 +4,8 @@
     python benchmarks/ablations.py keep WORK docs/results/ablations
     python benchmarks/ablations.py page
 
-A cell is a recipe: recipes/metaworld/full_prior.yaml with the overrides below, trained on the same 40 recordings of
-push with the same number of clips, once a seed. `run` records, prepares, encodes, trains, exports and evaluates what is
+A cell is a recipe: recipes/metaworld/full_prior.yaml with overrides of its own (_ablation_grid.py), trained on the same
+40 recordings of push with the same number of clips, once a seed. `run` records, prepares, encodes, trains, exports and evaluates what is
 missing, and goes on where it was stopped; several of it may share WORK, each takes cells that no other is at. `page`
 writes docs/results.md from the kept files alone. Needs `pip install 'xwam-ft[sim]'` and a renderer.
 """
@@ -17,21 +17,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 sys.path.append(str(Path(__file__).parents[1] / "data_tools"))
 
+from _ablation_grid import QUESTIONS, Cell, Question
 from metaworld_table import CONSOLE, MAX_STEPS, Scaling, bundle_of, shards_of, told_of
 from xwam_ft.bundled import bundled
 from xwam_ft.encode.inputs import encode_shards
 from xwam_ft.errors import EXIT_CODE, UserError, did_you_mean, listed
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
+from xwam_ft.evaluate.late import MEANWHILE
 from xwam_ft.evaluate.open_loop import open_loop
+from xwam_ft.evaluate.world import world
 from xwam_ft.files import write_json_atomic, write_text_atomic
 from xwam_ft.locks import holder, sole_writer, waiting_lock
 from xwam_ft.policy.policy import Policy
+from xwam_ft.policy.source import PolicySource
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import ShardSet
 
@@ -41,115 +45,6 @@ TASK, DEMONSTRATIONS = "push", 40  # button-press and window-open saturate
 EPISODES, EPISODE_SEED = 50, 0  # in closed loop; goals that no recording has
 HELD_OUT_CLIPS = 64
 BUDGET = ("trainer.max_steps=1250", "trainer.batch_size=16")  # 20,000 clips
-
-CROP = "crop: true"
-COLOUR = "brightness: 0.2, contrast: 0.2, saturation: 0.2, hue: 0.02"
-STRENGTHS = (
-    *("light=0.25", "light=0.5", "light=1.5"),
-    *("colour=0.1", "colour=0.3"),
-    *("camera=0.01", "camera=0.02", "camera=0.03"),
-    *("noise=0.03", "noise=0.1"),
-    *("delay=2", "delay=4", "delay=8"),
-)
-
-
-class Cell(NamedTuple):
-    """One recipe. `name` is its folder and file; a cell may answer several questions, under a label in each."""
-
-    name: str
-    label: str
-    sets: tuple[str, ...] = ()
-    depth: bool = False  # trained on recordings with depth
-
-
-class Question(NamedTuple):
-    """Its first cell is what the others are compared with; `perturb` asks every cell under each of these too."""
-
-    asks: str
-    cells: tuple[Cell, ...]
-    steps: tuple[int, ...] = (4,)  # action denoising steps
-    perturb: tuple[str, ...] = ()
-
-
-def _base(label: str) -> Cell:
-    return Cell("base", label)
-
-
-def _augment(name: str, label: str, spec: str) -> Cell:
-    return Cell(name, label, (f"data.augment={{{spec}}}",))
-
-
-def _lora(rank: int, base: str = "tiny") -> Cell:
-    name = f"lora_{rank}" + ("" if base == "tiny" else "_untrained")
-    sets = ("model.train=lora", f"model.lora.rank={rank}", f"model.lora.alpha={rank}", "optim.lr_lora=3.0e-3")
-    return Cell(name, f"LoRA of rank {rank} on {base}", (*sets, f"backbone.path={base}"))
-
-
-def _first(recordings: int, others: str) -> Cell:
-    rule = f'data.episode_weights=[{{source: "* episode {others}", weight: 0}}]'
-    return Cell(f"demonstrations_{recordings}", f"the first {recordings}", (rule,))
-
-
-DEPTH = ("model.depth={branch: copy, blocks: 2, train: full}", "optim.lr_depth=1.0e-3")
-UNTRAINED = "backbone.path=tiny-untrained"
-PLAIN = _augment("augment_none", "none", "copies: 1")
-QUESTIONS = {
-    "noise": Question(
-        "How should noise be drawn while training, and how many action steps are enough?",
-        (
-            _base("asynchronous, 10 % of clips with clean actions"),
-            Cell("clean_0", "asynchronous, none with clean actions", ("noise.clean_action_probability=0",)),
-            Cell("clean_25", "asynchronous, 25 %", ("noise.clean_action_probability=0.25",)),
-            Cell("clean_50", "asynchronous, 50 % (X-WAM's)", ("noise.clean_action_probability=0.5",)),
-            Cell("decoupled", "decoupled", ("noise.schedule=decoupled",)),
-            Cell("synchronous", "synchronous", ("noise.schedule=synchronous",)),
-        ),
-        steps=(10, 4, 2, 1),
-    ),
-    "augment": Question(
-        "Which augmentation helps, crops or colours, and how many copies?",
-        (
-            PLAIN,
-            _augment("augment_crop", "crops alone, 8 copies", f"{CROP}, copies: 8"),
-            _augment("augment_colour", "colours alone, 8 copies", f"{COLOUR}, copies: 8"),
-            _augment("augment_4", "both, 4 copies", f"{CROP}, {COLOUR}, copies: 4"),
-            _base("both, 8 copies"),
-        ),
-    ),
-    "video": Question(
-        "Does learning video help actions?",
-        (_base("video loss 0.5"), Cell("no_video", "no video loss", ("loss.video=0",))),
-    ),
-    "depth": Question(
-        "Does a depth branch help actions?",
-        (
-            _base("no depth"),
-            Cell("depth_copy", "a branch of two blocks of its own", DEPTH, depth=True),
-        ),
-    ),
-    "adapters": Question(
-        "How much of the network should learn, and is the video prior worth it?",
-        (
-            _base("every weight on tiny"),
-            _lora(64),
-            _lora(16),
-            _lora(4),
-            Cell("heads", "heads alone on tiny", ("model.train=heads",)),
-            Cell("full_untrained", "every weight on tiny-untrained", (UNTRAINED,)),
-            _lora(16, "tiny-untrained"),
-            Cell("heads_untrained", "heads alone on tiny-untrained", ("model.train=heads", UNTRAINED)),
-        ),
-    ),
-    "demonstrations": Question(
-        "How many demonstrations, at equal clips?",
-        (_base("all 40"), _first(20, "[23][0-9]"), _first(10, "[1-3][0-9]")),
-    ),
-    "robustness": Question(
-        "What does a finished bundle bear that it was not trained on?",
-        (_base("trained with augmentation"), PLAIN._replace(label="trained without")),
-        perturb=STRENGTHS,
-    ),
-}
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Work = Annotated[Path, typer.Argument(help="Folder for recordings, shards and cells.")]
@@ -228,25 +123,45 @@ def make(work: Path, cell: Cell, seed: int, question: Question, episodes: int, o
         write_json_atomic(place / "cell.json", asked)
     bundle = bundle_of(recipe, place)
     _open_loop(bundle, shards, place, question.steps)
+    for condition in _imagined(question, cell):
+        _imagine(bundle, shards, place, condition)
     for steps in question.steps:
-        for perturb in ("", *question.perturb):
-            out = place / "_".join([TASK, str(steps), *([perturb] if perturb else [])])
+        for condition in question.conditions(cell):
+            out = place / f"{TASK}_{key_of(steps, condition)}"
             if not out.exists():
+                acts, asked = _asked(condition)
                 evaluate_in_environment(
-                    bundle,
+                    PolicySource.of(bundle).with_future() if acts else bundle,
                     f"metaworld:{TASK}",
                     episodes=episodes,
                     seed=EPISODE_SEED,
                     out=out,
                     max_steps=MAX_STEPS,
                     action_steps=steps,
-                    perturb=[perturb] if perturb else [],
                     console=CONSOLE,
+                    **asked,
                 )
             done = len(json.loads((out / "metrics.json").read_text())["runs"])
             if done != episodes:
                 fix = f"give --episodes {done}, or another WORK"
                 raise UserError(f"is of {done} episodes, and {episodes} are asked for", out, fix)
+
+
+def key_of(steps: int, condition: str) -> str:
+    """What an evaluation is called in a cell's folder and file."""
+    return f"{steps}_{condition}" if condition else f"{steps}"
+
+
+def _asked(condition: str) -> tuple[bool, dict[str, Any]]:
+    """Whether a condition is to act with the future, and the other options of its evaluation."""
+    words = condition.split(",") if condition else []
+    late = [word.removeprefix("late=") for word in words if word.startswith("late=")]
+    ways = [word for word in words if word in MEANWHILE]
+    others = [word for word in words if word != "future" and word not in ways and not word.startswith("late=")]
+    options: dict[str, Any] = {"perturb": others}
+    if late:
+        options |= {"answer_delay": int(late[0]), "meanwhile": ways[0]}
+    return "future" in words, options
 
 
 def _answered(kept: Path, cell: Cell, question: Question, episodes: int, overrides: Sequence[str]) -> bool:
@@ -257,11 +172,9 @@ def _answered(kept: Path, cell: Cell, question: Question, episodes: int, overrid
     if (found["sets"], found["for_all"]) != (list(cell.sets), [*BUDGET, *overrides]):
         return False
     done = {name for name, one in found["closed_loop"].items() if len(one["successes"]) == episodes}
-    return done >= {
-        "_".join([str(steps), *([perturb] if perturb else [])])
-        for steps in question.steps
-        for perturb in ("", *question.perturb)
-    }
+    if not found.get("imagined", {}).keys() >= set(_imagined(question, cell)):
+        return False
+    return done >= {key_of(steps, condition) for steps in question.steps for condition in question.conditions(cell)}
 
 
 def recipe_of(cell: Cell, seed: int, shards: Path, overrides: Sequence[str]) -> Recipe:
@@ -286,6 +199,25 @@ def _open_loop(bundle: Path, shards: Path, place: Path, steps: Sequence[int]) ->
         write_json_atomic(place / f"held_out_{count}.json", {"clips": found["clips"], "slots": slots})
 
 
+def _imagined(question: Question, cell: Cell) -> list[str]:
+    """The conditions of a cell under which its pictures are judged: those that change how it imagines, alone."""
+    return [one for one in question.conditions(cell) if one in ("", "future")] if question.imagines else []
+
+
+def _imagine(bundle: Path, shards: Path, place: Path, condition: str) -> None:
+    """How good imagined pictures of held-out clips are, to PLACE/imagined_CONDITION.json."""
+    path = place / f"imagined_{condition}.json"
+    if path.exists():
+        return
+    policy = Policy.load(bundle)
+    if condition == "future":
+        policy.show_future()
+    shard_set = ShardSet.open(shards).under(policy.contract, bundle / "contract.json")
+    found = world(policy, shard_set, clips=HELD_OUT_CLIPS).metrics
+    scores = {name: row["imagined"] for name, row in found["scores"]["all"].items()}
+    write_json_atomic(path, {"clips": found["clips"], "scores": scores})
+
+
 def told(place: Path) -> dict[str, Any]:
     """What a cell and its evaluations were and gave, for its small file."""
     held_out = {
@@ -300,7 +232,10 @@ def told(place: Path) -> dict[str, Any]:
         kept["successes"] = "".join(str(int(run["success"])) for run in found["runs"])  # one digit an episode
         closed[path.parent.name.removeprefix(f"{TASK}_")] = kept
     asked = json.loads((place / "cell.json").read_text())
-    return {**asked, "task": TASK, **told_of(place / "run"), "open_loop": held_out, "closed_loop": closed}
+    found = {**asked, "task": TASK, **told_of(place / "run"), "open_loop": held_out, "closed_loop": closed}
+    paths = sorted(place.glob("imagined_*.json"))
+    pictures = {path.stem.removeprefix("imagined_"): json.loads(path.read_text()) for path in paths}
+    return {**found, "imagined": pictures} if pictures else found
 
 
 def cells() -> list[Cell]:

@@ -70,8 +70,9 @@ class _Counted:
         self.times = [torch.empty(1, device="meta") for _ in range(2)]
         self.text = torch.empty(1, size.text_len, size.transformer["text_dim"], device="meta", dtype=torch.bfloat16)
 
-    def forward(self, text: Any, *, with_depth: bool) -> int:
-        return flops(lambda: self.network(*self.streams, text, *self.times, with_depth=with_depth))
+    def forward(self, text: Any, *, with_depth: bool, frames: int | None = None) -> int:
+        video, *others = self.streams
+        return flops(lambda: self.network(video[:, :, :frames], *others, text, *self.times, with_depth=with_depth))
 
     def vae(self, frames: int) -> int:
         image = self.size.contract.image
@@ -81,7 +82,9 @@ class _Counted:
     def rows(self) -> list[tuple[str, str, str]]:
         plain, with_depth = (self.forward(self.text, with_depth=depth) for depth in (False, True))
         depth = with_depth - plain
-        cached = self.forward(self.network.encode_text(self.text), with_depth=False)
+        context = self.network.encode_text(self.text)
+        cached = self.forward(context, with_depth=False)
+        without = self.forward(context, with_depth=False, frames=1)
         encoder = flops(lambda: self.backbone.text_encoder(token_ids(self.size, "meta")))
         frames = self.size.contract.timing.clip_frames
         clip, first = self.vae(frames), self.vae(1)
@@ -92,6 +95,7 @@ class _Counted:
             ("one forward, without depth", _tera(plain), ""),
             ("depth branch, beside it", _tera(depth), ""),
             ("one forward, text encoded before", _tera(cached), _saved(plain, cached)),
+            ("  the future left out (model.future)", _tera(without), _saved(cached, without)),
             ("text encoder, once an instruction", _tera(encoder), ""),
             (f"VAE, {frames} frames a view", _tera(clip), ""),
             ("VAE, 1 frame a view", _tera(first), _saved(clip, first)),

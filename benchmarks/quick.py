@@ -38,6 +38,7 @@ class Ratio:
 
 PREPARE, GROWTH = "prepare.py --frames 40", "prepare.py --growth 4,40"
 LOADING = "loading.py --frames 40 --clips 4 --height 240"
+CACHED = "cached.py --clips 10000 --batches 40"
 ENCODER = 'encoder.py --frames 48 --clips 6 --settings "medium 18 16,veryfast 15 16 fastdecode"'
 LATENCY = "policy_latency.py --size tiny --steps 2,1 --rollout 2 --repeats 1"
 SERVING, EXPORT = "serving.py --requests 40", "export.py --blocks 2 --width 256"
@@ -47,6 +48,7 @@ RATIOS = (
     Ratio("prepare of 40 episodes / of 4, CPU", GROWTH, r"^40(?: +\S+){4} +(\S+)"),
     Ratio("clips from recordings by PyAV / from shards, time", LOADING, r"^recordings, PyAV(?: +\S+){2} +(\S+)"),
     Ratio("clips from recordings by decord / from shards, time", LOADING, r"^recordings, decord(?: +\S+){2} +(\S+)"),
+    Ratio("clips from a latent cache / copied from its files", CACHED, r"^10,000(?: +\S+){4} +(\S+)"),
     Ratio(
         "size of a stored picture / x264 medium, crf 18",
         ENCODER,

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -29,6 +30,10 @@ from xwam_ft.shard_writer import (
     segment_key,
 )
 from xwam_ft.shards import Segment, ShardSet
+
+# A first example may import a library for seconds, on a machine that does other things: no test is a race.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SHAPED = ["adapters", "backbone", "blocks", "losses", "network", "noise", "reference", "sampler", "solver", "streams",
     "tokens",

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xwam_ft.aliases import Aliases, Reported, resolved, robot_command
+from xwam_ft.alias_table import Aliases, Reported
+from xwam_ft.aliases import resolved, robot_command
 from xwam_ft.contract import Contract, Quantiles, Slot
 from xwam_ft.errors import UserError
 from xwam_ft.observation import encode

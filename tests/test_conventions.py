@@ -66,7 +66,7 @@ def trajectory(seed: int, contract: Contract, commanded_only: bool) -> np.ndarra
 
 
 @pytest.mark.parametrize("convention", get_args(Convention))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_decoding_inverts_encoding(contract_with: Make, convention: str, seed: int) -> None:
     contract = mixed(contract_with, convention)
@@ -194,7 +194,7 @@ def test_normalisation_maps_quantiles_to_one_without_clipping(contract: Contract
     np.testing.assert_allclose(conventions.denormalise_action(contract, wanted), values, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 8))
 def test_scaling_by_step_is_inverted_exactly_and_each_step_has_its_own(
     contract: Contract, seed: int, steps: int
@@ -242,7 +242,7 @@ def test_quaternions_pass_through_normalisation_and_come_back_canonical(contract
     np.testing.assert_allclose(conventions.denormalise_proprio(contract, scaled), state, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_poses_and_matrices_invert_each_other(seed: int) -> None:
     rng = np.random.default_rng(seed)

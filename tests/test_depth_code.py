@@ -28,7 +28,7 @@ METRIC = DepthCode(kind="metric", near=NEAR, far=FAR, source="sensor")
 RELATIVE = DepthCode(kind="relative", source="transformers:some/model", clip_normalised=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(NEAR, FAR))
 def test_metres_come_back_within_half_a_step_of_inverse_depth(depth: float) -> None:
     back = code_to_metres(metres_to_code(np.array([depth]), NEAR, FAR), NEAR, FAR)[0]

@@ -337,3 +337,16 @@ def test_all_real_frames_are_bit_identical(real_data: Path) -> None:
         assert np.array_equal(left, right)
         compared += 1
     assert compared == 1045
+
+
+def test_a_lossy_codec_errs_more_the_worse_it_is_and_keeps_odd_sizes() -> None:
+    rows, columns = np.mgrid[:63, :97]
+    still = np.stack([columns * 2, rows * 3, (rows + columns) % 64 * 4], axis=-1).astype(np.uint8)
+    frames = np.stack([np.roll(still, step, axis=1) for step in range(4)])
+    qualities: dict[media.Codec, tuple[int, ...]] = {"h264": (18, 28, 38), "jpeg": (95, 60, 30)}
+    for codec, falling in qualities.items():
+        read = [media.compressed(frames, codec, quality) for quality in falling]
+        assert {(back.shape, back.dtype.name) for back in read} == {(frames.shape, "uint8")}
+        errors = [np.abs(back.astype(int) - frames).mean() for back in read]
+        assert errors == sorted(errors)
+        assert 0 < errors[0] < errors[2] < 40

@@ -25,7 +25,7 @@ from xwam_ft.shards import Clip, ClipRef, Segment, ShardSet, cut_clip
 Make = Callable[[Path, Contract], ShardSet]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(frames=st.integers(1, 400), skip=st.integers(1, 4), pictures=st.sampled_from([5, 9]), spare=st.integers(0, 100))
 def test_every_start_is_owned_once_and_its_clip_contained(frames: int, skip: int, pictures: int, spare: int) -> None:
     timing = Timing(fps=10, frame_skip=skip, action_skip=1, clip_frames=pictures)
@@ -128,7 +128,7 @@ def test_clips_do_not_depend_on_how_the_episode_was_cut(
             np.testing.assert_array_equal(getattr(clip, name), getattr(whole, name))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(frames=st.integers(1, 120), skip=st.integers(1, 4), stride=st.integers(1, 30), spare=st.integers(0, 40))
 def test_clip_starts_are_multiples_of_the_stride_for_any_cut(
     contract: Contract, frames: int, skip: int, stride: int, spare: int

@@ -33,7 +33,8 @@ The hall
     remote_errors.py  what to tell of errors there
     copies.py         copies of what is read from URLs, within a limit
     observation.py    the robot's side of the contract: observation -> model inputs, actions -> commands
-    aliases.py        a robot's own names and units of what it observes
+    alias_table.py    a robot's own names and units of what it observes, as a contract keeps them
+    aliases.py        an observation in them -> in ours, and a command back
     kinematics.py     URDF chains: joints -> poses, and back
     prompts.py        the one form of an instruction, however people type it
     decoding.py       an open video: its pictures by index, by decord or PyAV

@@ -11,57 +11,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
+from xwam_ft.alias_table import PROMPTS, Aliases
 from xwam_ft.errors import UserError, did_you_mean, listed
-from xwam_ft.limits import Part
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
+    from xwam_ft.alias_table import Reported
     from xwam_ft.contract import Contract
 
 OWN = ("images", "state", "prompt", "options")
-PROMPTS = ("prompt", "task")
 WHERE = "observation"
-
-
-class Reported(Part):
-    """One number of a slot under the robot's own name: SI value = scale * number + offset.
-
-    `column`: its place in the slot's `columns`.
-    """
-
-    slot: str
-    column: int
-    scale: float = 1.0
-    offset: float = 0.0
-
-
-class Aliases(Part):
-    """Names of what is observed.
-
-    `images`: key -> camera. `numbers`: key -> the number it is. `vectors`: key -> the keys of its numbers in order, of
-    which those that `numbers` lacks are not looked at. `prompts`: keys of the task in words. `unused`: keys that were
-    recorded and are not looked at.
-    """
-
-    images: dict[str, str] = Field(default_factory=dict)
-    numbers: dict[str, Reported] = Field(default_factory=dict)
-    vectors: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    prompts: tuple[str, ...] = PROMPTS
-    unused: tuple[str, ...] = ()
-
-    def require_fitting(self, contract: Contract) -> None:
-        """Raise a `ValueError` where a camera, slot or column that is meant is not the contract's."""
-        widths = {slot.name: len(slot.columns) for slot in contract.slots}
-        for key, camera in self.images.items():
-            if camera not in contract.camera_names:
-                raise ValueError(f"alias {key!r} is of camera {camera!r}, which there is not")
-        for key, number in self.numbers.items():
-            if not 0 <= number.column < widths.get(number.slot, 0) or number.scale == 0:
-                raise ValueError(f"alias {key!r} is of {number.slot!r} column {number.column}, which there is not")
 
 
 def resolved(contract: Contract, observation: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -131,6 +131,7 @@ def imagine(
     episode: int,
     out: str | Path,
     *,
+    with_future: bool = False,
     progress: bool | Console = False,
 ) -> ImaginedEpisode:
     """Write imagined beside recorded: RGB, depth and point cloud of an episode of a shard set.
@@ -138,6 +139,7 @@ def imagine(
     Args:
         bundle: a bundle, or a run's checkpoint: RUN (the newest) or RUN@STEP, which need not be exported.
         out: folder to make.
+        with_future: of a bundle whose future is optional: actions are denoised together with the imagined frames.
         progress: print what is done.
 
     Raises:
@@ -150,7 +152,7 @@ def imagine(
     console.file.flush()  # before torch is loaded, and where the output goes into a file
     from xwam_ft.evaluate.imagine import imagine as work
 
-    metrics = work(_source(bundle, console), place_of(shards), episode, Path(out), console)
+    metrics = work(_source(bundle, console, with_future), place_of(shards), episode, Path(out), console)
     return ImaginedEpisode(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
 
 
@@ -167,11 +169,14 @@ def evaluate(
     camera_blackout: bool = False,
     seams: bool = True,
     world: bool = False,
+    with_future: bool = False,
     episodes: int = 50,
     seed: int = 0,
     execute: int | None = None,
     max_steps: int | None = None,
     action_steps: int | None = None,
+    answer_delay: int = 0,
+    meanwhile: str | None = None,
     perturb: Sequence[str] = (),
     films: int = 2,
     compare: tuple[str | Path | Evaluation, str | Path | Evaluation] | None = None,
@@ -194,10 +199,13 @@ def evaluate(
         seams: also how hard commands jerk where one chunk follows another.
         world: also the imagined future: how good it is by horizon, whether it follows the actions, whether the
             spread of samples tells their error.
+        with_future: of a bundle whose future is optional: actions are denoised together with the imagined frames.
         episodes: to act in, from starts and goals that `seed` fixes.
         execute: commands carried out before the policy looks again; default half a chunk.
         max_steps: of an episode; default the environment's.
         action_steps: denoising steps; default the bundle's.
+        answer_delay: commands that pass until an answer is there; meanwhile: what the robot does until then, "hold"
+            (default), "switch" or "prefix".
         perturb: what Meta-World makes harder, as "light=0.5"; axes: light, colour, camera, noise, delay.
         films: first episodes to film, with `out`.
         compare: the `out` folders of two earlier evaluations; with it, no more than `out` is given.
@@ -221,12 +229,13 @@ def evaluate(
         raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
     if split not in ("held_out", "train"):
         raise UserError(f"is {split!r}", "--split", "give held_out or train")
-    source = _source(bundle, console)
+    source = _source(bundle, console, with_future)
     if env is not None:
         from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 
         asked: dict[str, Any] = {"episodes": episodes, "seed": seed, "films": films, "perturb": perturb}
         asked |= {"execute": execute, "max_steps": max_steps, "action_steps": action_steps}
+        asked |= {"answer_delay": answer_delay, "meanwhile": meanwhile}
         metrics = evaluate_in_environment(source, env, out=place, console=console, **asked)
     else:
         from xwam_ft.evaluate.evaluate import evaluate_bundle
@@ -255,6 +264,7 @@ def serve(
     seed: int | None = None,
     action_steps: int | None = None,
     guidance: float | None = None,
+    with_future: bool = False,
     progress: bool | Console = False,
 ) -> None:
     """Answer robots over the network, by openpi's protocol, until SIGTERM or Ctrl-C.
@@ -267,6 +277,7 @@ def serve(
         compile: compile the network's step first.
         seed: of the first request's noise.
         action_steps, guidance: instead of the bundle's.
+        with_future: of a bundle whose future is optional: actions are denoised together with the imagined frames.
         progress: print where it listens.
 
     Raises:
@@ -281,6 +292,7 @@ def serve(
         device=device,
         compile=compile,
         settings={"seed": seed, "action_steps": action_steps, "guidance": guidance},
+        with_future=with_future,
         replay=replay,
         api_key_file=None if api_key_file is None else Path(api_key_file),
         console=plain_console(progress),
@@ -341,10 +353,11 @@ def view(
     )
 
 
-def _source(place: str | Path | Made, console: Console) -> PolicySource:
+def _source(place: str | Path | Made, console: Console, with_future: bool) -> PolicySource:
     from xwam_ft.export.checkpoint import policy_source
 
-    return policy_source(place_of(place), console)
+    source = policy_source(place_of(place), console)
+    return source.with_future() if with_future else source
 
 
 def doctor(*, progress: bool | Console = False) -> Diagnosis:

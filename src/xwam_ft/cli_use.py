@@ -61,16 +61,22 @@ def runs(
     api.runs(folder, diff=diff, progress=plain_console())
 
 
+WithFuture = Annotated[
+    bool, typer.Option("--with-future", help="Act with the imagined frames, where a bundle's future is optional.")
+]
+
+
 def imagine(
     bundle: Bundle,
     shards: Annotated[Path, typer.Option(help="Shard set.")],
     episode: Annotated[int, typer.Option(min=0, help="Episode of the shard set.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
+    with_future: WithFuture = False,
 ) -> None:
     """Write imagined beside recorded: RGB, depth and point cloud."""
     from xwam_ft import api
 
-    api.imagine(bundle, shards, episode, out, progress=plain_console())
+    api.imagine(bundle, shards, episode, out, with_future=with_future, progress=plain_console())
 
 
 Execute = Annotated[int | None, typer.Option(min=1, help="Closed loop: commands executed a chunk; default half of it.")]
@@ -81,7 +87,12 @@ TrainSplit = Annotated[
     bool, typer.Option("--train-split/--no-train-split", help="Open loop: errors on clips it was trained on, too.")
 ]
 Blackout = Annotated[bool, typer.Option("--camera-blackout", help="Open loop: errors with each camera black too.")]
-CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "perturb", "films")
+CLOSED = ("episodes", "seed", "execute", "max_steps", "action_steps", "answer_delay", "meanwhile", "perturb", "films")
+AnswerDelay = Annotated[int, typer.Option(min=0, help="Closed loop: commands that pass until an answer is there.")]
+Meanwhile = Annotated[
+    str | None,
+    typer.Option(metavar="WAY", help="With --answer-delay: hold, switch, or prefix (see docs/evaluate.md)."),
+]
 Perturb = Annotated[
     list[str] | None,
     typer.Option(metavar="AXIS=STRENGTH", help="Closed loop: light, colour, camera, noise, delay; repeatable."),
@@ -112,11 +123,14 @@ def evaluate(
     camera_blackout: Blackout = False,
     seams: Seams = True,
     world: World = False,
+    with_future: WithFuture = False,
     episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Closed loop: fixes starts and goals.")] = 0,
     execute: Execute = None,
     max_steps: MaxSteps = None,
     action_steps: ActionSteps = None,
+    answer_delay: AnswerDelay = 0,
+    meanwhile: Meanwhile = None,
     perturb: Perturb = None,
     films: Films = 2,
     compare: Compare = None,
@@ -129,7 +143,7 @@ def evaluate(
     from xwam_ft import api
 
     if compare is not None:
-        _require_unused(ctx, (*OPEN, *CLOSED), "leave it out: --compare goes with --out alone")
+        _require_unused(ctx, (*OPEN, *CLOSED, "with_future"), "leave it out: --compare goes with --out alone")
     elif (shards is None) != (env is None):
         idle = CLOSED if shards is not None else OPEN
         _require_unused(ctx, (*idle, "films") if out is None else idle)
@@ -143,6 +157,7 @@ def evaluate(
     open_loop = {"clips": clips, "split": split, **looks}
     closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}
     options: dict[str, Any] = {**open_loop, **closed_loop, "action_steps": action_steps, "perturb": perturb or ()}
+    options |= {"with_future": with_future, "answer_delay": answer_delay, "meanwhile": meanwhile}
     api.evaluate(bundle, shards, env=env, out=out, compare=compare, progress=plain_console(), **options)
 
 
@@ -160,15 +175,17 @@ def serve(
         int | None, typer.Option(min=1, max=1000, help="Denoising steps; default the bundle's.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Of text; default the bundle's.")] = None,
+    with_future: WithFuture = False,
 ) -> None:
     """Answer robots over the network, by openpi's protocol."""
     from xwam_ft import api
 
     if replay is not None:
-        idle = ("device", "compile", "seed", "action_steps", "guidance")
+        idle = ("device", "compile", "seed", "action_steps", "guidance", "with_future")
         _require_unused(ctx, idle, "leave it out: a replay answers what was recorded")
     options: dict[str, Any] = {"device": device, "compile": compile, "seed": seed, "guidance": guidance}
     options |= {"replay": replay, "api_key_file": api_key_file, "action_steps": action_steps}
+    options["with_future"] = with_future
     api.serve(bundle, host=host, port=port, progress=plain_console(), **options)
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from xwam_ft.aliases import Aliases
+from xwam_ft.alias_table import Aliases
 from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes, write_bytes_atomic
 from xwam_ft.kinematics import Chain
@@ -315,7 +315,7 @@ class Contract(Part):
         for name, limits in (self.recorded.limits if self.recorded else {}).items():
             self.slot(name).require_fitting(limits)
         if self.aliases is not None:
-            self.aliases.require_fitting(self)
+            self.aliases.require_fitting(self.camera_names, {slot.name: len(slot.columns) for slot in self.slots})
         if wrong := [name for name in (self.recorded.hemispheres if self.recorded else {}) if name not in poses]:
             raise ValueError(f"a quaternion is named for {wrong[0]!r}, which is not a pose slot")
         return self

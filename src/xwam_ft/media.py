@@ -27,6 +27,7 @@ REPRODUCIBLE = {"threads": "1", "x264-params": "mbtree=0"}
 # Of what training reads at random: a key frame every 16 pictures bounds what has to be decoded for one. What this costs
 # and gives beside other choices: benchmarks/encoder.py.
 H264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "15", "g": "16", **REPRODUCIBLE}
+Codec = Literal["h264", "jpeg"]
 FFV1 = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
 
 
@@ -127,6 +128,31 @@ def write_preview(path: Path, frames: Iterable[UInt8[ndarray, "h w 3"]], fps: fl
         _encode(str(temporary), even, fps, "libx264", "yuv420p", "rgb24", "mp4", options, {"movflags": "+faststart"})
 
 
+def compressed(frames: UInt8[ndarray, "n h w 3"], codec: Codec, quality: int) -> UInt8[ndarray, "n h w 3"]:
+    """Frames as they come back from a lossy codec: what a camera or a recorder does to them, to be borne by a policy.
+
+    Args:
+        codec: x264 at its `medium` preset (30 frames a second, yuv420p), or JPEG a frame (chroma halved).
+        quality: H.264's crf (0 to 51, 0 the best), or JPEG's quality (1 to 100, 100 the best).
+    """
+    height, width = frames.shape[1:3]
+    if codec == "h264":
+        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        video = encoded(frames, 30.0, "libx264", {"preset": "medium", "crf": str(quality), **REPRODUCIBLE})
+        return np.ascontiguousarray(read_rgb(video)[:, :height, :width])
+    from PIL import Image
+
+    return np.stack([_as_jpeg(Image.fromarray(frame), quality) for frame in frames])
+
+
+def _as_jpeg(picture: Any, quality: int) -> np.ndarray:
+    from PIL import Image
+
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
 # --- encoding ---------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +180,8 @@ def _encode(
                 stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], pixel_format
                 stream.codec_context.thread_count = 1
                 stream.codec_context.flags |= Flags.bitexact
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=layout)
+            # The picture's own memory, not a copy: the encoder has taken what it needs before the next one comes.
+            picture = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format=layout)
             container.mux(stream.encode(picture))
         if stream is None:
             raise ValueError("a video needs at least one frame")

@@ -35,11 +35,15 @@ class BackboneSpec(Section):
 class AugmentSpec(Section):
     """Augmented copies of every training clip in the latent cache; off unless something of it is set.
 
-    `crop` takes the contract's crop at a random place, not the centre, of each view (X-WAM does). Brightness, contrast
-    and saturation are multiplied by 1 - x .. 1 + x, hues turned by up to x of the circle, for all views alike.
+    `crop` takes the contract's crop at a random place, not the centre, of each view (X-WAM does); `zoom` has it keep
+    1 - x .. 1 + x of that height and width, at most the whole picture. Brightness, contrast and saturation are
+    multiplied by 1 - x .. 1 + x, hues turned by up to x of the circle, for all views alike. `codec` is the share of
+    copies that are compressed once more, by H.264 or JPEG of a random quality, before they are cropped.
     """
 
     crop: bool = False
+    zoom: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    codec: Fraction = 0.0
     brightness: Fraction = 0.0
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
@@ -52,7 +56,13 @@ class AugmentSpec(Section):
 
     @property
     def active(self) -> bool:
-        return self.crop or self.changes_colour
+        return self.crop or self.changes_colour or self.codec > 0
+
+    @model_validator(mode="after")
+    def _zooms_crops(self) -> AugmentSpec:
+        if self.zoom and not self.crop:
+            raise ValueError(f"zoom {self.zoom:g} is of random crops, and crop is false: set crop: true as well")
+        return self
 
 
 class ShardSource(Section):

@@ -78,11 +78,17 @@ class DepthSpec(Section):
 
 
 class ModelSpec(Section):
-    """`train` says what learns beside heads and depth branch: adapters on the transformer, nothing, or all of it."""
+    """`train` says what learns beside heads and depth branch: adapters on the transformer, nothing, or all of it.
+
+    `future: optional` hides the frames after the first from actions, states and the first frame in a share of the
+    samples, so that actions can be asked for without imagining; `joint` never does (X-WAM).
+    """
 
     train: Literal["lora", "heads", "full"] = "lora"
     lora: LoraSpec = LoraSpec()
     depth: DepthSpec = DepthSpec()
+    future: Literal["joint", "optional"] = "joint"
+    future_hidden_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # of the samples, where it is optional
     gradient_checkpointing: bool = False
     compile: bool = False  # blocks by torch.compile while training; the first step takes minutes
 
@@ -94,6 +100,11 @@ class ModelSpec(Section):
                 "set depth.branch: copy"
             )
         return self
+
+    @property
+    def hidden_share(self) -> float | None:
+        """The share of samples whose future is hidden; None where the future is joint."""
+        return self.future_hidden_share if self.future == "optional" else None
 
     @property
     def branch(self) -> Literal["adapter", "copy", "none"]:

@@ -18,6 +18,7 @@ import _ablations_page as page
 import ablations
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import success_interval
+from xwam_ft.policy.source import PolicySource
 from xwam_ft.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ class Machine:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
         self.dies_at: str | None = None
+        self.under: dict[str, Any] = {}  # (acts with the future, perturbations, (delay, way)) of each evaluation
         patch.setattr(ablations, "shards_of", lambda work, *_, **__: work / "shards")
         patch.setattr(ablations, "encode_shards", lambda *_: None)
         patch.setattr(ablations, "bundle_of", self.train)
@@ -41,6 +43,8 @@ class Machine:
         patch.setattr(ablations.ShardSet, "open", lambda _: shards)
         found = SimpleNamespace(metrics=lambda: {"clips": 64, "slots": HELD_OUT})
         patch.setattr(ablations, "open_loop", lambda *_, **__: found)
+        patch.setattr(ablations, "world", self.world)
+        policy.show_future = lambda: self.ask("show the future")
 
     def ask(self, what: str) -> None:
         self.asked.append(what)
@@ -56,9 +60,18 @@ class Machine:
             bundle.mkdir()
         return bundle
 
-    def evaluate(self, bundle: Path, env: str, *, episodes: int, out: Path, perturb: list[str], **given: Any) -> None:
+    def world(self, *_: Any, clips: int) -> Any:
+        self.ask("judge pictures")
+        score = 20.0 + len([asked for asked in self.asked if asked == "judge pictures"])
+        return SimpleNamespace(metrics={"clips": clips, "scores": {"all": {"psnr_moving": {"imagined": score}}}})
+
+    def evaluate(
+        self, bundle: Path | PolicySource, env: str, *, episodes: int, out: Path, perturb: list[str], **given: Any
+    ) -> None:
         assert env == "metaworld:push"
         self.ask(f"evaluate {out.parent.name}/{out.name}")
+        late = given.get("answer_delay"), given.get("meanwhile")
+        self.under[f"{out.parent.name}/{out.name}"] = isinstance(bundle, PolicySource), perturb, late
         draws = np.random.default_rng(len(self.asked)).integers(0, 2, episodes)
         kept = {key: given[key] for key in ("seed", "max_steps", "action_steps")}
         kept |= {"execute": 8, "seconds_a_chunk": 0.05, "perturb": perturb}
@@ -189,6 +202,58 @@ def test_under_difficulties_a_model_is_held_against_itself(machine: Machine, tmp
         line for line in (tmp_path / "page.md").read_text().splitlines() if "trained without, light=0.25" in line
     )
     assert "| -50 (" in row
+
+
+def test_an_optional_future_is_asked_both_ways_and_held_against_the_joint_one(machine: Machine, tmp_path: Path) -> None:
+    run(tmp_path / "work", "future")
+    assert machine.under["base_seed0/push_4_light=0.5"] == (False, ["light=0.5"], (None, None))
+    assert machine.under["future_optional_seed0/push_4"] == (False, [], (None, None))
+    assert machine.under["future_optional_seed0/push_4_future,light=0.5"] == (True, ["light=0.5"], (None, None))
+    assert machine.asked.count("train future_optional_seed0") == 1
+    assert (machine.asked.count("judge pictures"), machine.asked.count("show the future")) == (3, 1)
+    kept = tmp_path / "kept"
+    ablations.keep(tmp_path / "work", kept)
+    found = json.loads((kept / "future_optional_seed0.json").read_text())
+    assert found["imagined"].keys() == {"", "future"}
+    machine.asked = []
+    ablations.run(tmp_path / "other", ["future"], 1, 6, None, kept)
+    assert machine.asked == []
+    for path, wins in ((kept / "base_seed0.json", "111111"), (kept / "future_optional_seed0.json", "111000")):
+        tree = json.loads(path.read_text())
+        for key in tree["closed_loop"]:
+            if key.endswith("light=0.5"):
+                tree["closed_loop"][key]["successes"] = wins
+        path.write_text(json.dumps(tree))
+    ablations.page(kept, tmp_path / "page.md")
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    rows = [line for line in lines if "light=0.5 |" in line]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "joint, light=0.5",
+        "optional, the future left out, light=0.5",
+        "optional, acting with it, light=0.5",
+    ]
+    assert "| – |" in rows[0]
+    assert all("| -50 (" in row for row in rows[1:])
+    (joint,) = [line for line in lines if line.startswith("| joint |")]
+    assert joint.endswith("| 21.0 dB |")
+    (acting,) = [line for line in lines if line.startswith("| optional, acting with it |")]
+    assert acting.endswith("| 23.0 dB |")
+
+
+def test_late_answers_are_asked_of_every_way(machine: Machine, tmp_path: Path) -> None:
+    run(tmp_path / "work", "chunking")
+    assert machine.under["base_seed0/push_4_late=8,hold"] == (False, [], (8, "hold"))
+    assert machine.under["prefixes_seed0/push_4_late=2,prefix"] == (False, [], (2, "prefix"))
+    assert len(machine.under) == 4 + 4 + 3 + 3
+    ablations.keep(tmp_path / "work", tmp_path / "kept")
+    ablations.page(tmp_path / "kept", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| with prefixes, goes on from one, late=8 | 4 |" in text
+    first = next(line for line in text.splitlines() if line.startswith("| trained without prefixes, waits | 4 |"))
+    assert "| – |" in first
+    for cell in ablations.QUESTIONS["chunking"].cells:
+        chosen = ablations.recipe_of(cell, 0, tmp_path, [])
+        assert chosen.noise.action_prefix.max == (8 if cell.name == "prefixes" else 0)
 
 
 def change(path: Path, **values: Any) -> None:

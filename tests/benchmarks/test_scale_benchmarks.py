@@ -118,3 +118,12 @@ def test_quick_finds_its_ratios_in_what_commands_print(recordings: Path, embodim
     assert quick.ratio_of(table["prepare of 40 episodes / of 4, CPU"], grown) == 2.6
     told = "import                     2.4 s\nplain copy, synced         1.2 s of the checkpoint's bytes"
     assert quick.ratio_of(table["an import / a plain copy, time"], told) == 2.0
+
+
+@pytest.mark.slow
+def test_the_cache_s_table_is_of_clips_that_are_what_they_say() -> None:
+    said = run(script("cached"), "--clips", "100,200", "--batches", "2", "--no-depth")
+    rows = [line.split() for line in said.splitlines() if line.startswith(("100 ", "200 "))]
+    assert [len(row) for row in rows] == [6, 6]
+    assert all(float(row[-1]) > 0 for row in rows)
+    assert "batches of 16 clips, 279 kB a clip" in said  # rgb of 48 x 3 x 3 x 16 x 20, and motion, at two bytes each

@@ -13,12 +13,13 @@ import torch
 
 from shared import QUIET
 from xwam_ft.encode.augment import Augmentation, augmentation, centred
-from xwam_ft.encode.cache import LatentCache
+from xwam_ft.encode.cache import LatentCache, cache_identity
 from xwam_ft.encode.clip_tensors import augmentation_of, encode_clips
 from xwam_ft.encode.clips import ClipOrder, StepGeometry, copy_at
 from xwam_ft.encode.dataset import ClipDataset
 from xwam_ft.encode.encode import encode
 from xwam_ft.errors import UserError
+from xwam_ft.media import Codec, compressed
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.pictures import centre_crop, centre_crop_nearest, crop_size
 from xwam_ft.recipe import AugmentSpec, Recipe, load_recipe
@@ -51,6 +52,45 @@ def test_crops_stay_inside_differ_by_view_and_reach_every_edge() -> None:
     for axis, free in ((0, HEIGHT - inner[0]), (1, WIDTH - inner[1])):
         assert {box[axis] for boxes in drawn for box in boxes} == set(range(free + 1))
     assert sum(len(set(boxes)) == 3 for boxes in drawn) > 200
+
+
+def test_zoomed_crops_are_smaller_and_larger_than_the_contract_s_and_stay_inside() -> None:
+    drawn = [draw("clip", copy, AugmentSpec(crop=True, zoom=0.5)).boxes for copy in range(300)]
+    for side, whole in ((2, HEIGHT), (3, WIDTH)):
+        sizes = [box[side] for boxes in drawn for box in boxes]
+        assert min(sizes) == pytest.approx(whole * CROP * 0.5, abs=1)
+        assert max(sizes) == whole  # 1.5 times the crop would be more
+        assert all(box[side - 2] + box[side] <= whole for boxes in drawn for box in boxes)
+    assert all(len(set(boxes)) == 3 for boxes in drawn)
+    assert draw("clip", 0, AugmentSpec(crop=True, zoom=0.0)) == draw("clip", 0, AugmentSpec(crop=True))
+    with pytest.raises(ValueError, match=r"zoom 0\.1 is of random crops, and crop is false: set crop: true as well"):
+        AugmentSpec(zoom=0.1)
+
+
+def test_a_share_of_the_copies_is_compressed_by_either_codec_before_the_crop() -> None:
+    copies = [draw("clip", copy, AugmentSpec(codec=0.5)) for copy in range(400)]
+    kinds = [copy.codec and copy.codec[0] for copy in copies]
+    assert kinds.count(None) == pytest.approx(200, abs=40)
+    assert kinds.count("h264") == pytest.approx(100, abs=30)
+    assert {copy.codec[1] for copy in copies if copy.codec and copy.codec[0] == "h264"} == set(range(18, 39))
+    assert {copy.codec[1] for copy in copies if copy.codec and copy.codec[0] == "jpeg"} <= set(range(30, 96))
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 3, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    codecs: tuple[tuple[Codec, int], ...] = (("h264", 30), ("jpeg", 40))
+    for codec in codecs:
+        first = np.stack([compressed(view, *codec) for view in rgb])
+        change = Augmentation(centred(2, HEIGHT, WIDTH, CROP).boxes, codec=codec)
+        np.testing.assert_array_equal(change.rgb(rgb), centred(2, HEIGHT, WIDTH, CROP).rgb(first))
+        assert np.any(first != rgb)
+
+
+def test_a_cache_of_before_these_were_there_still_holds(shard_set: ShardSet, recipe: Recipe) -> None:
+    def named(**spec: object) -> str:
+        data = recipe.data.model_copy(update={"augment": AugmentSpec.model_validate(spec)})
+        return cache_identity("b", shard_set, data, "float32", with_depth=False).augment
+
+    assert "zoom" not in named(crop=True)
+    assert "codec" not in named(crop=True)
+    assert len({named(crop=True), named(crop=True, zoom=0.1), named(crop=True, codec=0.1), named(codec=0.1)}) == 4
 
 
 def test_without_anything_set_it_is_what_deployment_does() -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from shared import QUIET
 from xwam_ft.contract import DepthCode
 from xwam_ft.conventions import decode_actions, denormalise_action
+from xwam_ft.encode import cache as caches
 from xwam_ft.encode import encode as encoding
 from xwam_ft.encode import segments
 from xwam_ft.encode.cache import INDEX_FILE, LatentCache
@@ -51,6 +52,19 @@ def test_it_holds_the_latents_of_the_centre_crop(cache: LatentCache, shard_set: 
     expected = backbone.encode_video(torch.from_numpy(pixels)[None])[0]
     stored = next(c for c in cache.clips if c.key == reference.key)
     torch.testing.assert_close(cache.read(stored).rgb, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_files_are_given_back_before_the_system_maps_no_more(
+    cache: LatentCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [cache.read(clip) for clip in cache.clips]
+    monkeypatch.setattr(caches, "MAPPED_FILES", 1)
+    again = LatentCache.open(cache.folder)
+    order = [*range(len(wanted)), *reversed(range(len(wanted)))]
+    assert len({cache.clips[index].file for index in order}) > 1
+    for index in order:
+        torch.testing.assert_close(vars(again.read(again.clips[index])), vars(wanted[index]), atol=0, rtol=0)
+        assert len(again._open) == 1  # pyright: ignore[reportPrivateUsage]
 
 
 def test_its_actions_decode_to_the_recorded_commands(cache: LatentCache, shard_set: ShardSet) -> None:

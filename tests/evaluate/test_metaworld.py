@@ -18,6 +18,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.evaluate import metaworld
 from xwam_ft.evaluate.environment import Outcome
 from xwam_ft.evaluate.metaworld import MetaWorld, Simulator
+from xwam_ft.evaluate.perturb import AS_RECORDED
 
 SIMULATED = importlib.util.find_spec("metaworld") is not None
 needs_simulator = pytest.mark.skipif(not SIMULATED, reason="Meta-World is not installed: pip install 'xwam-ft[sim]'")
@@ -107,11 +108,11 @@ def seen(sawyer: Contract, seed: int = 3, **perturbed: float) -> Any:
 @needs_simulator
 def test_each_perturbation_changes_what_it_says_and_nothing_else(environment: MetaWorld, sawyer: Contract) -> None:
     first, later, arm = seen(sawyer)
-    again, *_ = seen(sawyer, light=1.0, colour=0.0, camera=0.0, noise=0.0, delay=0.0)
+    again, *_ = seen(sawyer, **AS_RECORDED)
     np.testing.assert_array_equal(again, first)
     dim = seen(sawyer, light=0.5)[0]
     assert dim.mean() < 0.8 * first.mean()
-    for axis, strength in (("colour", 0.3), ("camera", 0.02)):
+    for axis, strength in (("colour", 0.3), ("camera", 0.02), ("turn", 3.0), ("things", 8.0), ("jpeg", 10.0)):
         changed, _, moved = seen(sawyer, **{axis: strength})
         assert all(np.abs(a - b).mean() > 0.5 for a, b in zip(changed, first, strict=True)), axis
         np.testing.assert_array_equal(moved, arm)

@@ -67,9 +67,9 @@ def blocks(backend: str) -> dict[str, Any]:
     from xwam_ft.model.compiled import compile_blocks
     from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
-    def gradients(network: JointNetwork) -> dict[str, torch.Tensor]:
+    def gradients(network: JointNetwork, hidden: torch.Tensor | None) -> dict[str, torch.Tensor]:
         network.zero_grad()
-        sum(value.square().mean() for value in outputs(network(*inputs)).values()).backward()
+        sum(value.square().mean() for value in outputs(network(*inputs, future_hidden=hidden)).values()).backward()
         return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
     config = dataclasses.replace(CONFIG, depth_blocks=2, depth_shared=True)
@@ -81,16 +81,17 @@ def blocks(backend: str) -> dict[str, Any]:
     batch = small_batch(2)
     inputs = batch.latents, batch.action, batch.proprio, batch.text, batch.t_video, batch.t_action
     found: dict[str, Any] = {}
-    for network.gradient_checkpointing in (False, True):
-        wanted = gradients(network)
+    ways = {"plain": (False, None), "checkpointed": (True, None), "hidden": (True, torch.tensor([True, False]))}
+    for name, (network.gradient_checkpointing, hidden) in ways.items():
+        wanted = gradients(network, hidden)
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         plain, compiled = network.run_block, compile_blocks(network, backend)
-        ours = gradients(compiled)
+        ours = gradients(compiled, hidden)
         network.run_block = plain
         counters = torch._dynamo.utils.counters
-        found["checkpointed" if network.gradient_checkpointing else "plain"] = {
-            "gradients": max(relative(ours[name], value) for name, value in wanted.items()),
+        found[name] = {
+            "gradients": max(relative(ours[key], value) for key, value in wanted.items()),
             "same_names": ours.keys() == wanted.keys(),
             "graphs": counters["stats"]["unique_graphs"],
             "breaks": dict(counters["graph_break"]),

@@ -190,8 +190,11 @@ def test_one_step_compiles_as_one_graph() -> None:
 
 @pytest.mark.slow
 def test_blocks_compile_for_training_without_a_break() -> None:
-    """LoRA on both streams, the depth branch on shared blocks, with and without gradient checkpointing."""
-    for found in compiled_elsewhere("aot_eager", "blocks").values():
+    """LoRA on both streams, the depth branch on shared blocks; with gradient checkpointing, and a future hidden in one
+    of two samples."""
+    every = compiled_elsewhere("aot_eager", "blocks")
+    assert every.keys() == {"plain", "checkpointed", "hidden"}
+    for found in every.values():
         assert found["breaks"] == {}
         assert found["graphs"] <= 4, "one graph serves all blocks of a kind"
         assert found["same_names"]

@@ -18,7 +18,7 @@ DTYPES = st.sampled_from(["|b1", "|u1", "<i2", "<i8", "<f2", "<f4", "<f8", ">f4"
 
 
 @given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_arrays_come_back(array: np.ndarray) -> None:
     back = wire.unpack(wire.pack({"x": array}))["x"]
     assert back.dtype == array.dtype

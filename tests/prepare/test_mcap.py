@@ -256,7 +256,7 @@ slots:
 # --- the clock ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True), st.integers(0, 10**6))
 def test_nearest_and_held_by_definition(microseconds: list[int], tick: int) -> None:
     times, clock = np.sort(np.array(microseconds)) * 1e-6, np.array([tick * 1e-6])

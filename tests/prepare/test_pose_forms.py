@@ -40,7 +40,7 @@ def written(position: np.ndarray, turn: Rotation, form: str) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:Gimbal lock")
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(NUMBERS, min_size=3, max_size=3), st.lists(NUMBERS, min_size=4, max_size=4))
 def test_every_form_of_any_pose_is_the_same_pose(form: str, position: list[float], quaternion: list[float]) -> None:
     size = float(np.linalg.norm(quaternion))

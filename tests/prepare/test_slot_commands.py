@@ -59,7 +59,7 @@ def stacked(rows: Table, feature: str, names: tuple[str, ...] | list[str]) -> np
 
 @pytest.mark.parametrize("frame", ["base", "tool"])
 @pytest.mark.parametrize("to", ["state", "command"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**20))
 def test_changes_of_a_pose_are_undone_by_scipy(
     tmp_path_factory: pytest.TempPathFactory, to: str, frame: str, seed: int
@@ -118,7 +118,7 @@ def test_changes_of_joints_command_the_pose_of_the_changed_joints(tmp_path: Path
     np.testing.assert_allclose(motion([found], rows, 1)[2], slot_state(found.slot, joints), atol=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sampled_from(["mean", "max", "norm"]), st.floats(0, 5), st.integers(2, 6))
 def test_a_reduced_command_sent_to_all_columns_reduces_to_itself(how: str, value: float, count: int) -> None:
     from xwam_ft.contract import Slot

@@ -39,7 +39,7 @@ def test_published_checksums(data: bytes, crc: int) -> None:
     assert masked_crc32c(data) == masked_crc32c(memoryview(data)) == masked
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9),
     st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=9),

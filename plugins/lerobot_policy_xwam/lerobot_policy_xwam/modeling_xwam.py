@@ -21,7 +21,8 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 from xwam_ft import Policy, UserError, hub
-from xwam_ft.aliases import Aliases, robot_command
+from xwam_ft.alias_table import Aliases
+from xwam_ft.aliases import robot_command
 from xwam_ft.policy.from_hub import bundle_at
 from xwam_ft.policy.request import command_columns, command_table
 

@@ -1,4 +1,4 @@
-"""Random crops and colour of training clips: functions of (clip, copy), of nothing else.
+"""Random crops, colours and compression of training clips: functions of (clip, copy), of nothing else.
 
 Every view of a clip has a crop of its own, one for all its frames and for its RGB and depth; one colour change holds
 for all views and frames. A copy's numbers come from the clip's key and the copy's number, not from the run's seed, so
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xwam_ft.media import compressed
 from xwam_ft.pictures import (
     centre_crop_box,
     crop_intrinsics,
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
     from numpy import ndarray
 
+    from xwam_ft.media import Codec
     from xwam_ft.pictures import Intrinsics
     from xwam_ft.recipe import AugmentSpec
 
 COLOUR = ("brightness", "contrast", "saturation", "hue")
 Box = tuple[int, int, int, int]  # top, left, height, width
+CRF, JPEG = (18, 38), (30, 95)  # from what can hardly be seen to what is plain to see
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,18 @@ class Augmentation:
         boxes: the crop of each view.
         colour: factors of brightness, contrast and saturation (1 changes nothing) and the turn of the hue (0 nothing,
             1 once around), applied in this order; None leaves the pictures' bytes as they are.
+        codec: by what and how well every view is compressed before it is cropped.
     """
 
     boxes: tuple[Box, ...]
     colour: tuple[float, float, float, float] | None = None
+    codec: tuple[Codec, int] | None = None
 
     def rgb(self, pictures: UInt8[ndarray, "v t h w 3"]) -> UInt8[ndarray, "v t h w 3"]:
-        """Crop every view, resize it back, then change its colour."""
+        """Compress every view, crop it, resize it back, then change its colour."""
         height, width = pictures.shape[2:4]
+        if self.codec is not None:
+            pictures = np.stack([compressed(view, *self.codec) for view in pictures])
         cut = [resize_pictures(_cut(view, box), height, width) for view, box in zip(pictures, self.boxes, strict=True)]
         return np.stack([_coloured(view, self.colour) for view in cut] if self.colour is not None else cut)
 
@@ -84,16 +91,31 @@ def augmentation(
     """
     boxes = centred(views, height, width, fraction).boxes
     if spec.crop:
-        inner_height, inner_width = crop_size(height, width, fraction)
+        shares = np.full((2, views), fraction)
+        if spec.zoom:
+            turns = _generator(key, copy, "zoom").uniform(-spec.zoom, spec.zoom, size=(2, views))
+            shares = np.minimum(fraction * (1 + turns), 1.0)
         numbers = _generator(key, copy, "crop")
-        tops = numbers.integers(0, height - inner_height, size=views, endpoint=True)
-        lefts = numbers.integers(0, width - inner_width, size=views, endpoint=True)
-        boxes = tuple((int(top), int(left), inner_height, inner_width) for top, left in zip(tops, lefts, strict=True))
+        tall = [crop_size(height, width, share)[0] for share in shares[0]]
+        wide = [crop_size(height, width, share)[1] for share in shares[1]]
+        tops = numbers.integers(0, [height - side for side in tall], endpoint=True)
+        lefts = numbers.integers(0, [width - side for side in wide], endpoint=True)
+        corners = zip(tops.tolist(), lefts.tolist(), strict=True)
+        boxes = tuple((*corner, *size) for corner, size in zip(corners, zip(tall, wide, strict=True), strict=True))
+    codec = _drawn_codec(_generator(key, copy, "codec"), spec.codec) if spec.codec else None
     if not spec.changes_colour:
-        return Augmentation(boxes)
+        return Augmentation(boxes, codec=codec)
     turns = {name: float(_generator(key, copy, name).uniform(-1, 1)) * getattr(spec, name) for name in COLOUR}
     colour = (1 + turns["brightness"], 1 + turns["contrast"], 1 + turns["saturation"], turns["hue"])
-    return Augmentation(boxes, colour)
+    return Augmentation(boxes, colour, codec)
+
+
+def _drawn_codec(numbers: np.random.Generator, share: float) -> tuple[Codec, int] | None:
+    if numbers.uniform() >= share:
+        return None
+    if numbers.uniform() < 0.5:
+        return "h264", int(numbers.integers(*CRF, endpoint=True))
+    return "jpeg", int(numbers.integers(*JPEG, endpoint=True))
 
 
 def _generator(key: str, copy: int, purpose: str) -> np.random.Generator:

@@ -19,8 +19,9 @@ Legend (of one clip): C channels, Tl latent frames, V views, h x w latent grid, 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,7 @@ EMPTY_PROMPT = ""
 CLIP_TENSORS = ("rgb", "video_mask", "action", "action_mask", "proprio", "proprio_mask")
 DEPTH_TENSORS = ("depth", "depth_mask")
 PROMPTS_FILE = "prompts.safetensors"
+MAPPED_FILES = 1 << 14  # of a process; Linux lets it map 65,530
 INDEX_FILE = "index.json"
 
 
@@ -81,7 +83,7 @@ def cache_place(data: DataSpec, shards: Path) -> Path:
     return shards if data.cache_dir is None else Path(data.cache_dir)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CachedClip:
     """One clip's place: its `copies` rows from `row` on in a segment's file, and which instruction it follows."""
 
@@ -118,7 +120,9 @@ class LatentCache:
     prompts: tuple[str, ...]
     files: tuple[CachedFile, ...]
     local_gb: float = LOCAL_GB  # of copies on this machine, of a cache at a URL
-    _open: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
+    _open: dict[str, FarTensors | dict[str, Tensor]] = field(
+        default_factory=dict[str, "FarTensors | dict[str, Tensor]"], repr=False, compare=False
+    )
 
     @classmethod
     def open(
@@ -170,7 +174,7 @@ class LatentCache:
     def latent_shape(self) -> tuple[int, ...]:
         """[C, Tl, V, h, w]"""
         handle = self._handle(self.clips[0].file)
-        return tuple(handle.shape("rgb") if url_of(self.folder) else handle.get_slice("rgb").get_shape())[1:]
+        return tuple(handle.shape("rgb") if isinstance(handle, FarTensors) else handle["rgb"].shape)[1:]
 
     def of_split(self, split: Split) -> list[CachedClip]:
         return [clip for clip in self.clips if clip.split == split]
@@ -216,9 +220,9 @@ class LatentCache:
 
     def _rows(self, file: str, names: Sequence[str], row: int) -> dict[str, Tensor]:
         handle = self._handle(file)
-        if url_of(self.folder):
+        if isinstance(handle, FarTensors):
             return handle.rows(names, row)
-        return {name: handle.get_slice(name)[row] for name in names}
+        return {name: handle[name][row] for name in names}
 
     @cached_property
     def _by_path(self) -> dict[str, CachedFile]:
@@ -229,14 +233,18 @@ class LatentCache:
         """Whether copies of all of it fit on this machine."""
         return sum(file.size for file in self.files) <= Copies(self.local_gb).limit
 
-    def _handle(self, file: str) -> Any:
-        if file not in self._open and url_of(self.folder):
-            self._open[file] = FarTensors(self.folder, self._by_path[file], self._fits, self.local_gb)
-        # Opened per process and kept: safetensors maps the file, so this costs no memory.
+    def _handle(self, file: str) -> FarTensors | dict[str, Tensor]:
+        """A file's tensors: opened per process and kept. They are mapped, so that they cost no memory."""
         if file not in self._open:
-            from safetensors import safe_open
+            if len(self._open) >= MAPPED_FILES:
+                self._open.pop(next(iter(self._open)))
+            if url_of(self.folder):
+                self._open[file] = FarTensors(self.folder, self._by_path[file], self._fits, self.local_gb)
+            else:
+                from safetensors import safe_open
 
-            self._open[file] = safe_open(self.folder / file, framework="pt")
+                with safe_open(self.folder / file, framework="pt") as stored:
+                    self._open[file] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         return self._open[file]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,7 +253,11 @@ class LatentCache:
 
 
 def cache_identity(backbone: str, shard_set: ShardSet, data: DataSpec, dtype: str, with_depth: bool) -> CacheIdentity:
-    augment = json_bytes(data.augment.model_dump(mode="json")).decode() if data.augment.active else "none"
+    told = data.augment.model_dump(mode="json")
+    for later in ("zoom", "codec"):  # caches made before there were these hold for recipes without them
+        if not told[later]:
+            told.pop(later)
+    augment = json_bytes(told).decode() if data.augment.active else "none"
     contract, shards = shard_set.contract.sha256, shard_set.fingerprint
     return CacheIdentity(backbone, contract, shards, data.clip_stride, dtype, with_depth, augment, libraries())
 
@@ -298,8 +310,10 @@ def _indexes(place: Path) -> list[Path]:
 
 
 def _clip(tree: dict[str, Any]) -> CachedClip:
-    clip = CachedClip(**tree)
-    return replace(clip, wordings=tuple(clip.wordings))  # a list in JSON
+    # A million clips are a few hundred instructions: each text is held once.
+    texts = {name: sys.intern(tree[name]) for name in ("file", "split", "instruction")}
+    given: dict[str, Any] = {**tree, **texts, "wordings": tuple(map(sys.intern, tree.get("wordings", ())))}
+    return CachedClip(**given)
 
 
 def _short(value: object) -> str:

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     PREFIX = 5  # how many actions are given clean
     WEIGHTS = 6  # which clips an epoch shows once more than others
     WORDING = 7  # which of an episode's instructions
+    FUTURE = 8  # whether the future is hidden from the actions
 
 
 @dataclass(frozen=True)

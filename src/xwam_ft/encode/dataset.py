@@ -91,14 +91,19 @@ class ClipDataset(Dataset["Batch | PictureBatch | Unreadable"]):
             "keys": tuple(clip.key for clip in clips),
             "text": torch.empty(0) if get_worker_info() else self.source.prompt_embeddings[told].float(),
             "told": tuple(told),
-            "depth_mask": _stack(tensors, "depth_mask").bool() if self.source.with_depth else None,
+            "depth_mask": _stack(tensors, "depth_mask", torch.bool) if self.source.with_depth else None,
         }
-        motion |= {name: _stack(tensors, name).float() for name in MOTION}
-        depth = _stack(tensors, "depth").float() if self.source.with_depth else None
+        motion |= {name: _stack(tensors, name, torch.float32) for name in MOTION}
+        depth = _stack(tensors, "depth", torch.float32) if self.source.with_depth else None
         if isinstance(tensors[0], ClipPictures):
             return PictureBatch(**motion, pictures=_stack(tensors, "rgb"), depth_pictures=depth)
-        return Batch(**motion, latents=_stack(tensors, "rgb").float(), depth=depth)
+        return Batch(**motion, latents=_stack(tensors, "rgb", torch.float32), depth=depth)
 
 
-def _stack(clips: Sequence[object], name: str) -> Tensor:
-    return torch.stack([getattr(clip, name) for clip in clips])
+def _stack(clips: Sequence[object], name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """One tensor of every clip, stacked; each number is read and written once, in `dtype` already."""
+    rows: list[Tensor] = [getattr(clip, name) for clip in clips]
+    stacked = torch.empty(len(rows), *rows[0].shape, dtype=dtype or rows[0].dtype)
+    for row, place in zip(rows, stacked, strict=True):
+        place.copy_(row)
+    return stacked

@@ -26,6 +26,7 @@ intervals.py      bootstrap intervals over episodes
 
 closed_loop.py         episodes in an environment -> a success rate with its interval
 environment.py         what a policy can act in; an adapter for Gymnasium; environments.py what `--env` names
+late.py                answers that take time, and what the robot does meanwhile
 perturb.py             what may be made harder there
 metaworld.py           Meta-World's tasks with our cameras, for the recorder and as an environment
 closed_loop_report.py  `evaluate --env`: figures, films, one HTML page

@@ -3,6 +3,7 @@
 Every episode starts from a seed of its own. The policy answers an observation with a chunk of commands, of which the
 first `execute` are carried out before it looks again. Episodes run side by side, so that one forward pass answers
 several; each answer equals what it would be alone, to rounding, and does not depend on which episodes are beside it.
+Answers come at once, or late (late.py); the first one of an episode is waited for while nothing moves.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import numpy as np
 
 from xwam_ft import observation
 from xwam_ft.evaluate.environment import Outcome, encoded
+from xwam_ft.evaluate.late import AT_ONCE, LateAnswers, as_prefix, joined, under_way
 from xwam_ft.pictures import centre_crop
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
+    from jaxtyping import Float, UInt8
     from numpy import ndarray
 
+    from xwam_ft.contract import Contract
     from xwam_ft.evaluate.environment import Environment
     from xwam_ft.observation import Commands, EncodedObservation
     from xwam_ft.policy.policy import Policy
@@ -98,6 +101,7 @@ def closed_loop(
     seeds: Sequence[int],
     *,
     execute: int,
+    late: LateAnswers = AT_ONCE,
     max_steps: int | None = None,
     filmed: int = 0,
     on_rollout: Callable[[Rollout, Trial], None] | None = None,
@@ -108,6 +112,7 @@ def closed_loop(
     Args:
         environments: equal ones, as many as episodes may run side by side.
         execute: commands carried out before the policy looks again.
+        late: how many commands pass until an answer is there, and what happens meanwhile.
         max_steps: fewer than the environment's own limit, where given.
         filmed: so many of the first episodes are imagined as well, chunk for chunk, and handed to `on_rollout`.
         progress: told of every episode that ended.
@@ -129,12 +134,18 @@ def closed_loop(
         noise = [_noise_seed(policy, run) for run in running]
         if seconds is None:
             seconds = _time_alone(policy, requests[0], noise[0])
-        actions = policy.infer_batch(inputs, noise)
-        for run, request, item, action, drawn in zip(running, requests, inputs, actions, noise, strict=True):
-            commands = observation.decode(policy.contract, action, item.state, request)
+        given = [
+            run.goes_on_with(item, execute, late, policy.contract) for run, item in zip(running, inputs, strict=True)
+        ]
+        actions = _answers(policy, inputs, noise, given)
+        for run, request, item, action, drawn, prefix in zip(
+            running, requests, inputs, actions, noise, given, strict=True
+        ):
+            underway = 0 if prefix is None else len(prefix)
+            commands = observation.decode(policy.contract, action, item.state, request, underway=underway)
             if run.rollout is not None:
                 run.imagine(policy, item, drawn)
-            run.act(commands, execute, policy)
+            run.act(commands, execute, late, policy)
         for run in [run for run in running if run.over]:
             running.remove(run)
             free.append(run.environment)
@@ -161,6 +172,7 @@ class _Run:
     chunks: int = 0
     outcome: Outcome = Outcome.GOES_ON
     _ahead: Any = None  # pictures imagined for the chunk at hand [V, T, h, w, 3]
+    _chunk: Commands | None = None  # the one under way; None before the first
 
     @property
     def over(self) -> bool:
@@ -174,19 +186,61 @@ class _Run:
             self.rollout.seen.append(first)
             self.rollout.imagined.append(self._ahead[:, 0])
 
-    def act(self, commands: Commands, execute: int, policy: Policy) -> None:
+    def goes_on_with(
+        self, item: EncodedObservation, execute: int, late: LateAnswers, contract: Contract
+    ) -> Float[ndarray, "k da"] | None:
+        """The actions that the policy is told of: those executed while it answers."""
+        if self._chunk is None or not late.tells:
+            return None
+        return as_prefix(contract, under_way(self._chunk, execute, late.delay), item.state)
+
+    def act(self, commands: Commands, execute: int, late: LateAnswers, policy: Policy) -> None:
         """Carry out the head of a chunk; an episode ends with the step that does the task, or that spoils it."""
         self.chunks += 1
+        before, self._chunk = self._chunk, commands
+        if before is not None and late.holds:
+            still = min(execute, len(before.table)) - 1
+            for _ in range(min(late.delay, self.limit - self.steps)):
+                if not self._step(before, still):
+                    return
+        elif before is not None and late.overlaps:
+            self._chunk = commands = joined(before, commands, execute, late.delay)
         every = policy.contract.timing.actions_per_frame
         for step in range(min(execute, len(commands.table), self.limit - self.steps)):
-            self.outcome = self.environment.step({name: table[step] for name, table in commands.slots.items()})
-            self.steps += 1
+            going = self._step(commands, step)
             if self.rollout is not None and (step + 1) % every == 0:
                 pictures = encoded(policy.contract, self.environment, self.environment.observe()).pictures
                 self.rollout.seen.append(_cropped(policy, pictures))
                 self.rollout.imagined.append(self._ahead[:, (step + 1) // every])
-            if self.outcome is not Outcome.GOES_ON:
+            if not going:
                 return
+
+    def _step(self, commands: Commands, row: int) -> bool:
+        """Do one command; whether the episode goes on."""
+        self.outcome = self.environment.step({name: table[row] for name, table in commands.slots.items()})
+        self.steps += 1
+        return self.outcome is Outcome.GOES_ON
+
+
+def _answers(
+    policy: Policy,
+    inputs: Sequence[EncodedObservation],
+    noise: Sequence[int],
+    given: Sequence[Float[ndarray, "k da"] | None],
+) -> list[Float[ndarray, "ta da"]]:
+    """Chunks of several observations, those that go on from given actions apart from those that do not."""
+    free = [index for index, prefix in enumerate(given) if prefix is None]
+    told = [(index, prefix) for index, prefix in enumerate(given) if prefix is not None]
+    found: dict[int, Float[ndarray, "ta da"]] = {}
+    if free:
+        answers = policy.infer_batch([inputs[index] for index in free], [noise[index] for index in free])
+        found |= dict(zip(free, answers, strict=True))
+    if told:
+        places = [index for index, _ in told]
+        prefix = np.stack([rows for _, rows in told])
+        answers = policy.infer_batch([inputs[i] for i in places], [noise[i] for i in places], prefix=prefix)
+        found |= dict(zip(places, answers, strict=True))
+    return [found[index] for index in range(len(inputs))]
 
 
 def _noise_seed(policy: Policy, run: _Run) -> int:

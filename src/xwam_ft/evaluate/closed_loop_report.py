@@ -21,6 +21,7 @@ from xwam_ft.evaluate.closed_loop import Rollout, Trial, closed_loop, episode_se
 from xwam_ft.evaluate.environment import Environment, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
+from xwam_ft.evaluate.late import read_late
 from xwam_ft.evaluate.perturb import as_words, read_perturbations
 from xwam_ft.evaluate.pictures import PictureRow, contact_sheet, pages
 from xwam_ft.files import atomic_path, write_json_atomic, write_text_atomic
@@ -51,6 +52,8 @@ def evaluate_in_environment(
     execute: int | None = None,
     max_steps: int | None = None,
     action_steps: int | None = None,
+    answer_delay: int = 0,
+    meanwhile: str | None = None,
     films: int = 0,
     perturb: Sequence[str] = (),
     console: Console,
@@ -62,7 +65,9 @@ def evaluate_in_environment(
         execute: commands carried out before the policy looks again; half a chunk where left out.
         max_steps: fewer than the environment's own limit.
         action_steps: denoising steps instead of the bundle's.
-        films: first episodes to film; only with `out`.
+        answer_delay, meanwhile: commands that pass until an answer is there, and what the robot does until then, hold,
+            switch or prefix (late.py).
+        films: first episodes to film; only with `out`, and where answers come at once.
         perturb: what is made harder, as AXIS=STRENGTH (see perturb.py).
 
     Raises:
@@ -85,6 +90,7 @@ def evaluate_in_environment(
                 "--execute",
                 f"give at most {timing.action_steps}",
             )
+        late = read_late(answer_delay, meanwhile, policy, execute)
         environments: list[Environment] = []
         for _ in range(min(SIDE_BY_SIDE, episodes)):
             environments.append(make(policy.contract))
@@ -95,7 +101,8 @@ def evaluate_in_environment(
         limit = environments[0].max_steps
         if max_steps is not None and max_steps > limit:
             raise UserError(f"is {max_steps}, and {env} ends after {limit}", "--max-steps", f"give at most {limit}")
-        films = min(films, episodes) if folder is not None else 0
+        # What is imagined for a chunk does not stand beside what was done while its answer was waited for.
+        films = min(films, episodes) if folder is not None and not answer_delay else 0
         kept: list[dict[str, Any]] = []
 
         def film(rollout: Rollout, result: Trial) -> None:
@@ -109,6 +116,7 @@ def evaluate_in_environment(
                 environments,
                 seeds,
                 execute=execute,
+                late=late,
                 max_steps=max_steps,
                 filmed=films,
                 on_rollout=film,
@@ -120,7 +128,10 @@ def evaluate_in_environment(
             "instruction": environments[0].instruction,
             "seed": seed,
             "execute": execute,
+            "answer_delay": late.delay,
+            "meanwhile": late.meanwhile if late.delay else None,
             "action_steps": policy.settings.action_steps,
+            "with_future": policy.acts_with_future,
             "max_steps": max_steps or limit,
             "perturb": as_words(perturbed),
             "trained_backbone": policy.trained,
@@ -149,6 +160,8 @@ def success_line(metrics: Mapping[str, Any]) -> str:
     """ "metaworld:push: 41 of 50 episodes succeed (82 %, 95 % interval 69 to 90 %)"."""
     low, high = metrics["interval_95"]
     harder = "".join(f", {words}" for words in metrics.get("perturb", []))
+    if metrics.get("answer_delay"):
+        harder += f", answers {metrics['answer_delay']} commands late ({metrics['meanwhile']} meanwhile)"
     return (
         f"{metrics['env']}{harder}: {metrics['successes']} of {metrics['of']} episodes succeed "
         f"({100 * metrics['rate']:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"

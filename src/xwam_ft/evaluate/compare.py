@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
-SETTINGS = ("shards", "split", "clips", "env", "seed", "of", "execute", "action_steps", "max_steps")
+SETTINGS = (
+    *("shards", "split", "clips", "env", "seed", "of", "execute", "max_steps"),
+    *("answer_delay", "meanwhile", "action_steps", "with_future"),
+)
 """What two evaluations should have in common."""
 
 

@@ -84,7 +84,12 @@ def evaluate_bundle(
         with progress_bar(console, "evaluate", "clips", work) as advance:
             mean = mean_action(shard_set)
             result = open_loop(policy, shard_set, split=split, clips=clips, advance=advance, mean=mean)
-            metrics: dict[str, Any] = {"bundle": source.name, "shards": spelled(shards), **result.metrics()}
+            metrics: dict[str, Any] = {
+                "bundle": source.name,
+                "shards": spelled(shards),
+                "with_future": policy.acts_with_future,
+                **result.metrics(),
+            }
             if beside:
                 metrics["train_split"] = train_split_table(
                     policy, shard_set, result, clips=clips, mean=mean, advance=advance

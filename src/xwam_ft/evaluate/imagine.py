@@ -87,6 +87,7 @@ def imagine(bundle: Path | PolicySource, shards: Path, episode: int, out: Path, 
             "split": entry.split,
             "clips": len(refs),
             "trained_backbone": policy.trained,
+            "with_future": policy.acts_with_future,
             **found,
         }
         write_json_atomic(folder / "metrics.json", metrics)

@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from xwam_ft.errors import UserError, did_you_mean, listed, require
 from xwam_ft.evaluate.environment import Outcome
 from xwam_ft.evaluate.perturb import AS_RECORDED
+from xwam_ft.media import compressed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -164,17 +166,20 @@ class Simulator:
         quaternion = self.data.mocap_quat[0] / np.linalg.norm(self.data.mocap_quat[0])
         return np.concatenate([self.data.mocap_pos[0], quaternion if quaternion[0] >= 0 else -quaternion])
 
-    def pictures(self, *, depth: bool, of: Any = None) -> dict[str, ndarray]:
+    def pictures(self, *, depth: bool, of: Any = None, things: Sequence[_Thing] = ()) -> dict[str, ndarray]:
         """Every camera: RGB uint8 [H, W, 3], or depth along the optical axis in metres [H, W].
 
         Args:
             of: another state of the same model than the one at hand.
+            things: what can be seen beside it.
         """
         made: dict[str, ndarray] = {}
         if depth:
             self.renderer.enable_depth_rendering()
         for camera in self.cameras:
             self.renderer.update_scene(self.data if of is None else of, camera=camera)
+            for thing in things:
+                thing.put_into(self.renderer.scene)
             picture = self.renderer.render()
             made[WRIST.get(camera, camera.lower())] = (picture[::-1, ::-1] if camera in TURNED else picture).copy()
         if depth:
@@ -256,10 +261,13 @@ class MetaWorld:
         state = {
             slot.name: [numbers[column] for column in slot.columns] for slot in self.contract.slots if slot.present
         }
-        pictures = self.simulator.pictures(depth=False, of=self._late[0] if self._late else None)
+        late = self._late[0] if self._late else None
+        pictures = self.simulator.pictures(depth=False, of=late, things=self._scene.things)
         if spread := 255 * self._perturbed["noise"]:
             noisy = {name: picture + self._noise.normal(0, spread, picture.shape) for name, picture in pictures.items()}
             pictures = {name: np.clip(np.rint(picture), 0, 255).astype(np.uint8) for name, picture in noisy.items()}
+        if (quality := int(self._perturbed["jpeg"])) < 100:
+            pictures = {name: compressed(picture[None], "jpeg", quality)[0] for name, picture in pictures.items()}
         return {"images": pictures, "state": state, "prompt": self.instruction}
 
     def step(self, command: Mapping[str, Float[ndarray, " n"]]) -> Outcome:
@@ -294,7 +302,8 @@ class _Scene:
         head = model.vis.headlight
         self._lamps = [(lamp, lamp.copy()) for lamp in (model.light_diffuse, head.diffuse, head.ambient)]
         self._surfaces = [(table, table.copy()) for table in (model.mat_rgba, model.geom_rgba)]
-        self._places = model.cam_pos.copy()
+        self._places, self._turns = model.cam_pos.copy(), model.cam_quat.copy()
+        self.things: list[_Thing] = []
 
     def perturb(self, strengths: Mapping[str, float], seed: int) -> None:
         for lamp, before in self._lamps:
@@ -303,10 +312,42 @@ class _Scene:
         for table, before in self._surfaces:
             share = strengths["colour"] * np.any(before != UNCOLOURED, axis=1, keepdims=True)
             table[:, :3] = (1 - share) * before[:, :3] + share * draws.uniform(size=(len(before), 3))
-        self.model.cam_pos[:] = self._places
+        self.model.cam_pos[:], self.model.cam_quat[:] = self._places, self._turns
         for camera in self.cameras:
             away = draws.normal(size=3)
             self.model.cam_pos[camera] += strengths["camera"] * away / np.linalg.norm(away)
+        for camera in self.cameras:
+            axis = draws.normal(size=3)
+            turn, turned = np.zeros(4), np.zeros(4)
+            _mujoco().mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), math.radians(strengths["turn"]))
+            _mujoco().mju_mulQuat(turned, self._turns[camera], turn)
+            self.model.cam_quat[camera] = turned
+        self.things = [_Thing.drawn(draws) for _ in range(int(strengths["things"]))]
+
+
+@dataclass(frozen=True)
+class _Thing:
+    """A box, ball or cylinder on the table, beside where tasks happen. Seen, not touched."""
+
+    kind: str
+    size: float  # m, half of its width
+    place: tuple[float, float]  # x y, m
+    colour: tuple[float, float, float]
+
+    @classmethod
+    def drawn(cls, draws: np.random.Generator) -> _Thing:
+        kind, side = ("box", "sphere", "cylinder")[draws.integers(3)], (-1, 1)[draws.integers(2)]
+        size, place = draws.uniform(0.02, 0.05), (side * draws.uniform(0.25, 0.45), draws.uniform(0.4, 0.9))
+        red, green, blue = draws.uniform(size=3)
+        return cls(kind, float(size), place, (red, green, blue))
+
+    def put_into(self, scene: Any) -> None:
+        mujoco = _mujoco()
+        geom = scene.geoms[scene.ngeom]
+        kind = getattr(mujoco.mjtGeom, f"mjGEOM_{self.kind.upper()}")
+        place, colour = np.array([*self.place, self.size]), np.array([*self.colour, 1.0], np.float32)
+        mujoco.mjv_initGeom(geom, kind, np.full(3, self.size), place, np.eye(3).reshape(-1), colour)
+        scene.ngeom += 1
 
 
 def _require_fit(task: str, contract: Contract) -> None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.observation import EncodedObservation
-    from xwam_ft.policy.policy import Policy, Settings
+    from xwam_ft.policy.policy import Policy
+    from xwam_ft.policy.settings import Settings
     from xwam_ft.progress import Advance
     from xwam_ft.shard_index import Split
     from xwam_ft.shards import Clip

@@ -15,6 +15,7 @@ import numpy as np
 
 from xwam_ft import conventions, observation, poses
 from xwam_ft.evaluate.errors import DEGREES, ErrorTable, command_errors, mean_errors
+from xwam_ft.evaluate.late import as_prefix
 from xwam_ft.evaluate.open_loop import BATCH, spread
 from xwam_ft.policy.policy import clip_observation
 
@@ -121,7 +122,7 @@ def seam_table(
             add("recorded", jerks(contract, first.action), lambda values, whole=whole: whole[: len(values)])
         if prefix:
             rows = [a[execute : execute + prefix] for a in before]
-            given = [_as_prefix(contract, row, second) for row, (_, second) in zip(rows, batch, strict=True)]
+            given = [as_prefix(contract, row, second.proprio[0]) for row, (_, second) in zip(rows, batch, strict=True)]
             again = _answers(policy, [second for _, second in batch], [seed + 1 for seed in seeds], np.stack(given))
             for a, b in zip(before, again, strict=True):
                 found = jerks(contract, np.concatenate([a[:execute], b]))
@@ -156,11 +157,6 @@ def _answers(
     actions = policy.infer_batch(inputs, seeds) if prefix is None else policy.infer_batch(inputs, seeds, prefix=prefix)
     rows = zip(actions, clips, strict=True)
     return [observation.decode(policy.contract, a, c.proprio[0], states=c.action_states).table for a, c in rows]
-
-
-def _as_prefix(contract: Contract, table: Float[ndarray, "k q"], clip: Clip) -> Float[ndarray, "k da"]:
-    actions = conventions.encode_actions(contract, table, clip.proprio[0])
-    return conventions.normalise_action(contract, actions)
 
 
 def _one_frame(contract: Contract) -> bool:

@@ -26,7 +26,8 @@ from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy import text_encoder
 from xwam_ft.policy.bundle import MANIFEST, bundle_config, make_policy
 from xwam_ft.policy.from_hub import bundle_at
-from xwam_ft.policy.policy import NO_TEXT, Policy, Settings
+from xwam_ft.policy.policy import NO_TEXT, Policy
+from xwam_ft.policy.settings import Settings
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import clean_prompt
@@ -98,6 +99,7 @@ class Job:
             backbone=self.origin,
             trained=recipe.backbone.path != UNTRAINED,
             action_prefix=recipe.noise.action_prefix.max,
+            future=recipe.model.future,
             dtype=self.dtype,
             run=self.folder.path.name,
             step=self.checkpoint.state.step,

@@ -144,7 +144,8 @@ def block_forward(
     seen = own
     if also is not None:
         seen = KeysValues(torch.cat([own.keys, also.keys], 2), torch.cat([own.values, also.values], 2))
-    x = add_gated(x, _attend(attention, h, seen, rotary), gate, spans)
+    apart = next((span for span in spans if span.hidden is not None), None)
+    x = add_gated(x, _attend(attention, h, seen, rotary, apart), gate, spans)
 
     cross = block.attn2
     if not isinstance(text, KeysValues):
@@ -156,17 +157,53 @@ def block_forward(
 
 
 def _attend(
-    attention: Module, h: Float[Tensor, "b n d"], seen: KeysValues, rotary: Rotary | None = None
+    attention: Module,
+    h: Float[Tensor, "b n d"],
+    seen: KeysValues,
+    rotary: Rotary | None = None,
+    apart: Span | None = None,
 ) -> Float[Tensor, "b n d"]:
     query = _heads(attention, attention.norm_q(attention.to_q(h)), rotary)
+    out = _kernel(attention, query, seen)
+    if apart is not None:
+        out = _without(attention, query, seen, apart, out)
+    return attention.to_out[0](out.transpose(1, 2).flatten(2).to(h.dtype))
+
+
+def _kernel(attention: Module, query: Float[Tensor, "b heads n d"], seen: KeysValues) -> Float[Tensor, "b heads n d"]:
     kernel: SDPBackend | None = getattr(attention, "sdpa_backend", None)  # attention.py
     if kernel is None and query.device.type == "cpu" and query.shape[2] <= SHORT:
         # torch's fused kernel takes a third of a training step at a hundred tokens: its backward is slow there.
-        out = plain_attention(query, seen)
-    else:
-        with nullcontext() if kernel is None else sdpa_kernel(kernel):
-            out = F.scaled_dot_product_attention(query, seen.keys, seen.values)
-    return attention.to_out[0](out.transpose(1, 2).flatten(2).to(h.dtype))
+        return plain_attention(query, seen)
+    with nullcontext() if kernel is None else sdpa_kernel(kernel):
+        return F.scaled_dot_product_attention(query, seen.keys, seen.values)
+
+
+def _without(
+    attention: Module,
+    query: Float[Tensor, "b heads n d"],
+    seen: KeysValues,
+    apart: Span,
+    out: Float[Tensor, "b heads n d"],
+) -> Float[Tensor, "b heads n d"]:
+    """`out` with the answers to queries outside a span, of the samples that it is hidden in, taken without it.
+
+    A second call in the place of a mask: fused kernels take no mask or are slow with one. It is of the whole batch,
+    whichever samples need it, so that shapes stay the same.
+    """
+    assert apart.hidden is not None
+    length = query.shape[2]
+    cut = [apart.start, apart.stop - apart.start, length - apart.stop]
+
+    def outside(x: Tensor) -> Tensor:
+        before, _, after = x.split(cut, dim=2)
+        return torch.cat([before, after], dim=2)
+
+    alone = _kernel(attention, outside(query), KeysValues(outside(seen.keys), outside(seen.values)))
+    first, last = alone.split([cut[0], cut[2]], dim=2)
+    before, span, after = out.split(cut, dim=2)
+    chosen = apart.hidden[:, None, None, None]
+    return torch.cat([torch.where(chosen, first, before), span, torch.where(chosen, last, after)], dim=2)
 
 
 def plain_attention(query: Float[Tensor, "b heads n d"], seen: KeysValues) -> Float[Tensor, "b heads n d"]:

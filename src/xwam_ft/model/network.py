@@ -212,6 +212,7 @@ class JointNetwork(nn.Module):
         *,
         with_depth: bool = True,
         action_held: Bool[Tensor, "b ta"] | None = None,
+        future_hidden: Bool[Tensor, " b"] | None = None,
     ) -> Prediction:
         """Velocities of every token, the conditions' included (whoever uses them leaves those out).
 
@@ -221,6 +222,8 @@ class JointNetwork(nn.Module):
             t_video, t_action: timesteps 0..1000 of the frames after the first; of actions and later states.
             with_depth: run the depth branch; without one (or without this) `Prediction.depth` is None.
             action_held: actions that are given clean, as conditions: they are at timestep 0, not at `t_action`.
+            future_hidden: samples in which frame 0, actions and states do not attend to the frames after the first,
+                which attend to all: velocities of actions and states are then those of a call with frame 0 alone.
         """
         layout = self._layout(latents, action, proprio)
         context = text if isinstance(text, TextContext) else TextContext(self._project_batch(text))
@@ -229,7 +232,7 @@ class JointNetwork(nn.Module):
         x = self._embed_tokens(latents, action, proprio)
 
         blocks = self.transformer.blocks
-        spans = layout.spans_with(action_held)
+        spans = layout.spans_with(action_held, future_hidden)
         branch = self.depth_branch if with_depth else None
         twins = self._twins(branch)
         video = slice(layout.first_video, layout.first_action)

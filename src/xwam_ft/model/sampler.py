@@ -103,6 +103,7 @@ def sample(
     guidance: float = 0.0,
     shift: float = SHIFT,
     actions_only: bool = False,
+    hide_future: bool = False,
     with_depth: bool = True,
     forward: Callable[..., Prediction] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -113,6 +114,8 @@ def sample(
         guidance: 0 = conditional only; otherwise null + guidance * (conditional - null), which needs `null_text`.
             Depth is never guided.
         actions_only: a policy call: stop once the actions are clean (no depth, video left noisy).
+        hide_future: actions and states do not see the frames after the first (see the network). A policy call leaves
+            them out, and `Sample.video` is frame 0 alone; the actions are the same to rounding.
         with_depth: run the depth branch on the last step.
         forward: takes the network's steps in its place, with the same arguments (compiled.py).
         progress: called with (steps done, steps in all) after each step.
@@ -145,6 +148,10 @@ def sample(
 
     held = conditions.held(noise.action)
     options = {} if held is None else {"action_held": held}
+    if hide_future and actions_only:
+        noise = Streams(noise.video[:, :, :1], noise.action, noise.proprio)
+    elif hide_future:
+        options["future_hidden"] = torch.ones(batch, dtype=torch.bool, device=device)
     streams, depth = noise.clone(), None
     conditions.write_back(streams, held)
     for k in range(steps):

@@ -34,13 +34,15 @@ HELD, VIDEO, ACTION = 0, 1, 2
 class Span:
     """Tokens `start:stop`, which share the timestep number `time` (HELD, VIDEO or ACTION).
 
-    `held` marks those among them that a sample is given clean, at HELD's timestep; None: none.
+    `held` marks those among them that a sample is given clean, at HELD's timestep; None: none. `hidden` marks the
+    samples in which no token outside the span attends to it, while its own attend to all; None: none.
     """
 
     start: int
     stop: int
     time: int
     held: Bool[Tensor, "b n"] | None = None
+    hidden: Bool[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,20 @@ class SequenceLayout:
         spans = (Span(0, held, HELD), Span(held, self.first_action, VIDEO))
         return _nonempty(*spans, Span(self.first_action, self.length, ACTION))
 
-    def spans_with(self, held: Bool[Tensor, "b ta"] | None) -> tuple[Span, ...]:
-        """The same where samples are given some of their actions clean: at timestep 0, as the conditions are."""
+    def spans_with(
+        self, held: Bool[Tensor, "b ta"] | None, hidden: Bool[Tensor, " b"] | None = None
+    ) -> tuple[Span, ...]:
+        """The same where some actions are given clean (at timestep 0, as the conditions are), or the future is hidden.
+
+        Args:
+            held: the actions that are given; hidden: the samples whose frames after the first are hidden.
+        """
+        spans = self.spans
+        if hidden is not None:
+            spans = tuple(replace(span, hidden=hidden) if span.time == VIDEO else span for span in spans)
         if held is None:
-            return self.spans
-        *others, last = self.spans
+            return spans
+        *others, last = spans
         states = held.new_zeros(held.shape[0], last.stop - last.start - self.actions)
         return (*others, replace(last, held=torch.cat([held, states], dim=1)))
 

@@ -1,6 +1,7 @@
 """A network and its contract -> actions.
 
 policy.py     Policy: observation in, commands out; imagined futures; batches of clips
+settings.py   how it samples where a request says nothing else
 request.py    what else a call takes and gives: options, warnings, an example observation
 replay.py     the same interface answered from a recorded episode, without weights
 text.py       encoded instructions, kept from one request to the next; text_encoder.py a bundle's own, for others

@@ -43,7 +43,8 @@ from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.tensor_files.stream import write_stream
 from xwam_ft.policy import novelty, text_encoder
 from xwam_ft.policy import selfcheck as checks
-from xwam_ft.policy.policy import Policy, Settings
+from xwam_ft.policy.policy import Policy
+from xwam_ft.policy.settings import Settings
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.attention import Attention
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.model.tensor_files.stream import Piece
+    from xwam_ft.policy.settings import Future
     from xwam_ft.progress import Advance
 
 SCHEMA_VERSION = 1
@@ -110,6 +112,7 @@ def bundle_config(
     backbone: Mapping[str, Any],
     trained: bool,
     action_prefix: int,
+    future: Future,
     dtype: str,
     run: str,
     step: int,
@@ -124,6 +127,7 @@ def bundle_config(
         backbone: where the base came from: path, fingerprint, revision.
         trained: whether anybody trained that base.
         action_prefix: the longest clean action prefix that the network was trained to go on from.
+        future: whether it was trained to act without the frames after the first as well, "optional".
         dtype: of the network's merged weights, "float32" or "bfloat16".
         run, step: the run and the checkpoint it was exported from, for people.
         adapters: the recipe's `model` section where adapters stay beside the base; None where they are merged.
@@ -139,8 +143,9 @@ def bundle_config(
         "backbone": dict(backbone),
         "backbone_trained": trained,
         "action_prefix": action_prefix,
+        **({} if future == "joint" else {"future": future}),
         "dtype": dtype,
-        "sampling": asdict(settings),
+        "sampling": {key: value for key, value in asdict(settings).items() if key != "with_future"},
         "run": run,
         "step": step,
     }
@@ -302,6 +307,7 @@ def make_policy(
         Settings(**config["sampling"]),
         trained=config["backbone_trained"],
         action_prefix=config.get("action_prefix", 0),  # a bundle without it was trained without prefixes
+        future=config.get("future", "joint"),  # and one without this, jointly
         **options,
     )
 

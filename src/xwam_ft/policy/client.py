@@ -160,7 +160,7 @@ class PolicyClient:
         Args:
             observation: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}.
             timeout: seconds until a TimeoutError, connecting again included.
-            options: seed, action_steps, guidance, chunk or prefix of this request.
+            options: seed, action_steps, guidance, chunk, prefix or future of this request.
 
         Raises:
             TimeoutError: no answer in time. What the server answers later is thrown away.

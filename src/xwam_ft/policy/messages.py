@@ -42,6 +42,7 @@ def metadata(policy: Servable) -> dict[str, Any]:
         "action_steps": contract.timing.action_steps,
         "action_period": contract.timing.action_period,
         "action_prefix": getattr(policy, "action_prefix", 0),
+        "future": getattr(policy, "future", "joint"),
         "options": list(OPTIONS),
         "example_observation": example_observation(contract, prompts[0]),
     }

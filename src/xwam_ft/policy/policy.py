@@ -28,11 +28,11 @@ from xwam_ft.model.attention import choose_attention
 from xwam_ft.model.compiled import INDUCTOR, CompiledForward
 from xwam_ft.model.network import TextContext
 from xwam_ft.model.sampler import Conditions, Sample, sample
-from xwam_ft.model.solver import SHIFT
 from xwam_ft.model.streams import Streams
 from xwam_ft.observation import EncodedObservation
 from xwam_ft.pictures import centre_crop
-from xwam_ft.policy.request import FAR, PolicyOutput, command_rows, example_observation, implausible, read_options
+from xwam_ft.policy.request import PolicyOutput, example_observation, implausible, prefix_actions, read_options
+from xwam_ft.policy.settings import Future, Settings
 from xwam_ft.policy.text import TextCache
 from xwam_ft.prompts import find, in_style, nearest
 
@@ -58,24 +58,6 @@ ENCODED = 64
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How actions are sampled.
-
-    Args:
-        seed: of the first request; every further one counts up.
-        action_steps, video_steps: denoising steps; the video's matter to its grid even when it is not finished.
-        guidance: classifier-free guidance of text; 0 = none.
-        shift: time shift of the sampling grid.
-    """
-
-    seed: int = 0
-    action_steps: int = 10
-    video_steps: int = 50
-    guidance: float = 0.0
-    shift: float = SHIFT
-
-
-@dataclass(frozen=True)
 class Imagined:
     """The future of one observation, as the model sees it: pictures are centre-cropped."""
 
@@ -95,6 +77,8 @@ class Policy:
         prompts: instruction -> text embedding [S, Dt]; "" is the empty one.
         trained: False where the backbone was never trained; pictures made with it want a caption saying so.
         action_prefix: the longest clean action prefix that the network was trained to go on from; 0 = none.
+        future: "optional" where it was trained to act without the frames after the first, which action calls then
+            leave out; "joint": it never does.
         compile: compile the network's step at the first request of each batch size (True, or a backend's name
             for `torch.compile`): a minute or two at 5B, then faster; answers change by rounding alone.
         attention: the attention kernel, set on the network; None leaves it as it is.
@@ -115,6 +99,7 @@ class Policy:
         *,
         trained: bool = True,
         action_prefix: int = 0,
+        future: Future = "joint",
         compile: bool | str = False,
         attention: Attention | None = None,
         encoder: Callable[[str], Tensor] | None = None,
@@ -128,7 +113,7 @@ class Policy:
         self.texts = TextCache(network)
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
-        self.trained, self.action_prefix = trained, action_prefix
+        self.trained, self.action_prefix, self.future = trained, action_prefix, future
         self.calls = 0
 
     @classmethod
@@ -164,7 +149,7 @@ class Policy:
 
         Args:
             request: {"images": {camera: uint8 [H, W, 3]}, "state": {slot: numbers}, "prompt": text}, SI units; perhaps
-                with "options" (request.py): seed, action_steps, guidance, chunk, prefix.
+                with "options" (request.py): seed, action_steps, guidance, chunk, prefix, future.
             seed: of this request's noise, before the option; default `settings.seed` plus the number of calls before.
 
         Raises:
@@ -182,7 +167,7 @@ class Policy:
                     "contract.json",
                     "use infer_batch, and decode each action with the state measured at its time (observation.decode)",
                 )
-        prefix = self._prefix(options.prefix, inputs) if options.prefix is not None and len(options.prefix) else None
+        prefix = prefix_actions(self.contract, options.prefix, inputs, self.action_prefix)
         if prefix is not None and options.chunk is not None and options.chunk < prefix.shape[1]:
             raise UserError(
                 f"is {options.chunk}, and the prefix has {prefix.shape[1]} commands already",
@@ -211,30 +196,33 @@ class Policy:
         self.calls = calls
         return seconds
 
-    def _settings(self, options: Options) -> Settings:
-        given = {"action_steps": options.action_steps, "guidance": options.guidance}
-        return replace(self.settings, **{name: value for name, value in given.items() if value is not None})
+    def show_future(self, where: str = "--with-future") -> None:
+        """From now on actions are denoised together with the imagined frames.
 
-    def _prefix(self, rows: Float[ndarray, "k d"], inputs: EncodedObservation) -> Float[ndarray, "1 k da"] | None:
-        """Commands still to be executed -> the normalised actions they are, seen from the state observed now."""
-        where = "observation.options.prefix"
-        if not self.action_prefix:
+        Raises:
+            UserError: they always are, since the policy was trained so; `where` names what asked for it.
+        """
+        if self.future == "joint":
+            raise UserError("changes nothing: this policy always imagines while it acts", where, "leave it out")
+        self.settings = replace(self.settings, with_future=True)
+
+    @property
+    def acts_with_future(self) -> bool:
+        """Whether actions are denoised together with the imagined frames, where a request does not say."""
+        return not self._hides(self.settings)
+
+    def _hides(self, settings: Settings) -> bool:
+        return self.future == "optional" and not settings.with_future
+
+    def _settings(self, options: Options) -> Settings:
+        if options.future is False and self.future == "joint":
             raise UserError(
-                "was given, and this bundle was trained without action prefixes",
-                where,
-                "leave it out and execute chunks one after the other, or train with noise.action_prefix",
+                "is false, and this policy was trained to act with the future alone",
+                "observation.options.future",
+                "leave it out, or train with model.future: optional",
             )
-        if len(rows) > self.action_prefix:
-            what = f"has {len(rows)} commands, and this bundle was trained with up to {self.action_prefix}"
-            raise UserError(what, where, "ask earlier, or with fewer commands left")
-        table = command_rows(self.contract, rows)
-        actions = conventions.encode_actions(self.contract, table, inputs.state)
-        normalised = conventions.normalise_action(self.contract, actions)
-        reach = float(np.abs(normalised).max(initial=0.0))
-        if reach > FAR:
-            what = f"asks for {reach:.3g} times the largest recorded change from the state observed now"
-            raise UserError(what, where, "give the commands of the chunk under way, in its units and layout")
-        return normalised[None]
+        given = {"action_steps": options.action_steps, "guidance": options.guidance, "with_future": options.future}
+        return replace(self.settings, **{name: value for name, value in given.items() if value is not None})
 
     def infer_batch(
         self,
@@ -328,6 +316,7 @@ class Policy:
             guidance=settings.guidance,
             shift=settings.shift,
             actions_only=actions_only,
+            hide_future=self._hides(settings),
             with_depth=with_depth,
             forward=self.forward,
             progress=progress,

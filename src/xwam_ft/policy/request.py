@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xwam_ft.observation import Commands, EncodedObservation
 
 KEYS = ("images", "state", "prompt", "options")
-OPTIONS = ("seed", "action_steps", "guidance", "chunk", "prefix")
+OPTIONS = ("seed", "action_steps", "guidance", "chunk", "prefix", "future")
 WHERE = "observation.options"
 MAX_STEPS = 1000
 ASPECT = 0.02  # by which a picture's width to height may differ from the recordings'
@@ -42,6 +42,8 @@ class Options:
         chunk: commands wanted, from the first on; None: all the model predicts.
         prefix: commands the robot is still going to execute [n, D], in the columns of `actions`, first the one due at
             the time of the observation; the chunk begins with them and goes on smoothly.
+        future: of a policy whose future is optional: True denoises the actions together with the imagined frames,
+            False leaves these out.
     """
 
     seed: int | None = None
@@ -49,6 +51,7 @@ class Options:
     guidance: float | None = None
     chunk: int | None = None
     prefix: Float[ndarray, "n d"] | None = None
+    future: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ def read_options(request: Mapping[str, Any], contract: Contract) -> Options:
     guidance: Any = given.get("guidance")
     if guidance is not None and not (_number(guidance) and 0 <= float(guidance) <= 100):
         raise UserError(f"is {guidance!r:.60}", f"{WHERE}.guidance", "give a number from 0 to 100")
+    future: Any = given.get("future")
+    if future is not None and not isinstance(future, bool | np.bool_):
+        raise UserError(f"is {future!r:.60}", f"{WHERE}.future", "give true or false")
     return Options(
         seed=_whole(given, "seed", 0, 2**63 - 1),
         action_steps=_whole(given, "action_steps", 1, MAX_STEPS),
         guidance=None if guidance is None else float(guidance),
         chunk=_whole(given, "chunk", 1, contract.timing.action_steps),
         prefix=_prefix(given.get("prefix"), contract),
+        future=None if future is None else bool(future),
     )
 
 
@@ -162,6 +169,38 @@ def command_rows(contract: Contract, table: Float[ndarray, "n d"]) -> Float[ndar
         columns = table[:, at : (at := at + len(_command_names(slot)))]
         parts.append(columns if slot.for_controller else observation.slot_state(slot, columns))
     return np.concatenate(parts, axis=1)
+
+
+def prefix_actions(
+    contract: Contract, rows: Float[ndarray, "k d"] | None, inputs: EncodedObservation, longest: int
+) -> Float[ndarray, "1 k da"] | None:
+    """Commands still to be executed -> the normalised actions they are, seen from the state observed now; None: none.
+
+    Args:
+        longest: of the prefixes that the policy was trained with; 0: it was trained without.
+
+    Raises:
+        UserError: more than that, or commands that are no continuation of this state.
+    """
+    if rows is None or len(rows) == 0:
+        return None
+    where = f"{WHERE}.prefix"
+    if not longest:
+        raise UserError(
+            "was given, and this bundle was trained without action prefixes",
+            where,
+            "leave it out and execute chunks one after the other, or train with noise.action_prefix",
+        )
+    if len(rows) > longest:
+        what = f"has {len(rows)} commands, and this bundle was trained with up to {longest}"
+        raise UserError(what, where, "ask earlier, or with fewer commands left")
+    actions = conventions.encode_actions(contract, command_rows(contract, rows), inputs.state)
+    normalised = conventions.normalise_action(contract, actions)
+    reach = float(np.abs(normalised).max(initial=0.0))
+    if reach > FAR:
+        what = f"asks for {reach:.3g} times the largest recorded change from the state observed now"
+        raise UserError(what, where, "give the commands of the chunk under way, in its units and layout")
+    return normalised[None]
 
 
 def example_observation(contract: Contract, prompt: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def serve_bundle(
     device: str = "auto",
     compile: bool = False,
     settings: dict[str, Any] | None = None,
+    with_future: bool = False,
     replay: int | None = None,
     api_key_file: Path | None = None,
     console: Console,
@@ -39,6 +40,7 @@ def serve_bundle(
 
     Args:
         settings: fields of `Settings` that replace the bundle's; those that are None do not.
+        with_future: see `Policy.show_future`.
 
     Raises:
         UserError: the bundle, the key file or the address is not usable.
@@ -50,7 +52,7 @@ def serve_bundle(
     named, bundle = bundle, bundle if replay is not None else bundle_at(bundle, console)
     logging.getLogger("xwam_ft.serve").addHandler(logging.StreamHandler())  # stderr: what failed, with a traceback
     chosen = {name: value for name, value in (settings or {}).items() if value is not None}
-    server = PolicyServer(_loader(bundle, device, compile, chosen, replay), api_key)
+    server = PolicyServer(_loader(bundle, device, compile, chosen, with_future, replay), api_key)
 
     def listening(address: str) -> None:
         console.print(marked(address, f" loads {named}", "bold"), soft_wrap=True)
@@ -119,7 +121,7 @@ def read_api_key(path: Path) -> str:
 
 
 def _loader(
-    bundle: Path, device: str, compile: bool, settings: dict[str, Any], replay: int | None
+    bundle: Path, device: str, compile: bool, settings: dict[str, Any], with_future: bool, replay: int | None
 ) -> Callable[[], Servable]:
     def load() -> Servable:
         if replay is not None:
@@ -130,6 +132,8 @@ def _loader(
 
         policy = Policy.load(bundle, device, compile=compile)
         policy.settings = replace(policy.settings, **settings)
+        if with_future:
+            policy.show_future()
         return policy
 
     return load

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,3 +31,13 @@ class PolicySource:
         from xwam_ft.policy.policy import Policy
 
         return given if isinstance(given, cls) else cls(str(given), Path(str(given)), lambda: Policy.load(str(given)))
+
+    def with_future(self) -> PolicySource:
+        """The same, whose actions are denoised together with the imagined frames; see `Policy.show_future`."""
+
+        def load() -> Policy:
+            policy = self.load()
+            policy.show_future()
+            return policy
+
+        return replace(self, load=load)

@@ -18,7 +18,7 @@ from xwam_ft.prompts import canonical, clean_prompt
 from xwam_ft.sets.stored import StoredMotions
 
 if TYPE_CHECKING:
-    from xwam_ft.aliases import Aliases
+    from xwam_ft.alias_table import Aliases
     from xwam_ft.contract import Contract
     from xwam_ft.limits import Recorded
     from xwam_ft.sets.opened import OpenedSet

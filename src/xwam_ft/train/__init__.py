@@ -2,12 +2,12 @@
 
 train.py       `xwam-ft train`, on one page: module, data module, callbacks and loggers, given to Lightning's Trainer
 warm_start.py  a run that starts from another: origin.py what from, carry.py its weights
-plan.py        what a run will hold, fill and take; plan_report.py for people, with `--probe` and `--fit`
+plan.py        what a run will hold, fill and take; plan_report.py for people; acting.py what an action call takes
 memory.py      activations, counted; what to say when memory runs out
 probe.py       how long a step takes, measured
 smoke.py       does a recipe train at all?
 data.py        the Lightning data module
-draws.py       a sample's noise level, noise and text dropout: functions of (seed, position)
+draws.py       a sample's noise, text dropout, prefix, hidden future: functions of (seed, position)
 counts.py      what the masked losses divide by: valid numbers of a whole optimizer step
 module.py      the Lightning module: one training step, one validation step; held_out.py sums up the latter
 folder.py      the run folder, and whether a checkpoint still belongs to its surroundings

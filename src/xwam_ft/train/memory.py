@@ -25,7 +25,6 @@ from torch.utils._pytree import tree_leaves
 from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.errors import UserError
-from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.recipe import Recipe
+    from xwam_ft.train.draws import Draws
 
 aten = torch.ops.aten
 CUDA_BYTES = 1_000_000_000
@@ -116,9 +116,9 @@ def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, sc
         scores: count attention's score matrices, which plain attention keeps (on a CPU) and fused kernels do not.
         mixed: under bfloat16 autocast.
     """
-    draws = draw(batch, recipe.noise, 0.0, recipe.seed)
     before = network.training, network.gradient_checkpointing
     module = module_on_random_clips(network.train(), recipe, batch)
+    draws = module.draw(batch, 0.0)
     mode: AbstractContextManager[object] = nullcontext()
     if network.device.type == "meta":  # which knows neither autocast nor the kernels that a device has
         module, mode = copy.deepcopy(module), FakeTensorMode(allow_non_fake_inputs=True)

@@ -52,6 +52,7 @@ class Noised(Streams):
 
     text: Float[Tensor, "b s dt"]
     action_held: Bool[Tensor, "b ta"] | None = None  # the clean prefixes; None where the recipe trains none
+    future_hidden: Bool[Tensor, " b"] | None = None  # None where the future is joint
 
 
 class TrainingModule(pl.LightningModule):
@@ -194,7 +195,7 @@ class TrainingModule(pl.LightningModule):
         step = batch.positions[0] // self.geometry.samples
         # Dropout inside the layers draws from torch's generators: tie them to the position as well.
         torch.manual_seed(random_bits(self.recipe.seed, Stream.LAYERS, batch.positions[0]))
-        draws = draw(batch, self.recipe.noise, self.recipe.loss.text_dropout, self.recipe.seed)
+        draws = self.draw(batch, self.recipe.loss.text_dropout)
         prediction = self.predict(self.add_noise(batch, draws), draws)
         losses = self.normalise(self.loss_terms(batch, draws, prediction), step)
         total = self.weigh(losses)
@@ -205,7 +206,7 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out losses at fixed noise: the same clips with the same random numbers every time."""
-        draws = draw(batch, self.recipe.noise, 0.0, self.recipe.seed, Stream.VALIDATION)
+        draws = self.draw(batch, 0.0, Stream.VALIDATION)
         self.held_out.add(self.loss_terms, batch, draws, self.predict(self.add_noise(batch, draws), draws))
 
     def on_validation_epoch_start(self) -> None:
@@ -216,6 +217,11 @@ class TrainingModule(pl.LightningModule):
         if means := self.held_out.means():  # none of a look that was broken off
             self.log_dict({"step": float(self.step), **means})
 
+    def draw(self, batch: Batch, text_dropout: float, stream: Stream = Stream.NOISE) -> Draws:
+        """The random numbers of a batch, as the recipe says."""
+        recipe = self.recipe
+        return draw(batch, recipe.noise, text_dropout, recipe.seed, stream, recipe.model.hidden_share)
+
     def add_noise(self, batch: Batch, draws: Draws) -> Noised:
         video, action, proprio = noised(batch.streams, draws.noise, draws.sigmas).parts
         held = None
@@ -223,11 +229,12 @@ class TrainingModule(pl.LightningModule):
             held = prefix_mask(draws.action_prefix, action.shape[1])
             action = torch.where(held[..., None], batch.action, action)
         text = torch.where(draws.drop_text[:, None, None], self.empty_text, batch.text)
-        return Noised(video, action, proprio, text, held)
+        return Noised(video, action, proprio, text, held, draws.future_hidden)
 
     def predict(self, given: Noised, draws: Draws) -> Prediction:
         timesteps = 1000 * draws.sigmas.video, 1000 * draws.sigmas.action
-        return self.network(*given.parts, given.text, *timesteps, action_held=given.action_held)
+        hidden = {} if given.future_hidden is None else {"future_hidden": given.future_hidden}
+        return self.network(*given.parts, given.text, *timesteps, action_held=given.action_held, **hidden)
 
     def loss_terms(self, batch: Batch, draws: Draws, prediction: Prediction) -> dict[str, LossTerm]:
         """Sums of squared velocity errors (depth: of the clean latent) over valid numbers."""

@@ -31,6 +31,7 @@ from xwam_ft.train.folder import open_run, require_sealed
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.tensor_files.source import Stored
+    from xwam_ft.policy.settings import Future
     from xwam_ft.recipe import BackboneSpec
 
 
@@ -48,6 +49,7 @@ class Origin:
         whole: it is the whole network, and `lora` None where adapters are folded into it.
         lora: how its adapters are scaled.
         sha256: of the file with the weights.
+        future: how it was trained to act, as `model.future`.
     """
 
     place: str
@@ -60,6 +62,7 @@ class Origin:
     whole: bool
     lora: LoraSpec | None
     sha256: str
+    future: Future = "joint"
 
 
 def open_origin(place: str) -> Origin:
@@ -121,6 +124,7 @@ def _of_run(place: str, path: Path, step: int | None) -> Origin:
         whole=False,
         lora=model.lora,
         sha256=sha256(file),
+        future=model.future,
     )
 
 
@@ -145,4 +149,5 @@ def _of_bundle(place: str, path: Path) -> Origin:
         whole=True,
         lora=lora,
         sha256=sha256(path / "model.safetensors"),
+        future=config.get("future", "joint"),
     )

@@ -24,6 +24,7 @@ from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
 from xwam_ft.model.summary import SummaryRow, memory_need, summary_table
 from xwam_ft.remote import url_of
+from xwam_ft.train.acting import Acting, acting
 from xwam_ft.train.enough import too_few_clips
 from xwam_ft.train.host_memory import HostMemory, host_memory, too_little
 from xwam_ft.train.memory import CUDA_BYTES, Activations, count_activations, random_batch, savings
@@ -67,6 +68,7 @@ class Plan:
         latents, text: [C, Tl, V, h, w] and [S, Dt] of a clip.
         probe: measured seconds and memory; None where nothing was measured.
         largest_batch: what `--fit` found; None where it was not asked for.
+        acting: of an action call without the future, where `model.future` is optional.
         warnings: sentences.
     """
 
@@ -91,6 +93,7 @@ class Plan:
     warnings: tuple[str, ...]
     probe: Probe | None = None
     largest_batch: int | None = None
+    acting: Acting | None = None
 
     @property
     def peak(self) -> int:
@@ -181,6 +184,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
         latents=latents,
         text=text,
         warnings=(),
+        acting=acting(network.eval(), batch) if recipe.model.future == "optional" else None,
     )
     return replace(plan, warnings=tuple(warnings(plan, recipe, shard_set)))
 

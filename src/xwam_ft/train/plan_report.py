@@ -137,6 +137,10 @@ def _run_rows(plan: Plan) -> list[tuple[str, ...]]:
         ("epochs", f"{plan.epochs:.1f}"),
         ("held out", f"{plan.held_out_clips:,} clips of {plan.held_out_episodes} episodes"),
     ]
+    if (call := plan.acting) is not None:
+        share = f"{call.tokens:,} of {call.all_tokens:,}"
+        work = f"{call.flops / 1e12:.3g} of {call.all_flops / 1e12:.3g}"
+        rows += [("tokens of an action call, future left out", share), ("TFLOP of each of its steps", work)]
     if probe is None or plan.seconds is None:
         return [*rows, ("time", "unknown: xwam-ft plan --probe measures it")]
     return [

@@ -26,7 +26,6 @@ from xwam_ft.model.streams import Streams
 from xwam_ft.train.callbacks import Clock
 from xwam_ft.train.checkpoint import TRAINABLE_FILE, latest_checkpoint, list_checkpoints
 from xwam_ft.train.data import ClipDataModule
-from xwam_ft.train.draws import Draws, draw
 from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.folder import make_run
 from xwam_ft.train.module import TrainingModule
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from xwam_ft.encode.clip_source import ClipSource
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
+    from xwam_ft.train.draws import Draws
 
 OVERFIT_STEPS = 60
 LEARNED = 0.5
@@ -213,7 +213,7 @@ class _Checks:
 
     def _given(self, positions: list[int]) -> tuple[Batch, Draws]:
         batch = self.data.dataset.batch(positions, self.module.device)
-        return batch, draw(batch, self.recipe.noise, 0.0, self.recipe.seed)
+        return batch, self.module.draw(batch, 0.0)
 
     def _noisy_position(self) -> int:
         """The first position whose actions are noised: clean ones would have no action loss to learn."""

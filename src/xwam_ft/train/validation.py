@@ -16,7 +16,8 @@ from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
 from xwam_ft.evaluate.imagine import tiles, write_futures
 from xwam_ft.evaluate.open_loop import open_loop, spread
-from xwam_ft.policy.policy import Policy, Settings
+from xwam_ft.policy.policy import Policy
+from xwam_ft.policy.settings import Settings
 from xwam_ft.train.optimizer import trained_parameters
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def live_policy(
         video_steps=max(validation.video_steps, validation.action_steps),
         shift=recipe.noise.shift,
     )
-    return Policy(network, codec, dict(embedded), contract, settings, trained=codec.trained)
+    future = recipe.model.future
+    return Policy(network, codec, dict(embedded), contract, settings, trained=codec.trained, future=future)
 
 
 def error_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -120,10 +120,25 @@ def start_report(recipe: Recipe, contract: Contract, origin: Origin, carried: Ca
 
     _, ranges, signs = inherit(open_sets(recipe.data).contract, origin.contract, recipe.init_quantiles)
     notes = [*carried.sentences, *other_clock(contract, origin.contract, origin.place)]
-    notes += [*sentences(ranges, recipe.init_quantiles), *signs]
+    notes += [*sentences(ranges, recipe.init_quantiles), *signs, *other_future(recipe, origin)]
     if carried.left:
         notes.append(f"left behind, since nothing here holds it: {listed(carried.left, 6)}")
     return StartReport(origin, carried, ranges, notes)
+
+
+def other_future(recipe: Recipe, origin: Origin) -> list[str]:
+    """What it means that the origin was trained to act with the future otherwise than the recipe says."""
+    if recipe.model.future == origin.future:
+        return []
+    if origin.future == "joint":
+        return [
+            f"future: {origin.place} learned to act with the imagined frames alone; to act without them is learned "
+            "here, so its first actions are worse than that policy's"
+        ]
+    return [
+        f"future: {origin.place} can act without the imagined frames, and with model.future: joint this run unlearns "
+        "it; set it to optional to keep that"
+    ]
 
 
 def other_clock(ours: Contract, theirs: Contract, of: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xwam_ft.aliases import PROMPTS, Aliases, Reported
+from xwam_ft.alias_table import PROMPTS, Aliases, Reported
 from xwam_ft.contract import POSE_ELEMENTS
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prepare.embodiment.reading import plain
