@@ -17,7 +17,7 @@ from xwam_ft.evaluate.intervals import mean_interval
 from xwam_ft.evaluate.late import MEANWHILE
 
 if TYPE_CHECKING:
-    from ablations import Cell, Question
+    from _ablation_grid import Cell, Question
 
 INTRO = """# What each choice is worth
 
