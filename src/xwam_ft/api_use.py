@@ -245,7 +245,7 @@ def evaluate(
         from xwam_ft.evaluate.evaluate import evaluate_bundle
 
         assert shards is not None
-        options = {
+        options: dict[str, Any] = {
             "train_split": train_split,
             "latency": latency,
             "camera_blackout": camera_blackout,

@@ -1,4 +1,4 @@
-"""LPIPS from a file of AlexNet's weights. These are random here, in the form of the real ones, which are not at hand."""
+"""LPIPS from a file of AlexNet's weights: random ones here, in the form of the real ones, which are not at hand."""
 
 from __future__ import annotations
 
