@@ -1,5 +1,7 @@
 """Copies on this machine of what is read from URLs, within a limit; the ones used longest ago go first.
 
+So are files that are made once for all processes of a machine.
+
 They lie below `$XWAM_FT_CACHE`, default `~/.cache/xwam-ft`, and are shared by all processes and runs of a machine. A
 copy is named by what it is (the hash of its file and which bytes), so that it is never an old one. It appears whole or
 not at all; one process fetches it while others wait for it. Whoever reads one has it open, and keeps it when it is
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import UNWRITABLE, disk_errors, write_bytes_atomic
+from xwam_ft.files import UNWRITABLE, atomic_path, disk_errors, write_bytes_atomic
 from xwam_ft.locks import waiting_lock
 
 LOCAL_GB = 50.0
@@ -69,15 +71,38 @@ class Copies:
             self._fetched(path, size, fetch)
         return path
 
-    def _fetched(
-        self, path: Path, size: int, fetch: Callable[[], bytes], sound: Callable[[bytes], bool] | None = None
-    ) -> bytes:
+    def made(self, name: str, write: Callable[[Path], None]) -> Path:
+        """The file of this name, which `write` makes where there is none; one process does, while others wait for it.
+
+        It is to be opened at once: it may go when others need its room.
+
+        Raises:
+            UserError: what `write` raises; the disk cannot be written.
+        """
+        path = _path(name)
+        with disk_errors(copies_folder()), waiting_lock(copies_folder() / "locks" / f"made-{path.name[:8]}"):
+            if path.is_file():
+                os.utime(path)
+                return path
+            with atomic_path(path) as temporary:
+                write(temporary)
+                with self._room(temporary.stat().st_size):
+                    pass
+        return path
+
+    def require_within(self, size: int) -> None:
+        """Raise a `UserError` where one file is larger than all of them may be."""
         if size > self.limit:
             raise UserError(
                 f"is {self.limit_gb:g}, and one piece of what is read has {size / 1e9:.3g} GB",
                 KEY,
                 f"set it to {max(1.0, 20 * size / 1e9):.2g} or more",
             )
+
+    def _fetched(
+        self, path: Path, size: int, fetch: Callable[[], bytes], sound: Callable[[bytes], bool] | None = None
+    ) -> bytes:
+        self.require_within(size)
         with disk_errors(copies_folder(), UNWRITABLE), waiting_lock(copies_folder() / "locks" / path.name[:2]):
             data = _read(path, size)
             if data is None or (sound is not None and not sound(data)):

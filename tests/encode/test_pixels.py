@@ -108,6 +108,28 @@ def test_what_a_worker_cannot_read_is_one_sentence(both: SimpleNamespace, monkey
         list(data.train_dataloader())
 
 
+def test_of_several_processes_one_embeds_the_instructions(
+    both: SimpleNamespace, shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XWAM_FT_CACHE", str(tmp_path))
+    loaded: list[tuple[str, ...]] = []
+    honest: Callable[..., Any] = backbones.load_backbone
+
+    def noted(*args: Any, **named: Any) -> Any:
+        loaded.append(named["parts"])
+        return honest(*args, **named)
+
+    monkeypatch.setattr(backbones, "load_backbone", noted)
+    recipe = with_trainer(both.recipe, devices=2)
+    for _ in range(2):  # the first process, and another
+        [pixels] = open_pixels(recipe, [shard_set], CPU, QUIET)
+        assert torch.equal(pixels.prompt_embeddings, both.pixels.prompt_embeddings)
+    assert loaded == [("text",), ("vae",), ("vae",)]
+    other = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"dtype": "bfloat16"})})
+    [pixels] = open_pixels(other, [shard_set], CPU, QUIET)
+    assert pixels.prompt_embeddings.dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 def test_a_run_from_pixels_is_the_run_from_the_cache(
     shard_set: ShardSet, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor
 from xwam_ft.encode import texts
 from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.cache import LatentCache
-from xwam_ft.encode.texts import JoinedRows, kept_rows
+from xwam_ft.encode.texts import JoinedRows, kept_rows, shared_rows
 from xwam_ft.errors import UserError
 from xwam_ft.model.tensor_files.stream import write_rows
 
@@ -46,6 +49,47 @@ def test_many_rows_lie_in_a_file_that_goes_with_the_process(tmp_path: Path, monk
     monkeypatch.setattr(texts.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10})())
     with pytest.raises(UserError, match=r"embeddings of 7 instructions take .*XWAM_FT_CACHE"):
         kept_rows(iter(made), 7)
+
+
+def test_of_several_processes_one_makes_the_rows_and_the_others_read_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand for processes: each opens the lock for itself."""
+    monkeypatch.setenv("XWAM_FT_CACHE", str(tmp_path))
+    made, asked = rows(7), []
+
+    def slowly() -> Iterator[Tensor]:
+        asked.append(time.sleep(0.2))
+        yield from made
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: shared_rows("these", slowly, 7, 1.0), range(4)))
+    assert len(asked) == 1
+    assert all(torch.equal(one, torch.stack(made)) for one in found)
+    assert resident_mappings(tmp_path) >= 4
+    assert torch.equal(shared_rows("others", lambda: iter(made[:2]), 2, 1.0), torch.stack(made[:2]))
+
+
+def test_where_whoever_makes_the_rows_fails_the_next_one_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XWAM_FT_CACHE", str(tmp_path))
+
+    def stops() -> Iterator[Tensor]:
+        yield rows(7)[0]
+        raise UserError("is not finite", "text encoder", "restore it")
+
+    with pytest.raises(UserError, match="is not finite"):
+        shared_rows("these", stops, 7, 1.0)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and "locks" not in path.parts] == []
+    with pytest.raises(UserError, match=r"data\.local_gb: is 1e-09, and one piece of what is read has .* GB"):
+        shared_rows("these", lambda: iter(rows(7)), 7, 1e-9)
+    monkeypatch.setattr(texts.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10})())
+    with pytest.raises(UserError, match=r"embeddings of 7 instructions take .*XWAM_FT_CACHE"):
+        shared_rows("these", lambda: iter(rows(7)), 7, 1.0)
+    monkeypatch.undo()
+    monkeypatch.setenv("XWAM_FT_CACHE", str(tmp_path))
+    assert torch.equal(shared_rows("these", lambda: iter(rows(7)), 7, 1.0), torch.stack(rows(7)))
 
 
 def resident_mappings(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import save_file
 
 from shared import QUIET
 from xwam_ft.contract import Contract
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.encode.encode import encode
+from xwam_ft.model.assemble import build_network
+from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.joint import Layout
+from xwam_ft.model.network import NetworkConfig
+from xwam_ft.model.tiny import tiny_folder
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 
@@ -94,3 +102,20 @@ def changed(recipe: Recipe) -> Change:
         return Recipe.model_validate(tree)
 
     return change
+
+
+@pytest.fixture(scope="package")
+def imported(tmp_path_factory: pytest.TempPathFactory, contract: Contract) -> Path:
+    """The tiny backbone as an imported one that brings a depth branch."""
+    folder = shutil.copytree(tiny_folder(), tmp_path_factory.mktemp("backbone") / "imported")
+    tiny = load_backbone("tiny", dtype="float32", parts=("transformer",))
+    config = NetworkConfig(
+        len(contract.cameras), contract.action_dim, contract.state_dim, contract.timing.actions_per_frame, 1
+    )
+    own = build_network(tiny, config, seed=11).state_dict()
+    own = {name: tensor + 0.01 for name, tensor in own.items() if not name.startswith("transformer.")}
+    (folder / "joint").mkdir()
+    save_file(own, folder / "joint/model.safetensors")
+    described = {"network": config.to_dict(), "layout": Layout.of(contract).to_dict()}
+    (folder / "joint/config.json").write_text(json.dumps(described))
+    return folder

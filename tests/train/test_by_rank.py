@@ -22,11 +22,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from xwam_ft.contract import Contract
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
-from xwam_ft.model.assemble import build_network
-from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.joint import Layout
-from xwam_ft.model.network import NetworkConfig
-from xwam_ft.model.tiny import tiny_folder
 from xwam_ft.recipe import Recipe
 from xwam_ft.train import start as starting
 from xwam_ft.train.sharding import read_rows, shard
@@ -44,23 +39,6 @@ def rank(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.distributed.init_process_group("fake", rank=request.param, world_size=3, store=FakeStore())
     yield request.param
     torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory, contract: Contract) -> Path:
-    """The tiny backbone as an imported one that brings a depth branch."""
-    folder = shutil.copytree(tiny_folder(), tmp_path_factory.mktemp("backbone") / "imported")
-    tiny = load_backbone("tiny", dtype="float32", parts=("transformer",))
-    config = NetworkConfig(
-        len(contract.cameras), contract.action_dim, contract.state_dim, contract.timing.actions_per_frame, 1
-    )
-    own = build_network(tiny, config, seed=11).state_dict()
-    own = {name: tensor + 0.01 for name, tensor in own.items() if not name.startswith("transformer.")}
-    (folder / "joint").mkdir()
-    save_file(own, folder / "joint/model.safetensors")
-    described = {"network": config.to_dict(), "layout": Layout.of(contract).to_dict()}
-    (folder / "joint/config.json").write_text(json.dumps(described))
-    return folder
 
 
 def started(recipe: Recipe, contract: Contract, monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> Start:

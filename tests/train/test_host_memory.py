@@ -96,6 +96,37 @@ def test_a_machine_with_too_little_is_told_before_any_work(
     assert "take a machine with more, or fewer trainer.devices of it" in "".join(make_plan(sharded, shard_set).warnings)
 
 
+def test_what_is_loaded_whole_under_fsdp2_is_counted_whole_and_said(
+    changed: Change, shard_set: ShardSet, imported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `plan` says of it is what training does: whole weights are counted exactly where they are loaded."""
+    dora = {"lora": {"rank": 2, "dora": True}, "depth": {"blocks": 1}}
+    fitted = {"lora": {"rank": 64, "alpha": 64}, "depth": {"blocks": 1, "branch": "adapter"}}
+    trainer = {"devices": 4, "strategy": "fsdp2"}
+    monkeypatch.setattr(plans, "free_memory", lambda gpu: int(6 * GB))
+    for model, path, whole in (
+        (dora, "tiny", "model.lora.dora=true"),
+        (fitted, str(imported), "model.depth.branch=adapter"),
+        ({"depth": {"blocks": 1}}, "tiny-untrained", "backbone.path=tiny-untrained"),
+        ({"depth": {"blocks": 1}}, str(imported), None),
+    ):
+        recipe = changed(model=model, trainer=trainer, backbone={"path": path, "dtype": "float32"})
+        plan = make_plan(recipe, shard_set)
+        assert plan.host.whole == whole
+        skeleton = read_skeleton(path, dtype="float32")
+        network = shape_network(skeleton, recipe, shard_set)
+        need = memory_need(summary_table(network))
+        host = host_memory(recipe, network, need, 0, 0, 4, on_gpu=True, fits=whole == "model.depth.branch=adapter")
+        held = sum(p.numel() * p.element_size() for p in network.parameters())
+        assert (host.process == PROCESS_BYTES + held) == (whole is not None)
+        shown = io.StringIO()
+        print_plan(plan, recipe, Console(file=shown, width=400))
+        assert (f"a process, which loads the whole network ({whole})" in shown.getvalue()) == (whole is not None)
+        said = f"with {whole} every process loads the whole network; leave that, or take a machine with more"
+        assert (said in "".join(plan.warnings)) == (whole is not None)
+        assert "set trainer.strategy" not in "".join(plan.warnings)
+
+
 def test_where_the_device_is_not_here_nothing_is_said_of_this_machine(
     changed: Change, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import train_step
 from _sizes import SIZES
 from xwam_ft.train.draws import draw
+from xwam_ft.train.memory import Live, count_activations
 
 from .fakes import Products, faked, place_fakes
 
@@ -51,6 +52,38 @@ def test_a_micro_batch_in_mixed_precision() -> None:
 
 
 FLOPS = 28.26
+OPERATIONS = 22_990
+"""Of a micro-batch of any size: what a GPU is told to do, views apart."""
+
+
+@pytest.mark.slow
+def test_what_lives_at_the_peak_is_what_the_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of forward and backward pass followed from its making to its end, beside `plan`'s sum of parts."""
+    size, clips = SIZES["5b"](), 8
+    module = train_step.training("LoRA, depth adapter", size, "meta", clips, checkpointing=True)
+    assert module is not None
+    one = train_step.clips(size, 1, "meta")
+    counted = count_activations(module.network, module.recipe, one, scores=False, mixed=True).of(module.recipe)
+    batch = train_step.clips(size, clips, "cpu")
+    draws = draw(batch, module.recipe.noise, 0.1, 0)
+    # As on a GPU; a CPU looks whether instructions are alike.
+    monkeypatch.setattr(module.network, "_project_batch", module.network._project_text)
+    with FakeTensorMode() as mode:
+        batch, draws = faked(batch, mode), faked(draws, mode)
+        place_fakes(module)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in trained:  # as in every micro-batch but the first of a step
+            parameter.grad = torch.empty_like(parameter)
+        with Live() as live:
+            with torch.autocast("cpu", torch.bfloat16):
+                prediction = module.predict(module.add_noise(batch, draws), draws)
+                loss = module.weigh(module.normalise(module.loss_terms(batch, draws, prediction), 0))
+            loss.backward()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    there = weights + 4 * 4 * sum(parameter.numel() for parameter in trained)  # gradients, AdamW, averages
+    assert there + counted == pytest.approx(there + live.peak, rel=0.05)
+    assert counted == pytest.approx(live.peak, rel=0.15)
+    assert live.operations == pytest.approx(OPERATIONS, rel=0.02)
 
 
 def _named(left: tuple[int, ...], right: tuple[int, ...]) -> bool:

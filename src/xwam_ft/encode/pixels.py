@@ -6,15 +6,16 @@ more copies than a disk holds; every step then pays for decoding and for the VAE
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xwam_ft.encode.batch import Batch, PictureBatch
-from xwam_ft.encode.cache import EMPTY_PROMPT
+from xwam_ft.encode.cache import EMPTY_PROMPT, libraries
 from xwam_ft.encode.clip_tensors import (
     augmentation_of,
     depth_shown,
@@ -25,7 +26,7 @@ from xwam_ft.encode.clip_tensors import (
 )
 from xwam_ft.encode.encode import embed_instructions, identify
 from xwam_ft.encode.segments import plan_segments
-from xwam_ft.encode.texts import kept_rows
+from xwam_ft.encode.texts import kept_rows, shared_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,14 +44,17 @@ REMEMBERED = 2048
 
 
 def open_pixels(recipe: Recipe, sets: Sequence[ShardSet], device: torch.device, console: Console) -> list[PixelSource]:
-    """The clips of each shard set; loads the VAE, and the text encoder for as long as it embeds the instructions."""
+    """The clips of each shard set; loads the VAE, and the text encoder for as long as it embeds the instructions.
+
+    Of several processes of a machine one embeds them.
+    """
     from xwam_ft.model.backbone import load_backbone
 
     spec = recipe.backbone
     plans = [plan_segments(one, recipe.data.clip_stride, recipe.data.copies) for one in sets]
     texts = {text for plan in plans for part in plan for text in part.texts}
     prompts = sorted({EMPTY_PROMPT, *texts, *(prompt for one in sets for prompt in one.contract.prompts)})
-    embeddings = kept_rows(embed_instructions(recipe, prompts, device, console), len(prompts))
+    embeddings = _embedded(recipe, prompts, device, console)
     vae = load_backbone(spec.path, dtype=spec.dtype, parts=("vae",), revision=spec.revision).to(device)
     clips = sum(len(part.starts) for plan in plans for part in plan)
     console.print(f"training from pixels: {clips} clips; the VAE stays loaded, the text encoder does not")
@@ -58,6 +62,22 @@ def open_pixels(recipe: Recipe, sets: Sequence[ShardSet], device: torch.device, 
         PixelSource(recipe, one, [clip for part in plan for clip in part.cached()], vae, (prompts, embeddings))
         for one, plan in zip(sets, plans, strict=True)
     ]
+
+
+def _embedded(recipe: Recipe, prompts: list[str], device: torch.device, console: Console) -> Tensor:
+    """Embeddings of instructions [N, S, Dt]."""
+    from xwam_ft.model.backbone import part_fingerprints
+
+    def rows() -> Iterator[Tensor]:
+        return embed_instructions(recipe, prompts, device, console)
+
+    trainer, spec = recipe.trainer, recipe.backbone
+    here = trainer.devices if trainer.devices != "auto" else torch.cuda.device_count() if device.type == "cuda" else 1
+    if here * trainer.nodes == 1:
+        return kept_rows(rows(), len(prompts))
+    text = part_fingerprints(spec.path, ("text",), revision=spec.revision)["text"]
+    name = json.dumps(["instructions", text, spec.dtype, device.type, libraries(), prompts])
+    return shared_rows(name, rows, len(prompts), recipe.data.local_gb)
 
 
 class PixelSource:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from xwam_ft.copies import copies_folder
+from xwam_ft.copies import Copies, copies_folder
 from xwam_ft.errors import UserError
+from xwam_ft.model.tensor_files.stream import write_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -69,15 +70,37 @@ def kept_rows(rows: Iterator[Float[Tensor, "s dt"]], count: int) -> Float[Tensor
     return made
 
 
+def shared_rows(
+    name: str, rows: Callable[[], Iterator[Float[Tensor, "s dt"]]], count: int, limit_gb: float
+) -> Float[Tensor, "n s dt"]:
+    """`count` rows that one process of this machine makes, while others wait for it and then map the same file.
+
+    Args:
+        name: says what the rows are, for good: the file stays among the copies (copies.py).
+        rows: makes them.
+        limit_gb: as `data.local_gb`.
+
+    Raises:
+        UserError: what `rows` raises; too little room for that file, below $XWAM_FT_CACHE.
+    """
+    from safetensors.torch import load_file
+
+    copies = Copies(limit_gb)
+
+    def write(path: Path) -> None:
+        made = rows()
+        first = next(made)
+        size = count * first.numel() * first.element_size()
+        copies.require_within(size)
+        _require_room(count, size)
+        write_rows(path, "embeddings", chain([first], made), count)
+
+    return load_file(copies.made(name, write))["embeddings"]
+
+
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> Tensor:
     folder = copies_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise UserError(
-            f"has {free / 1e9:,.1f} GB free, and the embeddings of {shape[0]} instructions take {size / 1e9:,.1f} GB",
-            folder,
-            "free some space, set XWAM_FT_CACHE to a folder on another disk, or make a latent cache (data.cache: auto)",
-        )
+    _require_room(shape[0], size)
     handle, name = tempfile.mkstemp(prefix="instructions-", dir=folder)
     os.close(handle)
     try:
@@ -85,3 +108,14 @@ def _mapped(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> Tensor:
     finally:
         Path(name).unlink()  # the mapping lives on; the disk has its room back when this process is gone
     return whole.view(shape)
+
+
+def _require_room(count: int, size: int) -> None:
+    folder = copies_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise UserError(
+            f"has {free / 1e9:,.1f} GB free, and the embeddings of {count} instructions take {size / 1e9:,.1f} GB",
+            folder,
+            "free some space, set XWAM_FT_CACHE to a folder on another disk, or make a latent cache (data.cache: auto)",
+        )

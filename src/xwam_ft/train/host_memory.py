@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from xwam_ft.machine import gigabytes
 from xwam_ft.model.deferred import BRANCH
-from xwam_ft.train.start import defers
+from xwam_ft.train.start import why_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PROCESS_BYTES = 1_500_000_000
 """What Python and its libraries take in a process; assumed (1.0 GB was measured on a CPU, before CUDA's own)."""
+MORE = "take a machine with more, or fewer trainer.devices of it"
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class HostMemory:
         process: of each process at most, but for the first.
         first: of the first one at most.
         processes: on a machine.
+        whole: what makes each of them load the whole network under FSDP2 (`why_whole`).
     """
 
     process: int
     first: int
     processes: int
+    whole: str | None = None
 
     @property
     def machine(self) -> int:
@@ -67,9 +70,9 @@ def host_memory(
     sizes = {name: p.numel() * p.element_size() for name, p in network.named_parameters()}
     whole = sum(sizes.values())
     drawn = sum(size for name, size in sizes.items() if not in_files(name))
-    loading = (
-        drawn + _largest_share(network, processes * recipe.trainer.nodes) if defers(recipe) and not fits else whole
-    )
+    why = why_whole(recipe, fits=fits)
+    by_rank = recipe.trainer.strategy == "fsdp2" and why is None
+    loading = drawn + _largest_share(network, processes * recipe.trainer.nodes) if by_rank else whole
     beginning = whole if recipe.init_from is not None else loading
     # A file's tensors; there are as many gradients as weights that train. On a CPU they are written where they lie.
     copied = on_gpu or recipe.trainer.strategy == "fsdp2"
@@ -79,6 +82,7 @@ def host_memory(
         process=PROCESS_BYTES + max(run, loading, vae if on_gpu else 0),
         first=PROCESS_BYTES + max(run + saving, beginning, vae if on_gpu else 0),
         processes=processes,
+        whole=why,
     )
 
 
@@ -101,8 +105,11 @@ def too_little(host: HostMemory, available: int, recipe: Recipe) -> str | None:
         f"{gigabytes(host.machine)} of host memory are needed on a machine ({of}, which writes checkpoints), and "
         f"{gigabytes(available)} are free: "
     )
-    if host.processes > 1 and not defers(recipe) and recipe.backbone.quantize is None and not recipe.optim.adamw_8bit:
+    sharded = recipe.trainer.strategy == "fsdp2"
+    if host.processes > 1 and not sharded and recipe.backbone.quantize is None and not recipe.optim.adamw_8bit:
         return f"{said}set trainer.strategy=fsdp2, where each process reads its share of the backbone alone"
+    if host.whole is not None:
+        return f"{said}with {host.whole} every process loads the whole network; leave that, or {MORE}"
     if recipe.init_from is not None:
         return f"{said}what init_from names is worked out on a whole network; take a machine with more"
-    return f"{said}take a machine with more, or fewer trainer.devices of it"
+    return f"{said}{MORE}"

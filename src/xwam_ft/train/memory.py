@@ -2,20 +2,25 @@
 
 Autograd is asked what it keeps for the backward pass of fake tensors in the recipe's precision: the shapes, dtypes and
 kernels are those of the run, nothing is computed. A storage counts once, and parameters do not count. With gradient
-checkpointing the kept inputs of the blocks stay, and one block at a time is computed again.
+checkpointing the kept inputs of the blocks stay, and one block at a time is computed again. What a block takes on the
+way back, its gradients above all, lives beside what was kept: it is counted on one block that is gone back through.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.clips import StepGeometry
@@ -23,8 +28,6 @@ from xwam_ft.errors import UserError
 from xwam_ft.train.module import TrainingModule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from xwam_ft.contract import Contract
@@ -32,13 +35,14 @@ if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe
     from xwam_ft.train.draws import Draws
 
+aten = torch.ops.aten
 CUDA_BYTES = 1_000_000_000
 """What CUDA, its libraries and fragmentation take beside tensors; assumed, not counted."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes kept for the backward pass.
+    """Bytes at the peak of a backward pass, weights and their gradients apart.
 
     Args:
         plain, checkpointed: of a clip; they grow in proportion to the clips.
@@ -126,13 +130,16 @@ def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, sc
                     _map(of, lambda tensor: torch.empty_like(tensor, device="cpu")) for of in (batch, draws)
                 )
             plain = _kept(module, batch, draws, checkpointing=False, scores=scores, mixed=mixed)
-            inputs = _kept(module, batch, draws, checkpointing=True, scores=scores, mixed=mixed)
+            with _last_blocks(module.network) as calls:
+                inputs = _kept(module, batch, draws, checkpointing=True, scores=scores, mixed=mixed)
+            back = max(_gone_back(module, call, scores=scores, mixed=mixed) for call in calls)
     finally:
         network.gradient_checkpointing = before[1]
         network.train(before[0])
     runs = len(network.transformer.blocks) + network.config.depth_blocks
     one_block = math.ceil((plain[0] - inputs[0]) / runs) + inputs[0] // runs
-    return Activations(plain[0], min(inputs[0] + one_block, plain[0]), plain[1], inputs[1])
+    whole = plain[0] + max(back - one_block, 0)
+    return Activations(whole, min(inputs[0] + max(back, one_block), whole), plain[1], inputs[1])
 
 
 def _kept(
@@ -141,14 +148,11 @@ def _kept(
     """Bytes that grow with the clips, and bytes of autocast's copies of weights, which are there once."""
     network = module.network
     network.gradient_checkpointing = checkpointing
-    held = {_storage(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    config = network.transformer.config
-    heads, size = int(config.num_attention_heads), int(config.attention_head_dim)
+    held = _storages(module)
     seen: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        is_score = tensor.ndim == 4 and tensor.shape[1] == heads and tensor.shape[3] != size
-        if _storage(tensor) not in held and (scores or not is_score):
+        if _storage(tensor) not in held and (scores or not _is_score(tensor, network)):
             seen.setdefault(_storage(tensor), tensor)  # kept alive, so that no address is used twice
         return tensor
 
@@ -165,6 +169,88 @@ def _kept(
     return sum(sizes.values()) - copies, copies
 
 
+@contextmanager
+def _last_blocks(network: JointNetwork) -> Generator[deque[tuple[Any, ...]]]:
+    """What the last two blocks that run meanwhile are called with; with a depth branch one of either kind."""
+    run, calls = network.run_block, deque[tuple[Any, ...]](maxlen=2)
+
+    def noted(*call: Any) -> Any:
+        calls.append(call)
+        return run(*call)
+
+    network.run_block = noted
+    try:
+        yield calls
+    finally:
+        network.run_block = run
+
+
+def _gone_back(module: TrainingModule, call: tuple[Any, ...], *, scores: bool, mixed: bool) -> int:
+    """Bytes that live at most while a block is computed again and its gradient is taken, copies of weights apart.
+
+    Of twice the clips, halved: of one clip some copies are none, since nothing lies between its parts.
+    """
+    network, (block, *given) = module.network, call
+    x, *rest = _twice(tuple(given), len(given[0]))
+    x = x.detach().requires_grad_()
+    counted = Live(_storages(module), None if scores else lambda tensor: _is_score(tensor, network))
+    with counted, torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
+        out = network.run_block(block, x, *rest)[0]
+        torch.autograd.grad(out, x, torch.ones_like(out))
+    return -(-counted.peak // 2)
+
+
+def _twice(value: Any, clips: int) -> Any:
+    """What is of `clips` clips, of twice as many."""
+    if isinstance(value, torch.Tensor):
+        return torch.cat([value, value]) if value.ndim and len(value) == clips else value
+    if isinstance(value, tuple):
+        parts = [_twice(part, clips) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _twice(getattr(value, field.name), clips) for field in fields(value)})
+    return value
+
+
+class Live(TorchDispatchMode):
+    """Bytes of tensors made meanwhile that live at a time, and how many operations computed something.
+
+    Args:
+        weights: storages whose copies in another dtype do not count.
+        fused: tensors that are never made where it counts.
+    """
+
+    def __init__(self, weights: Set[int] = frozenset(), fused: Callable[[Tensor], bool] | None = None) -> None:
+        super().__init__()
+        self.operations, self.now, self.peak = 0, 0, 0
+        self._weights, self._fused = weights, fused
+        self._living: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.operations += func.namespace == "aten" and not func.is_view and func is not aten._unsafe_view.default
+        given = {_storage(value) for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)}
+        cast = func is aten._to_copy.default and bool(given & self._weights)
+        for tensor in () if cast else tree_leaves(made):
+            if not isinstance(tensor, torch.Tensor) or _storage(tensor) in given:
+                continue
+            if self._fused is None or not self._fused(tensor):
+                self._note(tensor.untyped_storage())
+        return made
+
+    def _note(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._living:
+            self._living.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._living.discard(key)
+        self.now -= size
+
+
 class _CastWeights(TorchDispatchMode):
     """Notes copies of weights in another dtype, by their storage."""
 
@@ -175,7 +261,7 @@ class _CastWeights(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and _storage(args[0]) in self.held:
+        if func is aten._to_copy.default and _storage(args[0]) in self.held:
             self.copies[_storage(made)] = made
         return made
 
@@ -187,6 +273,17 @@ def _map(of: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if not is_dataclass(of) or isinstance(of, type):
         return of
     return replace(of, **{field.name: _map(getattr(of, field.name), change) for field in fields(of)})
+
+
+def _is_score(tensor: Tensor, network: JointNetwork) -> bool:
+    """Whether it has the shape of attention's scores [b, heads, n, n]."""
+    config = network.transformer.config
+    heads, size = int(config.num_attention_heads), int(config.attention_head_dim)
+    return tensor.ndim == 4 and tensor.shape[1] == heads and tensor.shape[3] != size
+
+
+def _storages(module: TrainingModule) -> set[int]:
+    return {_storage(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
 
 def _storage(tensor: Tensor) -> int:

@@ -107,8 +107,9 @@ def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
     memory.append(("free on this machine", "no such device here" if here is None else gigabytes(here)))
     for name, size in (("with", plan.activations.checkpointed), ("without", plan.activations.plain)):
         memory.append((f"activations of a clip {name} gradient checkpointing", gigabytes(size)))
+    whole = "" if plan.host.whole is None else f", which loads the whole network ({plan.host.whole})"
     host = [
-        ("a process", gigabytes(plan.host.process)),
+        (f"a process{whole}", gigabytes(plan.host.process)),
         ("the first process, which writes checkpoints", gigabytes(plan.host.first)),
         (f"a machine of {plan.host.processes}", gigabytes(plan.host.machine)),
         (

@@ -85,12 +85,23 @@ def start_network(
 
 
 def defers(recipe: Recipe) -> bool:
-    """Whether processes read their own rows of a recipe's backbone alone.
+    """Whether processes read their own rows of a recipe's backbone alone, as far as the recipe says."""
+    return recipe.trainer.strategy == "fsdp2" and why_whole(recipe) is None
 
-    DoRA's magnitudes are reckoned from whole weights.
+
+def why_whole(recipe: Recipe, *, fits: bool = False) -> str | None:
+    """What makes every process of an FSDP2 run load the whole network, as the recipe says it; None: nothing does.
+
+    Args:
+        fits: a depth branch that the backbone brings is fitted by an adapter.
     """
-    drawn = recipe.backbone.path == UNTRAINED  # by every process, there is no file
-    return recipe.trainer.strategy == "fsdp2" and not drawn and not (recipe.model.lora.dora and _adapts(recipe))
+    if recipe.trainer.strategy != "fsdp2":
+        return None
+    if recipe.backbone.path == UNTRAINED:  # drawn by every process, there is no file
+        return f"backbone.path={UNTRAINED}"
+    if recipe.model.lora.dora and _adapts(recipe):  # magnitudes are reckoned from whole weights
+        return "model.lora.dora=true"
+    return "model.depth.branch=adapter" if fits else None
 
 
 def _adapts(recipe: Recipe) -> bool:

@@ -1,7 +1,7 @@
 """`xwam-ft train`: a module, a data module, callbacks and loggers given to Lightning's Trainer.
 
 Several devices: Lightning starts one process each, and every one of them comes through here. The first rank makes
-the cache and the run folder and prints; the others wait until these are there.
+the cache and the run folder and prints; the others wait until these are there. Where one fails, all end (together.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ from xwam_ft.encode.encode import wants_depth
 from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
-from xwam_ft.locks import sole_writer
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision, float32_products
@@ -63,6 +62,7 @@ from xwam_ft.train.plan import make_plan
 from xwam_ft.train.plan_report import print_plan
 from xwam_ft.train.sharding import gathered
 from xwam_ft.train.shared_memory import require_shared_memory
+from xwam_ft.train.together import Together, together
 
 if TYPE_CHECKING:
     from xwam_ft.encode.clip_source import ClipPool, ClipSource
@@ -79,16 +79,19 @@ def train_recipe(recipe: Recipe, run: Path, console: Console) -> None:
         UserError: anything wrong with recipe, shards, backbone or folder; a loss that is not finite.
         KeyboardInterrupt, SystemExit: a signal ended the run; its checkpoint is written.
     """
-    if not first_rank():
-        wait_for(run / RECIPE_FILE)
-        resume_run(run, console)
-        return
-    require_free(run)
-    with sole_writer(run, "training it"):
-        _begin(recipe, run, console)
+    if first_rank():
+        require_free(run)
+    else:
+        console = Console(quiet=True)
+    with together(run, console) as processes:
+        if first_rank():
+            _begin(recipe, run, processes, console)
+        else:
+            wait_for(run / RECIPE_FILE)
+            _go_on(run, processes, console, None)
 
 
-def _begin(recipe: Recipe, run: Path, console: Console) -> None:
+def _begin(recipe: Recipe, run: Path, processes: Together, console: Console) -> None:
     """Make the run folder, and train."""
     inputs, own = open_inputs(recipe, console), own_code(recipe)
     recipe = inputs.recipe
@@ -100,7 +103,7 @@ def _begin(recipe: Recipe, run: Path, console: Console) -> None:
     clips = inputs.clips()
     folder = make_run(run, recipe, inputs.contract)
     write_json_atomic(run / PLAN_FILE, plan.to_json())
-    _finish(folder, inputs, clips, own, console)
+    _finish(folder, inputs, clips, own, processes, console)
 
 
 def resume_run(run: Path, console: Console, overrides: Overrides | None = None) -> None:
@@ -116,11 +119,11 @@ def resume_run(run: Path, console: Console, overrides: Overrides | None = None) 
     """
     console = console if first_rank() else Console(quiet=True)
     place = require_run(run)
-    with sole_writer(place, "training it") if first_rank() else nullcontext():
-        _go_on(place, console, overrides)
+    with together(place, console) as processes:
+        _go_on(place, processes, console, overrides)
 
 
-def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
+def _go_on(run: Path, processes: Together, console: Console, overrides: Overrides | None) -> None:
     """What `resume_run` does where nobody else does."""
     folder = open_run(run, overrides)
     done, steps = folder.first_step, folder.recipe.trainer.max_steps
@@ -144,7 +147,7 @@ def _go_on(run: Path, console: Console, overrides: Overrides | None) -> None:
             plan = make_plan(inputs.recipe, inputs.shard_set, folder.path)
             write_json_atomic(folder.path / PLAN_FILE, plan.to_json())
         folder = keep_length(folder)
-    _finish(folder, inputs, clips, own, console)
+    _finish(folder, inputs, clips, own, processes, console)
     if finished:
         longer = f"xwam-ft train --resume {quote(str(run))} --set trainer.max_steps={2 * steps}"
         console.print(f"to train longer: {longer}", soft_wrap=True, markup=False)
@@ -162,13 +165,15 @@ def _refuse_bundle(folder: RunFolder) -> None:
         )
 
 
-def _finish(folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, console: Console) -> None:
+def _finish(
+    folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, processes: Together, console: Console
+) -> None:
     """Train what is left of a run."""
     _print_data(inputs, clips, console)
     if (said := chosen_precision(folder.recipe.trainer)[1]) is not None:
         console.print(said, soft_wrap=True)
     try:
-        fit(folder, clips, inputs.shard_set, own, console)
+        fit(folder, clips, inputs.shard_set, own, processes, console)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -178,7 +183,9 @@ def _finish(folder: RunFolder, inputs: Inputs, clips: ClipPool, own: OwnCode, co
     console.print(f"next: xwam-ft export {' '.join(names)}", soft_wrap=True, markup=False)
 
 
-def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode, console: Console) -> None:
+def fit(
+    folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode, processes: Together, console: Console
+) -> None:
     """Train to the last step; returns at once where that is done already, was looked at and has its adapter folder."""
     recipe, clock = folder.recipe, Clock()
     average = None if recipe.optim.ema_decay is None else Averaging(recipe.optim.ema_decay)
@@ -191,6 +198,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     data = ClipDataModule(clips, recipe, folder.contract.sha256)
     checkpoints = ExactCheckpoints(folder, shard_set, clips, average, clock, console)
     callbacks: list[Callback] = [
+        processes,
         *([average] if average is not None else []),
         AdaptersMove(),
         clock,
@@ -235,6 +243,7 @@ def fit(folder: RunFolder, clips: ClipSource, shard_set: ShardSet, own: OwnCode,
     if signals.stopped:
         console.print(f"stopped after step {module.step}, which is saved")
         console.print(f"go on with: xwam-ft train --resume {quote(str(folder.path))}", soft_wrap=True, markup=False)
+        processes.close()
         raise KeyboardInterrupt if signals.received == signal.SIGINT else SystemExit(128 + signals.received)
     _write_adapters(module.network, folder)
     _print_time(clock, console)
