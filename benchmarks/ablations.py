@@ -4,10 +4,11 @@
     python benchmarks/ablations.py keep WORK docs/results/ablations
     python benchmarks/ablations.py page
 
-A cell is a recipe: recipes/metaworld/full_prior.yaml with overrides of its own (_ablation_grid.py), trained on the same
-40 recordings of push with the same number of clips, once a seed. `run` records, prepares, encodes, trains, exports and evaluates what is
-missing, and goes on where it was stopped; several of it may share WORK, each takes cells that no other is at. `page`
-writes docs/results.md from the kept files alone. Needs `pip install 'xwam-ft[sim]'` and a renderer.
+A cell is a recipe: recipes/metaworld/full_prior.yaml with overrides of its own (_ablation_grid.py), trained on the
+same 40 recordings of push with the same number of clips, once a seed. `run` records, prepares, encodes, trains,
+exports and evaluates what is missing, and goes on where it was stopped; several of it may share WORK, each takes
+cells that no other is at. `page` writes docs/results.md from the kept files alone. Needs `pip install 'xwam-ft[sim]'`
+and a renderer.
 """
 
 from __future__ import annotations

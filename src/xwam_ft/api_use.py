@@ -169,6 +169,7 @@ def evaluate(
     camera_blackout: bool = False,
     seams: bool = True,
     world: bool = False,
+    lpips: str | Path | None = None,
     with_future: bool = False,
     episodes: int = 50,
     seed: int = 0,
@@ -199,6 +200,7 @@ def evaluate(
         seams: also how hard commands jerk where one chunk follows another.
         world: also the imagined future: how good it is by horizon, whether it follows the actions, whether the
             spread of samples tells their error.
+        lpips: with `world`: a file of AlexNet's weights, for LPIPS; default $XWAM_FT_LPIPS.
         with_future: of a bundle whose future is optional: actions are denoised together with the imagined frames.
         episodes: to act in, from starts and goals that `seed` fixes.
         execute: commands carried out before the policy looks again; default half a chunk.
@@ -227,6 +229,8 @@ def evaluate(
         raise UserError("got no bundle", "xwam-ft evaluate", "give BUNDLE and SHARDS or --env, or --compare A B")
     if (shards is None) == (env is None):
         raise UserError("got neither just a shard set nor just --env", "xwam-ft evaluate", "give SHARDS, or --env NAME")
+    if lpips is not None and not world:
+        raise UserError("changes nothing here", "--lpips", "give --world too, which judges pictures")
     if split not in ("held_out", "train"):
         raise UserError(f"is {split!r}", "--split", "give held_out or train")
     source = _source(bundle, console, with_future)
@@ -241,12 +245,13 @@ def evaluate(
         from xwam_ft.evaluate.evaluate import evaluate_bundle
 
         assert shards is not None
-        options = {
+        options: dict[str, Any] = {
             "train_split": train_split,
             "latency": latency,
             "camera_blackout": camera_blackout,
             "seams": seams,
             "world": world,
+            "lpips": None if lpips is None else Path(lpips),
         }
         _, metrics = evaluate_bundle(source, place_of(shards), place, clips, console, split=split, **options)
     return Evaluation(metrics, place, None if place is None else place / "report.html")

@@ -99,12 +99,15 @@ Perturb = Annotated[
 ]
 Seams = Annotated[bool, typer.Option("--seams/--no-seams", help="Open loop: jerk where one chunk follows another.")]
 World = Annotated[bool, typer.Option("--world", help="Open loop: judge what is imagined, and if it follows actions.")]
+Lpips = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --world: weights for LPIPS; default $XWAM_FT_LPIPS.")
+]
 ActionSteps = Annotated[int | None, typer.Option(min=1, max=1000, help="Closed loop: denoising steps.")]
 Compare = Annotated[
     tuple[Path, Path] | None,
     typer.Option(metavar="A B", help="Lay two OUT folders beside each other; with --out alone."),
 ]
-OPEN = ("clips", "split", "train_split", "latency", "camera_blackout", "seams", "world")
+OPEN = ("clips", "split", "train_split", "latency", "camera_blackout", "seams", "world", "lpips")
 
 
 def evaluate(
@@ -123,6 +126,7 @@ def evaluate(
     camera_blackout: Blackout = False,
     seams: Seams = True,
     world: World = False,
+    lpips: Lpips = None,
     with_future: WithFuture = False,
     episodes: Annotated[int, typer.Option(min=1, help="Closed loop: episodes.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Closed loop: fixes starts and goals.")] = 0,
@@ -153,6 +157,7 @@ def evaluate(
         "camera_blackout": camera_blackout,
         "seams": seams,
         "world": world,
+        "lpips": lpips,
     }
     open_loop = {"clips": clips, "split": split, **looks}
     closed_loop = {"episodes": episodes, "seed": seed, "execute": execute, "max_steps": max_steps, "films": films}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from xwam_ft.evaluate.familiar import PICTURES, novelty_rows, novelty_table
 from xwam_ft.policy import novelty
 from xwam_ft.policy.client import PolicyClient
-from xwam_ft.policy.novelty import Novelty, features, fit
+from xwam_ft.policy.novelty import Novelty, NoveltyWatch, features, fit
 from xwam_ft.policy.policy import Policy
 from xwam_ft.policy.request import example_observation
 from xwam_ft.policy.server import serving
@@ -109,6 +111,65 @@ def test_an_answer_says_how_novel_its_pictures_are_over_the_wire_too(bundle: Pat
         assert client.infer(request, seed=0)["novelty"] == pytest.approx(expected, rel=1e-4)
         policy.novelty = None  # as in bundles made before there were statistics
         assert "novelty" not in client.infer(request, seed=0)
+
+
+def watched(most: list[float] | None) -> NoveltyWatch:
+    known = fit(np.random.default_rng(0).normal(size=(40, 2, 8)), list(range(40)), ["front", "wrist"])
+    assert known.most is not None
+    assert (known.most >= 1).all()
+    return NoveltyWatch(replace(known, most=None if most is None else np.array(most)))
+
+
+def test_a_crossing_is_said_once_until_it_is_as_usual_again() -> None:
+    watch = watched([1.5, 2.0])
+    path = [0.5, 1.4, 1.6, 3.0, 1.2, 1.6, 0.9, 1.6]
+    said = [watch.sentences({"front": score, "wrist": 1.8}) for score in path]
+    assert [len(found) for found in said] == [0, 0, 1, 0, 0, 0, 0, 1]
+    assert "camera 'front' is farther from the training pictures (1.60) than any of them (1.50)" in said[2][0]
+    both = watched([1.5, 2.0]).sentences({"front": 9.0, "wrist": 9.0})
+    assert [sentence.split("'")[1] for sentence in both] == ["front", "wrist"]
+    assert watched(None).sentences({"front": 9.0}) == []
+    assert NoveltyWatch(None).sentences({}) == []
+
+
+def test_the_farthest_training_picture_is_kept_and_older_files_are_read(tmp_path: Path) -> None:
+    rows, of = drawn(200, 20)
+    rows[3] += 30  # one picture unlike all others
+    known = fit(rows, of, ["front"])
+    assert known.most is not None
+    assert known.most[0] > 3
+    path = tmp_path / "novelty.safetensors"
+    novelty.save(known, path)
+    np.testing.assert_allclose(novelty.load(path).most, known.most, rtol=1e-6)
+    novelty.save(replace(known, most=None), path)
+    assert novelty.load(path).most is None
+
+
+def test_serve_warns_each_client_once_and_logs_it(
+    bundle: Path, trained_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy, pictures = recorded(bundle, trained_run)
+    assert policy.novelty is not None
+    assert policy.novelty.most is not None
+    request = example_observation(policy.contract, policy.contract.prompts[0])
+    usual = {**request, "images": dict(zip(policy.contract.camera_names, pictures[0], strict=True))}
+    policy.novelty = replace(policy.novelty, most=np.maximum(1.0, list(policy.infer(usual, seed=0).novelty.values())))
+    noise = np.random.default_rng(0).integers(0, 256, pictures[0].shape).astype(np.uint8)
+    strange = {**request, "images": dict(zip(policy.contract.camera_names, noise, strict=True))}
+    cameras = len(policy.contract.camera_names)
+
+    def novel(answer: dict[str, Any]) -> int:
+        return sum("farther from the training pictures" in sentence for sentence in answer["warnings"])
+
+    with serving(policy) as address, PolicyClient(address, timeout=60.0) as client:
+        with caplog.at_level("WARNING", "xwam_ft.serve"):
+            found = [novel(client.infer(one, seed=0)) for one in (usual, strange, strange, usual, strange)]
+        assert found == [0, cameras, 0, 0, cameras]
+        with PolicyClient(address, timeout=60.0) as other:
+            assert novel(other.infer(strange, seed=0)) == cameras
+    logged = [record.getMessage() for record in caplog.records if "farther from" in record.getMessage()]
+    assert len(logged) == 3 * cameras
+    assert logged[0].startswith("127.0.0.1:")
 
 
 def test_evaluate_shows_its_distribution(bundle: Path, trained_run: Path) -> None:

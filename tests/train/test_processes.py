@@ -27,6 +27,7 @@ ONE = {"batch_size": 8, "accumulate": 1}
 DDP = {"batch_size": 4, "accumulate": 1, "devices": 2, "strategy": "ddp"}
 FSDP2 = {"batch_size": 2, "accumulate": 2, "devices": 2, "strategy": "fsdp2"}
 FULL = {"train": "full", "gradient_checkpointing": True, "depth": {"blocks": 1, "train": "full"}}
+OPTIONAL = {"future": "optional", "gradient_checkpointing": True}
 FILES = ("fsdp2", "one")
 SCRIPT = """
 import json, sys
@@ -57,9 +58,11 @@ def runs(changed: Callable[..., Recipe], cache: LatentCache, tmp_path_factory: p
         recipe("one", ONE),
         recipe("eight", {"batch_size": 1, "accumulate": 8}),
         recipe("one-full", ONE, 2, **FULL),
+        recipe("one-optional", ONE, **OPTIONAL),
     ):
         training.train(path, path.with_suffix(""), [], console)
     two = [recipe("ddp", DDP), recipe("fsdp2", FSDP2), recipe("fsdp2-full", FSDP2, 2, **FULL)]
+    two.append(recipe("fsdp2-optional", FSDP2, **OPTIONAL))
     (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(folder / "script.py"), json.dumps([str(path) for path in two])]
@@ -94,6 +97,14 @@ def test_a_step_does_not_depend_on_how_it_is_cut(runs: Path) -> None:
     same(ours, theirs, 1e-5)
     losses = [json.loads((runs / name / "validation/step-000001/metrics.json").read_text())["losses"] for name in FILES]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_hidden_futures_are_cut_over_processes_as_well(runs: Path) -> None:
+    ours, theirs, joint = (gradients(runs / name) for name in ("fsdp2-optional", "one-optional", "one"))
+    same(ours, theirs, 1e-6)
+    scale = max(float(value.abs().max()) for value in joint.values())
+    assert any(float((theirs[name] - value).abs().max()) > 1e-3 * scale for name, value in joint.items())
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ latency.py     error and time of a request for 1 to 10 action steps
 familiar.py    how unlike the training pictures those of the clips are
 report.py      the open-loop result as a table, a plot and one HTML page
 imagine.py     the future a policy imagines beside the one that was recorded
-fidelity.py    PSNR, SSIM and depth errors of imagined pictures
+fidelity.py    PSNR, SSIM and depth errors of imagined pictures; lpips.py where its weights are given
 pictures.py    labelled rows of video, contact sheets
 scene.py       all views of a frame -> one cloud in the base frame; a preview
 pointcloud.py  depth pictures -> coloured points in the base frame -> .ply; Chamfer distance

@@ -10,6 +10,7 @@ from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
 from xwam_ft.evaluate.familiar import novelty_table
 from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
+from xwam_ft.evaluate.lpips import read_lpips
 from xwam_ft.evaluate.open_loop import open_loop
 from xwam_ft.evaluate.report import horizon_plot, html, print_table
 from xwam_ft.evaluate.seams import MOST_PAIRS, seam_table
@@ -47,6 +48,7 @@ def evaluate_bundle(
     camera_blackout: bool = False,
     seams: bool = False,
     world: bool = False,
+    lpips: Path | None = None,
 ) -> tuple[OpenLoopResult, dict[str, Any]]:
     """`xwam-ft evaluate`: print the table; with `out`, write metrics.json, horizon.png and report.html there.
 
@@ -57,6 +59,7 @@ def evaluate_bundle(
         camera_blackout: also errors with each camera's pictures black (blackout.py).
         seams: also jerk where a chunk follows another (seams.py).
         world: also what is imagined: how good, whether it follows actions, whether its spread warns (world.py).
+        lpips: with `world`: AlexNet's weights, for that score (lpips.py); default $XWAM_FT_LPIPS.
 
     Returns:
         The open-loop result, and all that metrics.json holds.
@@ -68,6 +71,7 @@ def evaluate_bundle(
     judged: World | None = None
     with ExitStack() as stack:
         folder = stack.enter_context(sole_folder(out, "evaluating into it")) if out is not None else None
+        seeing = read_lpips(lpips) if world else None
         opened = ShardSet.open(shards)
         source = PolicySource.of(bundle)
         policy = source.load()
@@ -105,7 +109,7 @@ def evaluate_bundle(
             if (familiar := novelty_table(policy, shard_set, split=split, clips=clips)) is not None:
                 metrics["novelty"] = familiar
             if world:
-                judged = judge(policy, shard_set, split=split, clips=clips, advance=advance)
+                judged = judge(policy, shard_set, split=split, clips=clips, lpips=seeing, advance=advance)
                 metrics["world"] = judged.metrics
         print_table(metrics, console)
         if folder is not None:

@@ -5,6 +5,7 @@
     abs_rel  mean of |d' - d| / d
     delta1   share of pixels with max(d'/d, d/d') < 1.25
     rmse     root mean square of d' - d, metres
+    lpips    how unlike pictures are to a network that sees (lpips.py), where its weights are given
 
 `psnr_moving` and `ssim_moving` count the pixels alone that move in the recording (`moving_region`). The predictor that
 repeats the first frame is bad there by that choice, so whole pictures stand beside.
@@ -25,6 +26,8 @@ import torch
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
     from numpy import ndarray
+
+    from xwam_ft.evaluate.lpips import Measure
 
 BEST_PSNR = 100.0
 MOVED = 24  # grey levels of 255
@@ -129,11 +132,13 @@ class Fidelity:
 
     Args:
         detailed: also the scores of moving regions, and rmse of depth.
+        lpips: also that of each frame.
         scores: by camera, predictor and score, the frames of every clip in turn.
     """
 
     cameras: list[str]
     detailed: bool = False
+    lpips: Measure | None = None
     scores: dict[tuple[str, str, str], list[ndarray]] = field(
         default_factory=dict[tuple[str, str, str], "list[ndarray]"]
     )
@@ -147,6 +152,9 @@ class Fidelity:
             region = moving_region(recorded)
             self._add(camera, "imagined", moving_scores(imagined[1:], recorded[1:], region))
             self._add(camera, "repeat_first_frame", moving_scores(still, recorded[1:], region))
+        if self.lpips is not None:
+            self._add(camera, "imagined", {"lpips": self.lpips(imagined[1:], recorded[1:])})
+            self._add(camera, "repeat_first_frame", {"lpips": self.lpips(still, recorded[1:])})
 
     def add_depth(self, camera: str, imagined: ndarray, recorded: ndarray) -> None:
         """A clip of one view in metres [T, h, w], NaN where nothing was measured."""

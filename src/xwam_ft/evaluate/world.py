@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
     from xwam_ft.evaluate.imagine import Pair
+    from xwam_ft.evaluate.lpips import Lpips
     from xwam_ft.policy.policy import Imagined, Policy
     from xwam_ft.progress import Advance
     from xwam_ft.shard_index import Split
@@ -79,11 +80,18 @@ def whole_clips(shards: ShardSet, split: Split) -> list[ClipRef]:
 
 
 def world(
-    policy: Policy, shards: ShardSet, *, split: Split = "held_out", clips: int, advance: Advance | None = None
+    policy: Policy,
+    shards: ShardSet,
+    *,
+    split: Split = "held_out",
+    clips: int,
+    lpips: Lpips | None = None,
+    advance: Advance | None = None,
 ) -> World:
     """Imagine clips spread evenly over a split, at most `MOST_CLIPS`; see the module's head.
 
     Args:
+        lpips: measures that as well.
         advance: is told how many clips were done.
 
     Raises:
@@ -92,7 +100,7 @@ def world(
     contract = shards.contract
     refs = whole_clips(shards, split)
     places = spread(range(len(refs)), min(clips, MOST_CLIPS))
-    collected = _Collected(contract)
+    collected = _Collected(contract, lpips)
     shown: tuple[Pair, dict[str, Imagined]] | None = None
     for number, place in enumerate(places):
         clip, other = (
@@ -129,6 +137,7 @@ def world(
         "drawn": drawn(episodes),
         "horizon_seconds": seconds[1:],
         **collected.metrics(episodes),
+        **({} if lpips is None else {"lpips": {"weights": str(lpips.path), "sha256": lpips.sha256}}),
     }
     return World(metrics, rows, [f"+{second:.2f} s" for second in seconds])
 
@@ -136,9 +145,9 @@ def world(
 class _Collected:
     """What clips say, as they come."""
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, lpips: Lpips | None) -> None:
         self.contract = contract
-        self.fidelity = Fidelity(contract.camera_names, detailed=True)
+        self.fidelity = Fidelity(contract.camera_names, detailed=True, lpips=lpips)
         self.moving: dict[str, list[float]] = {name: [] for name in CANDIDATES}  # mean squared errors
         self.distance: dict[str, list[float]] = {name: [] for name in CANDIDATES}
         self.states: dict[str, list[ErrorTable]] = {name: [] for name in CANDIDATES}

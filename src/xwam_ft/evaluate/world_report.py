@@ -20,6 +20,7 @@ SCORES = {
     "psnr_moving": ("PSNR, what moves", "dB"),
     "ssim": ("SSIM", ""),
     "ssim_moving": ("SSIM, what moves", ""),
+    "lpips": ("LPIPS", ""),
     "abs_rel": ("depth AbsRel", ""),
     "delta1": ("depth delta1", ""),
     "rmse": ("depth RMSE", "m"),
@@ -62,7 +63,10 @@ def _horizon(found: Mapping[str, Any]) -> Judgement:
         f"imagined future by horizon, over {found['clips']} clips",
         rows,
         2,
-        [_horizon_sentence(found["scores"]["all"])],
+        [
+            _horizon_sentence(found["scores"]["all"]),
+            *([] if "lpips" in found["by_horizon"] else ["LPIPS was not measured: --lpips FILE names its weights."]),
+        ],
     )
 
 

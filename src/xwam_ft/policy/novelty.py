@@ -12,7 +12,7 @@ Legend: N pictures, V cameras, C latent channels, F = 4 C numbers a picture.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,12 +33,16 @@ USUAL = 99  # percentile of training pictures that stands for 1
 
 @dataclass(frozen=True)
 class Novelty:
-    """Statistics of the training pictures, a row a camera."""
+    """Statistics of the training pictures, a row a camera.
+
+    `most` is the score of the farthest training picture, its episode held back; None in files made before it was kept.
+    """
 
     cameras: tuple[str, ...]
     mean: Float[ndarray, "v f"]
     precision: Float[ndarray, "v f f"]
     scale: Float[ndarray, " v"]
+    most: Float[ndarray, " v"] | None = None
 
     def scores(self, latents: Float[Tensor, "n c v h w"]) -> Float[ndarray, "n v"]:
         """Of pictures' latents, as `Policy.condition` gives them."""
@@ -47,6 +51,31 @@ class Novelty:
     def by_camera(self, latents: Float[Tensor, "1 c v h w"]) -> dict[str, float]:
         """Of one observation."""
         return {name: float(score) for name, score in zip(self.cameras, self.scores(latents)[0], strict=True)}
+
+
+class NoveltyWatch:
+    """Says once of each camera that its pictures are farther from the training pictures than any of these, and again
+    only after they were as usual (up to 1) in between."""
+
+    def __init__(self, novelty: Novelty | None) -> None:
+        self._most: dict[str, float] = {}
+        if novelty is not None and novelty.most is not None:
+            self._most |= zip(novelty.cameras, map(float, novelty.most), strict=True)
+        self._beyond: set[str] = set()
+
+    def sentences(self, scores: Mapping[str, float]) -> list[str]:
+        """Of one observation's score by camera: a sentence for each camera that crosses the line."""
+        said: list[str] = []
+        for name, score in scores.items():
+            if score <= 1:
+                self._beyond.discard(name)
+            elif score > self._most.get(name, np.inf) and name not in self._beyond:
+                self._beyond.add(name)
+                said.append(
+                    f"camera {name!r} is farther from the training pictures ({score:.2f}) than any of them "
+                    f"({self._most[name]:.2f}): another scene, light or camera place? Said once until it is as usual"
+                )
+        return said
 
 
 def features(latents: Float[Tensor, "n c v h w"]) -> Float[ndarray, "n v f"]:
@@ -70,13 +99,15 @@ def fit(rows: Float[ndarray, "n v f"], episodes: Sequence[int], cameras: Sequenc
             distances[held] = _distances(rows[held], *_statistics(rows[~held]))
     else:  # of one episode alone nothing can be held back
         distances = _distances(rows, mean, precision)
-    return Novelty(tuple(cameras), mean, precision, np.maximum(np.percentile(distances, USUAL, axis=0), 1e-6))
+    scale = np.maximum(np.percentile(distances, USUAL, axis=0), 1e-6)
+    return Novelty(tuple(cameras), mean, precision, scale, np.maximum(distances.max(axis=0) / scale, 1.0))
 
 
 def save(novelty: Novelty, path: Path) -> None:
     from safetensors.numpy import save as to_bytes
 
-    tensors = {name: getattr(novelty, name).astype(np.float32) for name in ("mean", "precision", "scale")}
+    names = ("mean", "precision", "scale", *(() if novelty.most is None else ("most",)))
+    tensors = {name: getattr(novelty, name).astype(np.float32) for name in names}
     with atomic_path(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, {"cameras": json.dumps(novelty.cameras)}))
 
@@ -87,8 +118,8 @@ def load(path: Path) -> Novelty:
 
     with safe_open(path, "np") as stored:
         cameras = tuple(json.loads(stored.metadata()["cameras"]))
-        mean, precision, scale = (stored.get_tensor(name).astype(float) for name in ("mean", "precision", "scale"))
-    return Novelty(cameras, mean, precision, scale)
+        tensors = {name: stored.get_tensor(name).astype(float) for name in stored.keys()}  # noqa: SIM118
+    return Novelty(cameras, tensors["mean"], tensors["precision"], tensors["scale"], tensors.get("most"))
 
 
 def _statistics(rows: Float[ndarray, "n v f"]) -> tuple[Float[ndarray, "v f"], Float[ndarray, "v f f"]]:

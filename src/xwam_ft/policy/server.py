@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ import numpy as np
 from xwam_ft.errors import UserError, require
 from xwam_ft.policy import messages, wire
 from xwam_ft.policy.metrics import Metrics
+from xwam_ft.policy.novelty import NoveltyWatch
 
 try:
     from websockets.asyncio.server import ServerConnection, serve
@@ -177,10 +178,13 @@ class PolicyServer:
             await self._unless_stopped(self._warm.wait())
             await connection.send(self._metadata)
             before: float | None = None
+            watch = NoveltyWatch(getattr(self.policy, "novelty", None))
             while True:
                 message = await self._unless_stopped(connection.recv())
                 started = time.perf_counter()
-                answer, infer = await self._answer(connection, message, before)
+                answer, infer, crossed = await self._answer(connection, message, before, watch)
+                for sentence in crossed:
+                    LOG.warning("%s: %s", _peer(connection), sentence)
                 await connection.send(answer)
                 before = time.perf_counter() - started
                 self.metrics.requests["answered"] += 1
@@ -201,8 +205,8 @@ class PolicyServer:
             self.metrics.connections -= 1
 
     async def _answer(
-        self, connection: ServerConnection, message: str | bytes, before: float | None
-    ) -> tuple[bytes, float]:
+        self, connection: ServerConnection, message: str | bytes, before: float | None, watch: NoveltyWatch
+    ) -> tuple[bytes, float, list[str]]:
         """Ask the policy on its thread; a client that leaves while it waits is not answered."""
         assert self._loop is not None
         if self.metrics.waiting >= self.limits.waiting:
@@ -210,7 +214,7 @@ class PolicyServer:
                 f"has {self.limits.waiting} requests waiting", "the server", "ask again later, or run another server"
             )
         self.metrics.waiting += 1
-        job = self._worker.submit(self._infer, message, before)
+        job = self._worker.submit(self._infer, message, before, watch)
         job.add_done_callback(self._answered)
         answer = asyncio.wrap_future(job)
         left = asyncio.create_task(connection.wait_closed())
@@ -231,8 +235,13 @@ class PolicyServer:
         with suppress(RuntimeError):  # the loop has gone
             self._loop.call_soon_threadsafe(count)
 
-    def _infer(self, message: str | bytes, before: float | None) -> tuple[bytes, float]:
-        """A message -> the answer's bytes and the policy's seconds. Runs on the policy's thread."""
+    def _infer(
+        self, message: str | bytes, before: float | None, watch: NoveltyWatch | None = None
+    ) -> tuple[bytes, float, list[str]]:
+        """A message -> the answer's bytes, the policy's seconds, and what is new about what it sees.
+
+        Runs on the policy's thread.
+        """
         if isinstance(message, str):
             raise UserError("is text", wire.WHERE, "send observations as binary msgpack")
         request = wire.unpack(message)
@@ -246,7 +255,9 @@ class PolicyServer:
         timing |= {f"{name}_ms": 1e3 * seconds for name, seconds in output.seconds.items() if name != "total"}
         if before is not None:
             timing["prev_total_ms"] = 1e3 * before
-        return wire.pack(messages.answer(self.policy.contract, output, timing)), infer
+        crossed = [] if watch is None else watch.sentences(output.novelty)
+        output = replace(output, warnings=(*output.warnings, *crossed))
+        return wire.pack(messages.answer(self.policy.contract, output, timing)), infer, crossed
 
     async def _unless_stopped(self, awaited: Awaitable[_T]) -> _T:
         task = asyncio.ensure_future(awaited)
@@ -290,6 +301,12 @@ async def _refuse(connection: ServerConnection, sentence: str) -> None:
     with suppress(ConnectionClosed):
         await connection.send(sentence[:LONGEST_ERROR].encode(errors="replace").decode())
         await connection.close(CloseCode.INTERNAL_ERROR, "the text before this says why")
+
+
+def _peer(connection: ServerConnection) -> str:
+    """A client, for the log."""
+    found: Any = connection.remote_address
+    return f"{found[0]}:{found[1]}" if found else "a client that left"
 
 
 def _address(host: str, port: int) -> str:
