@@ -128,11 +128,10 @@ def worker(place: Path, batches: int, depth: bool) -> None:
             if way == "loader":
                 dataset.read(positions)
             else:
-                for name in names:
-                    rows = [mapped[clip.file][name][clip.row] for clip in chosen]
-                    copied = torch.empty(BATCH, *SHAPES[name])
-                    for row, target in zip(rows, copied, strict=True):
-                        target.copy_(row)
+                batch = {name: torch.empty(BATCH, *SHAPES[name]) for name in names}  # all at once, as a batch is
+                for name, copied in batch.items():
+                    for clip, target in zip(chosen, copied, strict=True):
+                        target.copy_(mapped[clip.file][name][clip.row])
             spent[way] += time.process_time() - clock
         size += sum(row.nbytes for clip in chosen for row in vars(cache.read(clip)).values() if row is not None)
     print(json.dumps({**spent, "open": opened, "memory": memory, "clips": batches * BATCH, "bytes": size}))
