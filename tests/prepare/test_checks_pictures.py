@@ -114,6 +114,20 @@ def test_swapped_cameras() -> None:
     assert across.check_same(views(3)) == {}
 
 
+def test_cameras_are_swapped_where_each_is_much_nearer_to_the_other() -> None:
+    def told(left: float, right: float, odd: tuple[float, float]) -> list[int]:
+        grey = {n: {"left": [left] * 8, "right": [right] * 8} for n in range(4)}
+        grey[2] = {name: [value] * 8 for name, value in zip(("left", "right"), odd, strict=True)}
+        return list(across.check_swapped(grey))
+
+    assert told(50, 150, (150, 50)) == [2]
+    assert told(50, 150, (120, 80)) == [2]  # 30 from the other's place and 70 from its own
+    assert told(50, 150, (110, 90)) == []  # 40 and 60: another scene, as likely
+    assert told(50, 150, (100, 100)) == []
+    assert told(50, 57, (57, 50)) == [2]
+    assert told(50, 55, (55, 50)) == []  # cameras that see nearly the same
+
+
 def test_an_aspect_may_change_by_two_per_cent_without_a_word(contract: Contract) -> None:
     """Recorded at 64 x 32: 203 x 100 is 1.5 % wider, 206 x 100 3 %."""
     for width, notes in ((203, 0), (197, 0), (206, 2), (194, 2)):

@@ -100,6 +100,12 @@ def test_quantiles_against_extremes(contract: Any) -> None:
     def outlier(state: np.ndarray) -> None:
         state[200, 0] = 9.0
 
+    def within(state: np.ndarray) -> None:
+        state[200, 0] = 0.6  # three times what 98 % stay within
+
+    def beyond(state: np.ndarray) -> None:
+        state[200, 0] = 1.0
+
     def constant(state: np.ndarray) -> None:
         state[:, 7] = 0.04
 
@@ -110,6 +116,8 @@ def test_quantiles_against_extremes(contract: Any) -> None:
     found = ranged(contract, outlier)
     assert found["tool state: heavy-tails"][0] == "warning"
     assert "x reaches 9 m" in found["tool state: heavy-tails"][1]
+    assert "tool state: heavy-tails" not in ranged(contract, within)
+    assert "x reaches 1 m (5)" in ranged(contract, beyond)["tool state: heavy-tails"][1]
     found = ranged(contract, constant)
     assert found["gripper state: near-constant"][0] == "note"
     assert "hardly moves in width" in found["gripper state: near-constant"][1]
