@@ -249,7 +249,7 @@ class Trained:
         config = bundle_config(
             self.weights.skeleton(merged=merged), dict(self.vae.config), day.size.text_len,
             Settings(action_steps=STEPS),
-            backbone=origin, trained=day.weights is not None, action_prefix=0,
+            backbone=origin, trained=day.weights is not None, action_prefix=0, future="joint",
             dtype=str(day.dtype).removeprefix("torch."), run="benchmark", step=0, adapters=adapters,
         )  # fmt: skip
         shape = (day.size.text_len, int(day.size.transformer["text_dim"]))

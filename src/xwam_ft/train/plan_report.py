@@ -114,7 +114,7 @@ def plan_tables(plan: Plan, recipe: Recipe) -> Tables:
         (f"a machine of {plan.host.processes}", gigabytes(plan.host.machine)),
         (
             "free on this machine",
-            "no such device here" if plan.host_available is None else gigabytes(plan.host_available),
+            "not the one that trains" if plan.host_available is None else gigabytes(plan.host_available),
         ),
     ]
     disk = [(part.name, gigabytes(part.bytes)) for part in plan.disk]
