@@ -99,7 +99,7 @@ def test_a_trained_bundle_acts_and_its_chunks_go_on_from_one_another(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two steps teach nothing: its commands are wild, and a prefix of them would be refused.
-    monkeypatch.setattr("xwam_ft.policy.policy.FAR", float("inf"))
+    monkeypatch.setattr("xwam_ft.policy.request.FAR", float("inf"))
     tree = {
         "backbone": {"path": "tiny", "dtype": "float32"},
         "data": {"shards": str(shards), "clip_stride": 20},

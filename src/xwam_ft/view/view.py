@@ -10,9 +10,8 @@ import webbrowser
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xwam_ft.consoles import typed
 from xwam_ft.errors import UserError, listed
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 KINDS = "a shard set, a run, a bundle, or a folder that `imagine` or `evaluate` wrote"
 MANIFEST = "manifest.json"  # of a bundle; policy/bundle.py, which loads torch, says so too
 PATIENCE = 2.0  # seconds for a browser to say that it cannot
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -221,16 +221,22 @@ def _signals() -> Generator[Callable[[], object]]:
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event().wait
         return
-    reading, writing = os.pipe()  # what a handler may do at any moment
+    # Any thread may be the one that the system gives a signal to, and then a wait in this one goes on: Python itself
+    # writes the signal's number into the pipe, from whichever.
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
 
-    def end(*_: Any) -> None:
-        os.write(writing, b".")
+    def wait() -> None:
+        while os.read(reading, 1)[0] not in ENDING:
+            pass
 
-    before = {which: signal.signal(which, end) for which in (signal.SIGINT, signal.SIGTERM)}
+    awake = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {which: signal.signal(which, lambda *_: None) for which in ENDING}
     try:
-        yield partial(os.read, reading, 1)
+        yield wait
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
+        signal.set_wakeup_fd(awake)
         os.close(reading)
         os.close(writing)
