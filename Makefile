@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 OUT ?= out/demo
 
 export TOKENIZERS_PARALLELISM := false
+# Where it is set, every process that a test starts compiles the package again: a third of the suite's time.
+unexport PYTHONDONTWRITEBYTECODE
 
 EXTRAS := dev,docs,sim,mcap,stereo,ray,viz,serve
 # Two processes, a file's tests in one of them, files in the order in which they are collected.
