@@ -19,13 +19,13 @@ from _sizes import SIZES, Size, random_backbone
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.model.backbone import PARTS, PUBLISHED, Backbone, Part, cast_weights, load_backbone, locate_backbone
 from xwam_ft.model.precision import uses_tf32
 from xwam_ft.model.trainable import trainable_network
+from xwam_ft.plan.memory import is_out_of_memory, module_on_random_clips
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import INDEX_FILE, ShardSet
-from xwam_ft.train.memory import is_out_of_memory, module_on_random_clips
-from xwam_ft.train.module import TrainingModule
 
 RECIPE = "recipes/wan22_5b_lora_24gb.yaml"
 ON_CPU = "not measured: a CPU does not count it"

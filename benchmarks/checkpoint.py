@@ -18,10 +18,10 @@ from torch import Tensor
 from _measure import machine, print_table, seconds_of
 from _sizes import SIZES, command
 from train_step import FORMS, clips, forward, training
+from xwam_ft.learn.module import TrainingModule
+from xwam_ft.learn.optimizer import optimizer_tensors, trained_parameters
 from xwam_ft.model.adapters import trainable_state
-from xwam_ft.train.checkpoint import RunState, write_checkpoint
-from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.optimizer import optimizer_tensors, trained_parameters
+from xwam_ft.runs.checkpoint import RunState, write_checkpoint
 
 
 def main(

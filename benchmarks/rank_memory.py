@@ -77,9 +77,9 @@ def worker(place: Path, way: str) -> None:
     from diffusers import WanTransformer3DModel  # noqa: F401
     from torch.distributed.tensor import DTensor
 
+    from xwam_ft.learn import start as starting
+    from xwam_ft.model.sharding import shard
     from xwam_ft.recipe import Recipe
-    from xwam_ft.train import start as starting
-    from xwam_ft.train.sharding import shard
 
     dist.init_process_group("gloo")
     rank, count = dist.get_rank(), dist.get_world_size()
