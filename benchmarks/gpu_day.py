@@ -119,8 +119,8 @@ def _require_machine(weights: str, toy: bool) -> str:
         fix = "take a GPU from Ampere on (A100, RTX 30 and later)"
         raise UserError(f"{seen['name']} does not compute in bfloat16", "benchmarks/gpu_day.py", fix)
     if weights:
-        from xwam_ft.model.backbone import PARTS as BACKBONE
         from xwam_ft.model.backbone import locate_backbone
+        from xwam_ft.model.folder_check import PARTS as BACKBONE
 
         locate_backbone(weights, BACKBONE)
     return seen["name"]

@@ -235,7 +235,7 @@ def wait_for(path: Path) -> None:
 
 def _refuse_released_weights(recipe: Recipe) -> None:
     """Raise a `UserError` where the backbone is a checkpoint that was not imported yet, by its hub id or its files."""
-    from xwam_ft.model.backbone import refuse_unimported
+    from xwam_ft.model.tensor_files.source import refuse_unimported
 
     path = recipe.backbone.path
     if path.startswith(RELEASED) and not Path(path).exists():

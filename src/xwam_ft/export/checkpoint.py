@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from xwam_ft.model.backbone import Part
+    from xwam_ft.model.folder_check import Part
     from xwam_ft.runs.checkpoint import Checkpoint
 
 NETWORK, VAE = "network.", "vae."
