@@ -21,9 +21,9 @@ from xwam_ft import hub
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
-from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
-from xwam_ft.model.folder_check import FIX, FOLDERS, KINDS, PARTS, Part, check_part, require_kin
-from xwam_ft.model.joint import JOINT, JointWeights, read_joint
+from xwam_ft.model.fingerprint import fingerprinted, part_fingerprint
+from xwam_ft.model.folder_check import FIX, KINDS, PARTS, Part, check_part, require_kin
+from xwam_ft.model.joint import JointWeights, read_joint
 from xwam_ft.model.load_part import cast_weights, load_text, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
 from xwam_ft.model.tensor_files.source import refuse_unimported
@@ -257,7 +257,7 @@ def load_backbone(
     if quantize is not None and "transformer" in loaded:
         quantize_blocks(loaded["transformer"], quantize)
     return _assembled(
-        path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: _part_fingerprint(path, folder, part)
+        path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: part_fingerprint(path, folder, part)
     )
 
 
@@ -280,7 +280,7 @@ def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None 
         UserError: no such folder or hub id, or a part that is missing or incomplete.
     """
     folder = locate_backbone(path, parts, revision)
-    return {part: _part_fingerprint(path, folder, part) for part in parts}
+    return {part: part_fingerprint(path, folder, part) for part in parts}
 
 
 def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint: Callable[[Part], str]) -> Backbone:
@@ -314,7 +314,7 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     if path in (TINY, UNTRAINED):
         return tiny_folder()
     refuse_unimported(Path(path))
-    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in _fingerprinted(part)), "README.md"]
+    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in fingerprinted(part)), "README.md"]
     folder = hub.folder_of(path, revision, patterns, FIX)
     require_kin(folder, FIX)
     return folder
@@ -327,15 +327,3 @@ def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         return {"text_encoder": load_text(folder, dtype), "tokenizer": tokenizer}
     return {part: load_vae(folder) if part == "vae" else load_transformer(folder, dtype)}
-
-
-def _part_fingerprint(path: str, folder: Path, part: Part) -> str:
-    if path == UNTRAINED and part == "transformer":
-        # Of a fresh build: the loaded one may be cast or carry adapters by now.
-        return module_fingerprint({"transformer": untrained_transformer()})
-    return folder_fingerprint(folder, _fingerprinted(part))
-
-
-def _fingerprinted(part: Part) -> tuple[str, ...]:
-    """The folders of a part; X-WAM's own parts, where there are any, belong to its transformer."""
-    return (*FOLDERS[part], JOINT) if part == "transformer" else FOLDERS[part]

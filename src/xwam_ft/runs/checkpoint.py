@@ -230,10 +230,10 @@ def still_there(checkpoint: Checkpoint) -> Generator[None]:
 def checkpoint_of(run: Path, step: int) -> Checkpoint:
     """The checkpoint of a step; a `UserError` names those there are."""
     folder = checkpoint_folder(run, step)
-    if not folder.is_dir():
-        kept = listed(kept_steps(run))
-        raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {kept}")
-    return read_checkpoint(folder)
+    if folder.is_dir():
+        return read_checkpoint(folder)
+    kept = kept_steps(run)
+    raise UserError(f"has no checkpoint of step {step}", run, f"choose one that it kept: {listed(kept)}")
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -30,10 +30,10 @@ from xwam_ft.consoles import typed
 from xwam_ft.contract import Contract, load_contract, require_same
 from xwam_ft.errors import UserError, listed, spelled
 from xwam_ft.files import atomic_folder, remove_folder, require_local, write_text_atomic
-from xwam_ft.places import RECIPE_FILE, run_at, step_of
+from xwam_ft.places import RECIPE_FILE, run_at
 from xwam_ft.recipe import BackboneSpec, DataSpec, Recipe, load_recipe
 from xwam_ft.strict_yaml import Overrides, override_names
-from xwam_ft.runs.checkpoint import Checkpoint, checkpoint_of, latest_checkpoint, list_checkpoints
+from xwam_ft.runs.checkpoint import Checkpoint, checkpoint_of, kept_steps, latest_checkpoint
 from xwam_ft.runs.longer import (
     Extension,
     extension,
@@ -109,24 +109,37 @@ def open_run(path: Path, overrides: Overrides | None = None, *, step: int | None
         path, step = run_at(path)
     if not (path / RECIPE_FILE).is_file():
         require_run(path)
-    checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
-    newest = step_of(folders[-1]) if (folders := list_checkpoints(path)) else None
-    extensions = read_extensions(path, newest or 0)
-    written = load_recipe(path / RECIPE_FILE)
-    recipe = before = up_to_date(written, extensions)
+    run = read_run(path, step)
+    recipe = before = run.recipe
     if overrides:
         after = load_recipe(path / RECIPE_FILE, overrides)
         if LENGTH in override_names(overrides):  # counts from what the run was trained for, whatever its recipe says
-            before = with_steps(before, _length(extensions, checkpoint, before))
-        elif before != written:
+            before = with_steps(before, _length(run.extensions, run.checkpoint, before))
+        else:
             after = with_steps(after, before.trainer.max_steps)
-        recipe = _changed(before, after, (*FREE, LENGTH) if checkpoint is None else (*FREE, LENGTH, *CUT), path)
+        recipe = _changed(before, after, (*FREE, LENGTH) if run.checkpoint is None else (*FREE, LENGTH, *CUT), path)
     if not overrides or "data.shards" not in override_names(overrides):
         recipe = found_again(recipe, path)
-    done, steps = checkpoint.state.step if checkpoint else 0, recipe.trainer.max_steps
+    extensions, steps = run.extensions, recipe.trainer.max_steps
     if extends := steps != before.trainer.max_steps:
-        extensions = (*extensions, extension(before, done, steps, path))
-    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint, extensions, extends)
+        extensions = (*extensions, extension(before, run.first_step, steps, path))
+    return replace(run, recipe=recipe, extensions=extensions, extends=extends)
+
+
+def read_run(path: Path, step: int | None = None) -> RunFolder:
+    """A run as its folder has it, wherever its shards lie by now.
+
+    Args:
+        path: its folder. step: of the checkpoint; default the newest.
+
+    Raises:
+        UserError: that checkpoint is damaged or not there.
+    """
+    checkpoint = latest_checkpoint(path) if step is None else checkpoint_of(path, step)
+    kept = kept_steps(path)
+    extensions = read_extensions(path, kept[-1] if kept else 0)
+    recipe = up_to_date(load_recipe(path / RECIPE_FILE), extensions)
+    return RunFolder(path, recipe, load_contract(path / CONTRACT_FILE), checkpoint, extensions)
 
 
 def require_run(text: Path) -> Path:
@@ -138,9 +151,9 @@ def require_run(text: Path) -> Path:
     path, step = run_at(text)
     if not (path / RECIPE_FILE).is_file():
         raise UserError(f"is not a run folder (no {RECIPE_FILE})", path, "give a folder that `xwam-ft train` made")
-    folders = list_checkpoints(path)
-    if step is not None and (not folders or step != step_of(folders[-1])):
-        newest = step_of(folders[-1]) if folders else "none"
+    kept = kept_steps(path)
+    if step is not None and step not in kept[-1:]:
+        newest = kept[-1] if kept else "none"
         raise UserError(
             f"names step {step}, and a run goes on from its newest checkpoint, {newest}",
             text,

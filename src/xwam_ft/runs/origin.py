@@ -20,13 +20,13 @@ from xwam_ft.model.adapters import prepare_for_training, stable_name
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import part_fingerprints
 from xwam_ft.model.network import NetworkConfig
-from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.source import open_safetensors
 from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy.bundle import MANIFEST, verify_bundle
 from xwam_ft.policy.from_hub import bundle_at
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 from xwam_ft.runs.checkpoint import EMA_FILE, TRAINABLE_FILE
-from xwam_ft.runs.folder import open_run, require_sealed
+from xwam_ft.runs.folder import read_run, require_sealed
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
@@ -97,7 +97,8 @@ def is_bundle(path: Path) -> bool:
 
 def _located(place: str) -> tuple[Path, int | None, bool]:
     """Folder and step of a run (True), or the folder of a bundle."""
-    path, step = run_at(bundle_at(place) if hub.repo_of(place, "model") else place)
+    here = bundle_at(place) if hub.repo_of(place, "model") else place
+    path, step = run_at(here)
     if (path / RECIPE_FILE).is_file():
         return path, step, True
     if is_bundle(path):
@@ -106,7 +107,7 @@ def _located(place: str) -> tuple[Path, int | None, bool]:
 
 
 def _of_run(place: str, path: Path, step: int | None) -> Origin:
-    run = open_run(path, step=step)
+    run = read_run(path, step)
     if run.checkpoint is None:
         raise UserError("has no checkpoint yet", place, f"go on with it: xwam-ft train --resume {quote(str(path))}")
     require_sealed(run)
@@ -120,7 +121,7 @@ def _of_run(place: str, path: Path, step: int | None) -> Origin:
         config=NetworkConfig.from_dict(state.network),
         backbone=state.backbone,
         backbone_path=run.recipe.backbone.path,
-        tensors=open_checkpoint(file).tensors,
+        tensors=open_safetensors([file]).tensors,
         whole=False,
         lora=model.lora,
         sha256=sha256(file),
@@ -131,7 +132,7 @@ def _of_run(place: str, path: Path, step: int | None) -> Origin:
 def _of_bundle(place: str, path: Path) -> Origin:
     config: dict[str, Any] = verify_bundle(path)
     network_config = NetworkConfig.from_dict(config["network"])
-    stored = open_checkpoint(path / "model.safetensors").tensors
+    stored = open_safetensors([path / "model.safetensors"]).tensors
     tensors = {name.removeprefix("network."): one for name, one in stored.items() if name.startswith("network.")}
     lora = None
     if adapters := config.get("adapters"):
