@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,8 @@ class Day:
             for part in ("transformer", "vae", "text_encoder")
         ]
         read[0]["patch_size"] = tuple(read[0]["patch_size"])
-        return Size("weights", *read, made.text_len, made.height, made.width, made.clip_frames, made.depth_blocks)
+        transformer, vae, text = read
+        return replace(made, name="weights", transformer=transformer, vae=vae, text=text)
 
     def backbone(self, *parts: Part, dtype: torch.dtype | None = None, device: str | None = None) -> Backbone:
         """Parts of the backbone, the same numbers each time; in float32 they are those of bfloat16."""

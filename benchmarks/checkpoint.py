@@ -68,7 +68,8 @@ def _timed(form: str, repeats: int, folder: Path | None) -> tuple[str, str, str,
         step = iter(range(1, 10_000))
 
         def save(name: str, tensors: dict[str, dict[str, Tensor]]) -> None:
-            done = write_checkpoint(Path(place) / name, _state(next(step)), **tensors, keep=1)
+            saved = tensors["trainable"], tensors["optimizer"], tensors["ema"]
+            done = write_checkpoint(Path(place) / name, _state(next(step)), *saved, keep=1)
             sizes[name] = sum(path.stat().st_size for path in done.iterdir())
 
         times = seconds_of([lambda: save("ours", parts), lambda: save("whole", whole)], "cpu", repeats)
@@ -88,7 +89,7 @@ def _in_gb(sizes: tuple[int, int]) -> tuple[str, str, str]:
 
 
 def _state(step: int) -> RunState:
-    return RunState(step, step, 0, 0, 1, {}, "", "", "", "", "", {}, {})
+    return RunState(step, step, 0, 0, 1, {}, {}, "", "", "", "", {}, {})
 
 
 if __name__ == "__main__":

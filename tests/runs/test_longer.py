@@ -12,13 +12,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+import training
+from training import cut_back, same_checkpoint
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
 from xwam_ft.runs.folder import open_run, require_sealed
 from xwam_ft.runs.longer import EXTENSIONS_FILE, read_extensions
-
-import training
-from training import cut_back, same_checkpoint
 
 TO_8 = ["trainer.max_steps=8", "checkpoint.every_steps=1", "checkpoint.keep=9"]
 

@@ -11,15 +11,14 @@ import pytest
 import yaml
 from rich.console import Console
 
+import training
+from training import cut_back
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
 from xwam_ft.model.tiny import tiny_folder
 from xwam_ft.recipe import load_recipe
 from xwam_ft.runs.folder import open_run
 from xwam_ft.runs.runs import list_runs
-
-import training
-from training import cut_back
 
 
 @pytest.mark.slow

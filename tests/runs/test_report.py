@@ -14,17 +14,16 @@ import pytest
 import yaml
 from rich.console import Console
 
+import training
 from shared import QUIET
+from training import recipe_tree
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
-from xwam_ft.shards import ShardSet
 from xwam_ft.runs.history import History
-from xwam_ft.train.loggers import MetricsFile, log_picture, run_loggers
 from xwam_ft.runs.report import score_rows, sigma_table, smooth, write_report
-
-import training
-from training import recipe_tree
+from xwam_ft.shards import ShardSet
+from xwam_ft.train.loggers import MetricsFile, log_picture, run_loggers
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from xwam_ft.errors import UserError, listed, spelled
 from xwam_ft.files import atomic_folder, remove_folder, require_local, write_text_atomic
 from xwam_ft.places import RECIPE_FILE, run_at
 from xwam_ft.recipe import BackboneSpec, DataSpec, Recipe, load_recipe
-from xwam_ft.strict_yaml import Overrides, override_names
 from xwam_ft.runs.checkpoint import Checkpoint, checkpoint_of, kept_steps, latest_checkpoint
 from xwam_ft.runs.longer import (
     Extension,
@@ -44,6 +43,7 @@ from xwam_ft.runs.longer import (
     write_extensions,
 )
 from xwam_ft.runs.moved import found_again, moved_to, places, remember
+from xwam_ft.strict_yaml import Overrides, override_names
 
 if TYPE_CHECKING:
     from xwam_ft.encode.cache import CacheIdentity
