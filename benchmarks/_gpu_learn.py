@@ -14,7 +14,7 @@ from train_step import optimizer_step, step_flops
 from xwam_ft.model.backbone import cast_weights
 from xwam_ft.model.compiled import INDUCTOR, compile_blocks
 from xwam_ft.model.quantize import quantize_blocks
-from xwam_ft.train.plan import make_plan
+from xwam_ft.plan.plan import make_plan
 
 FORM = "LoRA, depth adapter"
 """What the 5B recipes train, as train_step.py names it."""

@@ -40,10 +40,13 @@ def machine(day: Day, say: Say) -> Found:
         ["weights", "the built-in small backbone" if day.toy else "random" if day.weights is None else day.weights],
     ]
     if day.toy:
-        rows += [["GPU", "not measured: --toy runs on the CPU"], ["bfloat16 on this CPU", cpu_has_bfloat16()]]
+        seen: list[list[Cell]] = [
+            ["GPU", "not measured: --toy runs on the CPU"],
+            ["bfloat16 on this CPU", cpu_has_bfloat16()],
+        ]
     else:
         properties = torch.cuda.get_device_properties(0)
-        rows += [
+        seen = [
             ["GPU", properties.name],
             ["GPUs", torch.cuda.device_count()],
             ["GPU memory, GB", round(properties.total_memory / 1e9, 1)],
@@ -55,7 +58,7 @@ def machine(day: Day, say: Say) -> Found:
             ["cuDNN", torch.backends.cudnn.version() or "not measured: torch does not say"],
             ["bfloat16 on this GPU", gpu_has_bfloat16()],
         ]
-    found.table("machine", ("what", "value"), rows)
+    found.table("machine", ("what", "value"), rows + seen)
     found.table("libraries", ("library", "version"), [[*pair] for pair in installed_versions(LIBRARIES).items()])
     found.table("matrix product of this machine", ("numbers", "TFLOP/s"), _peaks(day, say))
     return found

@@ -15,6 +15,7 @@ from xwam_ft.contract import Contract
 from xwam_ft.depth_code import metres_to_code
 from xwam_ft.media import read_rgb
 from xwam_ft.pictures import resize_pictures
+from xwam_ft.shard_index import Split
 from xwam_ft.shard_writer import ShardSetWriter, encode_segment, episode_entry, segment_key
 from xwam_ft.shards import Segment, ShardSet
 
@@ -53,7 +54,10 @@ def write_shards(folder: Path, contract: Contract, episodes: int = EPISODES) -> 
         return writer.finish(contract, entries)
 
 
-def _segment(contract: Contract, number: int, frames: int, split: str) -> Segment:
+def _segment(contract: Contract, number: int, frames: int, split: Split) -> Segment:
+    near, far = contract.depth.near, contract.depth.far
+    assert near is not None
+    assert far is not None
     rgb = recorded(contract, frames, number * frames)
     height, width = rgb.shape[2:4]
     ramp = 1.0 + 0.5 * np.linspace(0, 1, height)[:, None] + np.zeros(width)
@@ -67,7 +71,7 @@ def _segment(contract: Contract, number: int, frames: int, split: str) -> Segmen
     return Segment(
         key=segment_key(number, 0), episode=number, split=split, first_frame=0, first_start=0, num_starts=frames,
         instruction=contract.prompts[0], rgb=rgb,
-        depth=metres_to_code(metres, contract.depth.near, contract.depth.far),
+        depth=metres_to_code(metres, near, far),
         proprio=states[:frames], proprio_mask=np.ones_like(states[:frames]),
         action=states[2:], action_mask=np.ones_like(states[2:]),
     )  # fmt: skip

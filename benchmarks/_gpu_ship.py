@@ -20,7 +20,9 @@ from _sizes import PROMPT
 from xwam_ft.export.proof import adapters_off
 from xwam_ft.export.weights import RunWeights
 from xwam_ft.files import read_json, write_json_atomic, write_text_atomic
+from xwam_ft.learn.optimizer import trained_parameters
 from xwam_ft.model.adapters import trainable_state
+from xwam_ft.model.sharding import shard, whole_number
 from xwam_ft.model.tensor_files.source import Stored
 from xwam_ft.model.tensor_files.stream import Piece
 from xwam_ft.observation import encode
@@ -28,8 +30,6 @@ from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import MANIFEST, SELFCHECK, bundle_config, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import NO_TEXT, Settings
 from xwam_ft.policy.request import example_observation
-from xwam_ft.train.optimizer import trained_parameters
-from xwam_ft.train.sharding import shard, whole_number
 
 FORMS = {"merged": True, "unmerged": False}
 SEED = 0

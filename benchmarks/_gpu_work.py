@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from _sizes import SIZES, Size, random_backbone
 from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
-from xwam_ft.model.backbone import PARTS, PUBLISHED, Backbone, Part, cast_weights, load_backbone, locate_backbone
+from xwam_ft.learn.module import TrainingModule
+from xwam_ft.model.backbone import Backbone, cast_weights, load_backbone, locate_backbone
+from xwam_ft.model.folder_check import PARTS, PUBLISHED, Part
 from xwam_ft.model.precision import uses_tf32
 from xwam_ft.model.trainable import trainable_network
+from xwam_ft.plan.memory import is_out_of_memory, module_on_random_clips
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.shards import INDEX_FILE, ShardSet
-from xwam_ft.train.memory import is_out_of_memory, module_on_random_clips
-from xwam_ft.train.module import TrainingModule
 
 RECIPE = "recipes/wan22_5b_lora_24gb.yaml"
 ON_CPU = "not measured: a CPU does not count it"
@@ -108,7 +109,8 @@ class Day:
             for part in ("transformer", "vae", "text_encoder")
         ]
         read[0]["patch_size"] = tuple(read[0]["patch_size"])
-        return Size("weights", *read, made.text_len, made.height, made.width, made.clip_frames, made.depth_blocks)
+        transformer, vae, text = read
+        return replace(made, name="weights", transformer=transformer, vae=vae, text=text)
 
     def backbone(self, *parts: Part, dtype: torch.dtype | None = None, device: str | None = None) -> Backbone:
         """Parts of the backbone, the same numbers each time; in float32 they are those of bfloat16."""

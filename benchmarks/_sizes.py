@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Camera, Contract, DepthCode, Image, Quantiles, Slot, Timing
-from xwam_ft.model.backbone import Backbone, Part, cast_weights
+from xwam_ft.model.backbone import Backbone, cast_weights
+from xwam_ft.model.folder_check import Part
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
 from xwam_ft.model.tiny import tiny_folder

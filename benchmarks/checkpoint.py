@@ -18,10 +18,10 @@ from torch import Tensor
 from _measure import machine, print_table, seconds_of
 from _sizes import SIZES, command
 from train_step import FORMS, clips, forward, training
+from xwam_ft.learn.module import TrainingModule
+from xwam_ft.learn.optimizer import optimizer_tensors, trained_parameters
 from xwam_ft.model.adapters import trainable_state
-from xwam_ft.train.checkpoint import RunState, write_checkpoint
-from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.optimizer import optimizer_tensors, trained_parameters
+from xwam_ft.runs.checkpoint import RunState, write_checkpoint
 
 
 def main(
@@ -68,7 +68,8 @@ def _timed(form: str, repeats: int, folder: Path | None) -> tuple[str, str, str,
         step = iter(range(1, 10_000))
 
         def save(name: str, tensors: dict[str, dict[str, Tensor]]) -> None:
-            done = write_checkpoint(Path(place) / name, _state(next(step)), **tensors, keep=1)
+            saved = tensors["trainable"], tensors["optimizer"], tensors["ema"]
+            done = write_checkpoint(Path(place) / name, _state(next(step)), *saved, keep=1)
             sizes[name] = sum(path.stat().st_size for path in done.iterdir())
 
         times = seconds_of([lambda: save("ours", parts), lambda: save("whole", whole)], "cpu", repeats)
@@ -88,7 +89,7 @@ def _in_gb(sizes: tuple[int, int]) -> tuple[str, str, str]:
 
 
 def _state(step: int) -> RunState:
-    return RunState(step, step, 0, 0, 1, {}, "", "", "", "", "", {}, {})
+    return RunState(step, step, 0, 0, 1, {}, {}, "", "", "", "", {}, {})
 
 
 if __name__ == "__main__":

@@ -119,11 +119,11 @@ def _require_machine(weights: str, toy: bool) -> str:
         fix = "take a GPU from Ampere on (A100, RTX 30 and later)"
         raise UserError(f"{seen['name']} does not compute in bfloat16", "benchmarks/gpu_day.py", fix)
     if weights:
-        from xwam_ft.model.backbone import PARTS as BACKBONE
         from xwam_ft.model.backbone import locate_backbone
+        from xwam_ft.model.folder_check import PARTS as BACKBONE
 
         locate_backbone(weights, BACKBONE)
-    return seen["name"]
+    return str(seen["name"])
 
 
 def _require_same(out: Path, settings: dict[str, Any], gpu: str) -> None:
@@ -224,9 +224,10 @@ def _measure(out: Path, settings: dict[str, Any], name: str, say: Callable[[str]
         why = f"its process ended with code {process.exitcode}"
         why = f"not done after {PARTS[name][2]:g} minutes" if late else why
         result = {"status": "failed", "reason": f"{why}{_last(log)}", "tables": [], "says": []}
-    result = scrubbed(result, out, settings["weights"]) | {"seconds": round(time.monotonic() - began, 1)}
-    write_json_atomic(_place(out, name), result)
-    return result
+    found: dict[str, Any] = scrubbed(result, out, settings["weights"])
+    found["seconds"] = round(time.monotonic() - began, 1)
+    write_json_atomic(_place(out, name), found)
+    return found
 
 
 def _last(log: Path) -> str:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ def write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def copies(count: int) -> Iterator[list[Path]]:
+def copies(count: int) -> Generator[list[Path]]:
     """Copies of what git knows of this working tree."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True, text=True

@@ -7,6 +7,7 @@ is what the kernel says was resident at most (`getrusage`), mapped files include
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -48,7 +49,7 @@ def make_backbone(folder: Path, blocks: int, *, wide: bool) -> int:
 
     from xwam_ft.model.tiny import tiny_folder
 
-    config = {**SIZES["tiny"]().transformer, "num_layers": blocks, **(WIDE if wide else {})}
+    config: dict[str, Any] = {**SIZES["tiny"]().transformer, "num_layers": blocks, **(WIDE if wide else {})}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         WanTransformer3DModel(**config).save_pretrained(folder / "transformer", max_shard_size="200MB")
@@ -72,14 +73,15 @@ def measured(place: Path, count: int, way: str) -> tuple[str, ...]:
 
 def worker(place: Path, way: str) -> None:
     """One process of them: the network of a recipe at its start, cut; writes its peak."""
-    import peft  # noqa: F401 - libraries are no part of it
     import torch.distributed as dist
-    from diffusers import WanTransformer3DModel  # noqa: F401
     from torch.distributed.tensor import DTensor
 
+    for library in ("peft", "diffusers.models.transformers.transformer_wan"):  # they are no part of it
+        importlib.import_module(library)
+
+    from xwam_ft.learn import start as starting
+    from xwam_ft.model.sharding import shard
     from xwam_ft.recipe import Recipe
-    from xwam_ft.train import start as starting
-    from xwam_ft.train.sharding import shard
 
     dist.init_process_group("gloo")
     rank, count = dist.get_rank(), dist.get_world_size()

@@ -6,7 +6,7 @@ managers put a slow way in place; the others stand in for the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,7 @@ from xwam_ft.model.solver import SHIFT, Solver, flow_grid
 
 
 @contextmanager
-def per_token_modulation() -> Iterator[None]:
+def per_token_modulation() -> Generator[None]:
     """Shift, scale and gate of every token, [B, L, D] each, in place of three a sample."""
 
     @lru_cache
@@ -48,7 +48,7 @@ def per_token_modulation() -> Iterator[None]:
 
 
 @contextmanager
-def complex_rotary() -> Iterator[None]:
+def complex_rotary() -> Generator[None]:
     """Rotation as a complex product in double precision, as Wan's own code has it."""
 
     def rotate(x: Tensor, rotary: Any) -> Tensor:
@@ -61,7 +61,7 @@ def complex_rotary() -> Iterator[None]:
 
 
 @contextmanager
-def library_solver() -> Iterator[None]:
+def library_solver() -> Generator[None]:
     """diffusers' UniPC, which works its weights out at every step, from tables on the CPU."""
     with mock.patch.object(sampler, "Solver", LibrarySolver):
         yield
@@ -111,7 +111,7 @@ def depth_every_step(joint: JointNetwork) -> Forward:
 
 
 @contextmanager
-def all_frames_encoded(codec: Any, frames: int) -> Iterator[None]:
+def all_frames_encoded(codec: Any, frames: int) -> Generator[None]:
     """Encodes a whole clip of `frames` frames for its first latent frame."""
     encode = codec.encode_video
 
@@ -124,7 +124,7 @@ def all_frames_encoded(codec: Any, frames: int) -> Iterator[None]:
 
 
 @contextmanager
-def training_operations() -> Iterator[None]:
+def training_operations() -> Generator[None]:
     """A training step on a CPU as torch, peft and slices give it: what costs passes over memory beside the products."""
 
     def modulate(x: Tensor, shift: Tensor, scale: Tensor, spans: Any) -> Tensor:
@@ -145,7 +145,7 @@ def training_operations() -> Iterator[None]:
             return F.scaled_dot_product_attention(query, seen.keys, seen.values)
 
     def text_of_each(joint: JointNetwork, text: Tensor) -> Tensor:
-        return joint._project_text(text)
+        return joint._project_text(text)  # pyright: ignore[reportPrivateUsage]
 
     with ExitStack() as stack:
         for module, name, slow in (

@@ -23,11 +23,11 @@ import slow_ways
 from _measure import flops, machine, matmul_peak, peak_memory, pick_device, print_table, seconds
 from _sizes import SIZES, Size, command, random_backbone
 from xwam_ft.encode.batch import Batch
+from xwam_ft.learn.draws import draw
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.model.trainable import trainable_network
+from xwam_ft.plan.memory import module_on_random_clips
 from xwam_ft.recipe import Recipe
-from xwam_ft.train.draws import draw
-from xwam_ft.train.memory import module_on_random_clips
-from xwam_ft.train.module import TrainingModule
 
 RANK = 32
 FORMS: dict[str, dict[str, Any]] = {

@@ -67,8 +67,10 @@ def timed(recipe: Path, run: Path, sets: list[str], steps: int) -> tuple[float, 
 
 
 def _prepared(place: Path) -> Path:
-    options = {"depth": "tiny", "workers": 0, "strict": True, "urdf_dirs": [], "console": QUIET}
-    prepare([bundled(RECORDINGS)], place / "shards", embodiment=bundled(EMBODIMENT), **options)
+    prepare(
+        [bundled(RECORDINGS)], place / "shards", embodiment=bundled(EMBODIMENT),
+        depth="tiny", workers=0, strict=True, urdf_dirs=[], console=QUIET,
+    )  # fmt: skip
     return place / "shards"
 
 

@@ -144,7 +144,7 @@ def _write_video(folder: Path, key: str, episodes: list[np.ndarray], fps: int, c
     )
     options = {"g": "32", **special}
     with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps), options=options)
+        stream: Any = container.add_stream(codec, rate=Fraction(fps), options=options)
         stream.height, stream.width = episodes[0].shape[1:3]
         stream.pix_fmt = "yuv420p" if colour else "gray12le"
         stream.codec_context.flags |= Flags.bitexact
@@ -181,13 +181,17 @@ def _write_tables(folder: Path, recordings: list[Recording], tasks: list[str], f
     pq.write_table(table, folder / "data" / "chunk-000" / "file-000.parquet")
     pq.write_table(pa.Table.from_pylist(episodes), folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
     named = {"task_index": pa.array(range(len(tasks)), pa.int64()), "__index_level_0__": pa.array(tasks)}
-    index = {"index_columns": ["__index_level_0__"], "column_indexes": [], "pandas_version": "2.3.0"}
-    index["columns"] = [
+    described: dict[str, Any] = {
+        "index_columns": ["__index_level_0__"],
+        "column_indexes": [],
+        "pandas_version": "2.3.0",
+    }
+    described["columns"] = [
         {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
         {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object"},
     ]
     pq.write_table(
-        pa.table(named).replace_schema_metadata({"pandas": json.dumps(index)}), folder / "meta" / "tasks.parquet"
+        pa.table(named).replace_schema_metadata({"pandas": json.dumps(described)}), folder / "meta" / "tasks.parquet"
     )
 
 
@@ -202,9 +206,12 @@ def _statistics(recordings: list[Recording]) -> dict[str, Any]:
     level = np.arange(256) / 255
     for camera in recordings[0].videos:
         # Histograms, not pixels: a long recording's pixels as floats would not fit into memory.
-        counts = sum(
-            np.stack([np.bincount(r.videos[camera][..., channel].ravel(), minlength=256) for channel in range(3)])
-            for r in recordings
+        counts = np.sum(
+            [
+                [np.bincount(r.videos[camera][..., channel].ravel(), minlength=256) for channel in range(3)]
+                for r in recordings
+            ],
+            axis=0,
         )
         share = counts / np.sum(counts, axis=1, keepdims=True)
         mean = share @ level

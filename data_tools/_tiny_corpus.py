@@ -10,6 +10,7 @@ Depth: single pictures with depth in metres, from cameras, lights and colours dr
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,7 +139,7 @@ class RandomLook:
 
 
 def _place(model: Any, camera: int, position: np.ndarray, axes: np.ndarray) -> None:
-    import mujoco
+    mujoco: Any = importlib.import_module("mujoco")
 
     quaternion = np.zeros(4)
     mujoco.mju_mat2Quat(quaternion, axes.flatten())
@@ -148,7 +149,7 @@ def _place(model: Any, camera: int, position: np.ndarray, axes: np.ndarray) -> N
 
 def render_depth(task: str, pictures: int, out: Path) -> None:
     """Pictures with depth of one task: two of three from a random camera, the others from the benchmark's three."""
-    import mujoco
+    mujoco: Any = importlib.import_module("mujoco")
 
     simulator = Simulator(task, CAMERAS, HEIGHT, WIDTH)
     own = {name: float(simulator.model.cam_fovy[simulator.model.camera(name).id]) for name in CAMERAS}

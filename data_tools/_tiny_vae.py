@@ -111,8 +111,13 @@ class Pictures:
 
 def _panned(still: torch.Tensor, frames: int, rng: np.random.Generator) -> torch.Tensor:
     """A window of a picture [1, 1, H, W] that moves and grows evenly: [1, T, H, W]."""
-    scale = np.linspace(*rng.uniform(0.6, 0.95, 2), frames)
-    centre = np.stack([np.linspace(*rng.uniform(-1, 1, 2), frames) for _ in range(2)]) * (1 - scale)
+
+    def between(low: float, high: float) -> np.ndarray:
+        first, last = rng.uniform(low, high, 2)
+        return np.linspace(first, last, frames)
+
+    scale = between(0.6, 0.95)
+    centre = np.stack([between(-1, 1) for _ in range(2)]) * (1 - scale)
     theta = torch.zeros(frames, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = torch.from_numpy(scale).float()
     theta[:, :, 2] = torch.from_numpy(centre.T).float()

@@ -31,8 +31,8 @@ from xwam_ft.export.export import export_run
 from xwam_ft.files import read_json, write_json_atomic
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.train.folder import open_run
-from xwam_ft.train.history import TIME_FILE, History
+from xwam_ft.runs.folder import open_run
+from xwam_ft.runs.history import TIME_FILE, History
 from xwam_ft.train.train import resume_run, train_recipe
 
 TASKS = ("button-press-topdown", "drawer-open", "window-open", "push")

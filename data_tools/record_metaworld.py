@@ -40,10 +40,14 @@ from xwam_ft.errors import EXIT_CODE, UserError
 from xwam_ft.evaluate.metaworld import STATE as STATE_NAMES
 from xwam_ft.evaluate.metaworld import Simulator, benchmark, instruction
 
-STATE = list(STATE_NAMES)
+STATE: list[str] = list(STATE_NAMES)
 ACTION = ["x", "y", "z", "qw", "qx", "qy", "qz", "gripper_effort"]
-NAMES = {"observation.state": STATE, "action": ACTION, "action.raw": ["dx", "dy", "dz", "gripper_effort"]}
-NAMES |= {"next.success": ["success"]}
+NAMES: dict[str, list[str]] = {
+    "observation.state": STATE,
+    "action": ACTION,
+    "action.raw": ["dx", "dy", "dz", "gripper_effort"],
+    "next.success": ["success"],
+}
 STEPS_AFTER_SUCCESS = 6
 MAX_STEPS = 200
 MAX_ATTEMPTS = 5

@@ -10,7 +10,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -30,6 +30,9 @@ from xwam_ft.shard_writer import (
     segment_key,
 )
 from xwam_ft.shards import Segment, ShardSet
+
+if TYPE_CHECKING:
+    from xwam_ft.encode.cache import LatentCache
 
 # A first example may import a library for seconds, on a machine that does other things: no test is a race.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -345,6 +348,36 @@ def trained_run(contract: Contract, tmp_path_factory: pytest.TempPathFactory) ->
         return folder / "run"
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def toy_set(contract: Contract, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """A synthetic shard set for the rooms that train, which add latent caches to it."""
+    return write_shard_set(tmp_path_factory.mktemp("toy") / "set", contract)
+
+
+@pytest.fixture(scope="session")
+def toy_cache(toy_set: ShardSet) -> LatentCache:
+    """Its latent cache, by the recipe that those rooms' tests share."""
+    import torch
+
+    from training import recipe_tree
+    from xwam_ft.encode.encode import encode
+    from xwam_ft.recipe import Recipe
+
+    return encode(Recipe.model_validate(recipe_tree(toy_set.folder)), toy_set, torch.device("cpu"), QUIET)
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_set: ShardSet, toy_cache: LatentCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps by that recipe that nothing stopped; read it, do not change it."""
+    import yaml
+
+    from training import recipe_tree, train
+
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "toy.yaml").write_text(yaml.safe_dump(recipe_tree(toy_set.folder)))
+    return train(folder / "toy.yaml", folder / "whole", [], QUIET)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ VERBS = (
     "view",
     "doctor",
 )
-ROOMS = ("inspect", "prepare", "encode", "train", "export", "evaluate", "view")
+ROOMS = ("inspect", "prepare", "encode", "plan", "train", "runs", "export", "evaluate", "view")
 
 
 def run_python(code: str) -> None:
@@ -41,14 +41,16 @@ def run_python(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("first", ["xwam_ft.train", "import xwam_ft.train.draws", "from xwam_ft.train import draws"])
+@pytest.mark.parametrize(
+    "first", ["xwam_ft.train", "import xwam_ft.train.loggers", "from xwam_ft.train import loggers"]
+)
 def test_a_room_can_be_called_whatever_was_imported_first(first: str) -> None:
     run_python(
         f"import xwam_ft\n{first}\n"
-        "import xwam_ft.train.draws as draws\n"
+        "import xwam_ft.train.look as look\n"
         "from xwam_ft import train\n"
         "assert train is xwam_ft.train is __import__('sys').modules['xwam_ft.train']\n"
-        "assert xwam_ft.train.draws is draws and callable(xwam_ft.train)\n"
+        "assert xwam_ft.train.look is look and callable(xwam_ft.train)\n"
         "try:\n    xwam_ft.train()\nexcept xwam_ft.UserError as error:\n    fix = error.fix\n"
         "assert fix == 'give RECIPE, or --resume RUN'\n"
     )

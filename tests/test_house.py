@@ -14,7 +14,22 @@ import xwam_ft
 
 SOURCE = Path(xwam_ft.__file__).parent
 REPOSITORY = SOURCE.parents[1]
-ROOMS = ["prepare", "sets", "inspect", "model", "convert", "encode", "policy", "evaluate", "train", "export", "view"]
+ROOMS = [
+    "prepare",
+    "sets",
+    "inspect",
+    "model",
+    "convert",
+    "encode",
+    "policy",
+    "evaluate",
+    "runs",
+    "learn",
+    "plan",
+    "train",
+    "export",
+    "view",
+]
 FRONT_DOORS = {"api", "api_use", "cli", "cli_shards", "cli_use", "demo", "results"}
 MAY_NOT = {room: set(ROOMS[ROOMS.index(room) + 1 :]) for room in ROOMS}
 MAY_NOT["model"] |= {"prepare", "sets", "inspect"}

@@ -17,9 +17,9 @@ from xwam_ft.cli import main
 from xwam_ft.consoles import plain_console, setting, typed
 from xwam_ft.errors import UserError
 from xwam_ft.policy.bundle import verify_bundle
+from xwam_ft.runs.folder import require_free
 from xwam_ft.shards import ShardSet
 from xwam_ft.strict_yaml import parse_override
-from xwam_ft.train.folder import require_free
 
 from .so101 import write_so101
 

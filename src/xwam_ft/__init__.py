@@ -59,6 +59,9 @@ The rooms, each importing only those before it (prepare and model do not know ea
     encode/           shards and a recipe -> clips a network can eat; the latent cache
     policy/           a network and its contract -> actions; the bundle
     evaluate/         a policy with shards or in an environment -> numbers in physical units, pictures, reports
+    runs/             a run's folder: what lies in it, what is read back from it
+    learn/            clips and a recipe -> a network that learns: the modules for any Lightning Trainer
+    plan/             what a run will hold, fill and take
     train/            shards and a recipe -> a run folder
     export/           a run -> a bundle that has proved itself
     view/             shards, a run or a bundle -> a page in the browser to watch them on
@@ -90,12 +93,12 @@ if TYPE_CHECKING:
     )
     from xwam_ft.contract import Contract, load_contract
     from xwam_ft.errors import UserError
+    from xwam_ft.learn.data import ClipDataModule
+    from xwam_ft.learn.module import TrainingModule
     from xwam_ft.policy.policy import Policy
     from xwam_ft.recipe import Recipe, load_recipe
     from xwam_ft.results import Bundle, PreparedSet, Run, Runs
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.data import ClipDataModule
-    from xwam_ft.train.module import TrainingModule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -128,14 +131,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("doctor", "imagine", "plan", "runs", "serve"), "api"),
+    **dict.fromkeys(("doctor", "imagine", "serve"), "api"),
     **dict.fromkeys(("Bundle", "PreparedSet", "Run", "Runs"), "results"),
-    "ClipDataModule": "train.data",
+    "ClipDataModule": "learn.data",
     "Contract": "contract",
     "Policy": "policy.policy",
     "Recipe": "recipe",
     "ShardSet": "shards",
-    "TrainingModule": "train.module",
+    "TrainingModule": "learn.module",
     "UserError": "errors",
     "load_contract": "contract",
     "load_recipe": "recipe",
@@ -145,7 +148,9 @@ _ROOMS = (
     "evaluate",
     "export",
     "inspect",
+    "plan",
     "prepare",
+    "runs",
     "train",
     "view",
 )  # packages that can be called, see verb.py

@@ -35,9 +35,9 @@ __all__ = [
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from xwam_ft.plan.plan import Plan
     from xwam_ft.recipe import Recipe
     from xwam_ft.results import Bundle, Made
-    from xwam_ft.train.plan import Plan
 
 
 def inspect(raw: str | Path, write: str | Path | None = None, *, progress: bool | Console = False) -> Inspection:
@@ -134,7 +134,7 @@ def plan(
     Raises:
         UserError: anything wrong with recipe or shards, or shapes that the backbone cannot hold.
     """
-    from xwam_ft.train.plan_report import plan_recipe
+    from xwam_ft.plan.plan_report import plan_recipe
 
     return plan_recipe(_recipe(recipe, overrides), plain_console(progress), probe=probe, fit=fit)
 

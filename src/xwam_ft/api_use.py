@@ -112,7 +112,7 @@ def runs(
     Raises:
         UserError: no such folder, or neither a run nor a recipe.
     """
-    from xwam_ft.train.runs import differences, list_runs, print_differences, print_runs
+    from xwam_ft.runs.runs import differences, list_runs, print_differences, print_runs
 
     place, console = Path(folder), plain_console(progress)
     if diff is None:

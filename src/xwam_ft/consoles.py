@@ -75,3 +75,11 @@ def marked(word: str, rest: str = "", style: str = "yellow") -> Text:
     from rich.text import Text
 
     return Text.assemble((word, style), rest)
+
+
+def duration(seconds: float) -> str:
+    """ "3 h 20 min", "4 min", "12 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

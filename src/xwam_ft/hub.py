@@ -184,11 +184,11 @@ def folder_of(place: str | Path, revision: str | None, allow: Sequence[str], fix
     """
     if Path(place).is_dir():
         return Path(place)
-    repo = repo_of(place, "model")
-    if repo is None:
-        require_local(Path(place), "a folder with weights")
-        raise UserError(f"no such folder; looked at {Path(place).absolute()}", place, fix + hint(place, "model"))
-    return fetch(replace(repo, revision=repo.revision or revision), allow=allow)
+    if (repo := repo_of(place, "model")) is not None:
+        return fetch(replace(repo, revision=repo.revision or revision), allow=allow)
+    fix += hint(place, "model")
+    require_local(Path(place), "a folder with weights")
+    raise UserError(f"no such folder; looked at {Path(place).absolute()}", place, fix)
 
 
 def fetched_from(folder: Path) -> Repo | None:

@@ -126,12 +126,12 @@ def load_json(place: Place) -> Any:
     """A JSON file, here or at a URL; see `files.read_json`."""
     import json
 
-    if url_of(place) is None:
-        return read_json(Path(place))
-    try:
-        return json.loads(read_bytes(place))
-    except ValueError as error:
-        raise UserError(f"is not valid JSON ({error})", place, "restore the file or make it again") from None
+    if url_of(place):
+        try:
+            return json.loads(read_bytes(place))
+        except ValueError as error:
+            raise UserError(f"is not valid JSON ({error})", place, "restore the file or make it again") from None
+    return read_json(Path(place))
 
 
 def sizes(folder: Place, names: Sequence[str] | None = None) -> dict[str, int]:

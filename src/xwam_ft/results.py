@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from xwam_ft.policy.policy import Policy
+    from xwam_ft.runs.runs import RunSummary
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.runs import RunSummary
 
 
 class Made(Protocol):
@@ -76,9 +76,9 @@ class Run:
         Raises:
             UserError: it is not one, or its newest checkpoint is damaged.
         """
-        from xwam_ft.train.folder import open_run
-        from xwam_ft.train.history import History
-        from xwam_ft.train.report import REPORT_FILE
+        from xwam_ft.runs.folder import open_run
+        from xwam_ft.runs.history import History
+        from xwam_ft.runs.report import REPORT_FILE
 
         folder = open_run(Path(path))
         rows = [row for row in History(folder.path).metrics() if "held_out/total" in row]

@@ -1,12 +1,7 @@
-"""The recipe, shards and cache of the training tests: a set of their own, since tests add caches to it."""
+"""What the tests of the rooms that train share; one CPU thread."""
 
-from tests.train.conftest import (  # noqa: F401
-    _one_thread,  # pyright: ignore[reportPrivateUsage]
-    cache,
-    changed,
-    console,
-    finished,
-    recipe,
-    recipe_file,
-    shard_set,
-)
+from __future__ import annotations
+
+from training import cache, changed, console, finished, imported, one_thread, recipe, recipe_file, shard_set
+
+__all__ = ["cache", "changed", "console", "finished", "imported", "one_thread", "recipe", "recipe_file", "shard_set"]

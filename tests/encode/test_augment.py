@@ -19,12 +19,12 @@ from xwam_ft.encode.clips import ClipOrder, StepGeometry, copy_at
 from xwam_ft.encode.dataset import ClipDataset
 from xwam_ft.encode.encode import encode
 from xwam_ft.errors import UserError
+from xwam_ft.learn.counts import StepCounts
 from xwam_ft.media import Codec, compressed
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.pictures import centre_crop, centre_crop_nearest, crop_size
 from xwam_ft.recipe import AugmentSpec, Recipe, load_recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.counts import StepCounts
 
 HEIGHT, WIDTH, CROP = 20, 40, 0.7
 SPEC = AugmentSpec(crop=True, brightness=0.3, saturation=0.5, hue=0.1)

@@ -15,10 +15,10 @@ import torch
 import yaml
 from rich.console import Console
 from tests.conftest import EPISODES, make_motion
-from tests.train import training
-from tests.train.conftest import Change, recipe_tree
 
+import training
 from shared import QUIET
+from training import Change, recipe_tree
 from xwam_ft import quantiles
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.encode.cache import LatentCache

@@ -13,20 +13,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.train.conftest import Change, recipe_tree
-from tests.train.training import train
 
 from shared import QUIET
+from training import Change, recipe_tree, train
 from xwam_ft.encode.clip_source import ClipSource
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.encode.encode import encode
 from xwam_ft.encode.pixels import PixelSource, open_pixels
 from xwam_ft.errors import UserError
+from xwam_ft.learn.counts import StepCounts
+from xwam_ft.learn.data import ClipDataModule, ClipDataset
 from xwam_ft.model import backbone as backbones
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.counts import StepCounts
-from xwam_ft.train.data import ClipDataModule, ClipDataset
 
 CPU = torch.device("cpu")
 AUGMENT = {"crop": True, "brightness": 0.2, "copies": 2}

@@ -20,8 +20,8 @@ from xwam_ft.model.backbone import load_backbone, part_fingerprints
 from xwam_ft.policy.client import PolicyClient
 from xwam_ft.policy.request import example_observation
 from xwam_ft.policy.server import serving
+from xwam_ft.runs.checkpoint import list_checkpoints
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.checkpoint import list_checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "model"))

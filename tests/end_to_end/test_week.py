@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from xwam_ft.policy.bundle import verify_bundle
-from xwam_ft.train.runs import list_runs
+from xwam_ft.runs.runs import list_runs
 
 ROOT = Path(__file__).parents[2]
 

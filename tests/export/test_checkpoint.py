@@ -17,8 +17,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.export.checkpoint import chosen_checkpoint, policy_source
 from xwam_ft.locks import sole_writer
 from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.runs.best import best_checkpoint
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.best import best_checkpoint
 
 QUIET = Console(quiet=True)
 

@@ -29,9 +29,9 @@ from xwam_ft.model.trainable import trainable_network
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.recipe import load_recipe
+from xwam_ft.runs.checkpoint import latest_checkpoint, write_checkpoint
+from xwam_ft.runs.folder import open_run
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
-from xwam_ft.train.folder import open_run
 from xwam_ft.train.train import train_recipe
 
 Tensors = dict[str, torch.Tensor]

@@ -16,8 +16,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.export import export
 from xwam_ft.export.export import export_run
 from xwam_ft.locks import sole_writer
-from xwam_ft.train import checkpoint
-from xwam_ft.train.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from xwam_ft.runs import checkpoint
+from xwam_ft.runs.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 
 
 @pytest.fixture

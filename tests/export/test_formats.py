@@ -25,7 +25,7 @@ from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerpr
 from xwam_ft.model.reference import build_from_reference, reference_name
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.recipe_model import LoraSpec
-from xwam_ft.train.folder import open_run
+from xwam_ft.runs.folder import open_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xwam_tiny.safetensors"
 

@@ -20,14 +20,14 @@ from xwam_ft.contract import load_contract
 from xwam_ft.convert.convert import import_checkpoint
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
+from xwam_ft.learn.carry import Carried, carry
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.model.tensor_files.source import Stored
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.recipe import Recipe, load_recipe
-from xwam_ft.train.carry import Carried, carry
-from xwam_ft.train.origin import open_origin
+from xwam_ft.runs.origin import open_origin
 from xwam_ft.train.train import resume_run, train_recipe
 
 QUIET = Console(quiet=True)

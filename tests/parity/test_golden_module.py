@@ -13,15 +13,15 @@ import torch
 
 from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.clips import StepGeometry
+from xwam_ft.learn import module as training_module
+from xwam_ft.learn.draws import Draws
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.model.golden_file import GoldenFile, read_golden, relative_error
 from xwam_ft.model.losses import LossMasks, loss_counts
 from xwam_ft.model.noise import Sigmas
 from xwam_ft.model.reference import build_from_reference, to_reference
 from xwam_ft.model.streams import Streams
 from xwam_ft.recipe import Recipe
-from xwam_ft.train import module as training_module
-from xwam_ft.train.draws import Draws
-from xwam_ft.train.module import TrainingModule
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xwam_step.safetensors"
 CLIPS = 4

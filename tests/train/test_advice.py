@@ -12,14 +12,13 @@ import pytest
 import typer.main
 from rich.console import Console
 
+import training
 import xwam_ft
+from training import cut_back
 from xwam_ft.cli import app
 from xwam_ft.errors import UserError
-from xwam_ft.train.folder import open_run
-from xwam_ft.train.origin import open_origin
-
-from . import training
-from .test_run import cut_back
+from xwam_ft.runs.folder import open_run
+from xwam_ft.runs.origin import open_origin
 
 QUIET = Console(quiet=True)
 SOURCE = Path(xwam_ft.__file__).parent

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import training
 from xwam_ft.errors import UserError
-
-from . import training
 
 CODE = """
 from lightning.pytorch.callbacks import Callback, EarlyStopping

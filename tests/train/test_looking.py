@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import training
+from training import cut_back, same_checkpoint
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.train import budget, look
 from xwam_ft.train.budget import Budget
 from xwam_ft.train.callbacks import SPEED, Clock
 from xwam_ft.train.exact import ExactCheckpoints
-from xwam_ft.train.module import TrainingModule
-
-from . import training
-from .test_run import cut_back, same_checkpoint
 
 QUIET = Console(quiet=True)
 

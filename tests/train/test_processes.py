@@ -17,11 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+import training
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.recipe import Recipe
-
-from . import training
 
 ONE = {"batch_size": 8, "accumulate": 1}
 DDP = {"batch_size": 4, "accumulate": 1, "devices": 2, "strategy": "ddp"}

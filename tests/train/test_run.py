@@ -22,41 +22,22 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import training
+from training import cut_back, same_checkpoint
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
+from xwam_ft.learn.data import ClipDataModule
+from xwam_ft.learn.module import TrainingModule
+from xwam_ft.plan.plan_report import plan_recipe
 from xwam_ft.recipe import Recipe, load_recipe
+from xwam_ft.runs.checkpoint import latest_checkpoint, write_checkpoint
+from xwam_ft.runs.folder import open_run
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.checkpoint import latest_checkpoint, write_checkpoint
-from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import restore_weights
-from xwam_ft.train.folder import open_run
-from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.plan_report import plan_recipe
-
-from . import training
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "embodiments")
 Rerun = Callable[[int], Path]
-
-
-def same_checkpoint(left: Path, right: Path) -> None:
-    for name in ("trainable", "optimizer", "ema"):
-        ours, theirs = load_file(left / f"{name}.safetensors"), load_file(right / f"{name}.safetensors")
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert torch.equal(ours[key], theirs[key]), f"{name}: {key}"
-
-
-def cut_back(finished: Path, target: Path, step: int) -> Path:
-    """The run as it was when its checkpoint of `step` was the newest."""
-    shutil.copytree(finished, target)
-    shutil.rmtree(target / "adapter")
-    shutil.rmtree(target / "adapter-depth")
-    for folder in (target / "checkpoints").iterdir():
-        if folder.name > f"step-{step:06d}":
-            shutil.rmtree(folder)
-    return target
 
 
 def test_a_run_folder_holds_exactly_this(finished: Path, shard_set: ShardSet) -> None:

@@ -11,9 +11,9 @@ import torch
 from xwam_ft.contract import Contract
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
+from xwam_ft.learn.data import ClipDataModule
 from xwam_ft.recipe import Recipe
 from xwam_ft.train import shared_memory
-from xwam_ft.train.data import ClipDataModule
 
 Change = Callable[..., Recipe]
 

@@ -11,16 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
+import training
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
+from xwam_ft.learn.data import ClipDataModule
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.recipe import Recipe
 from xwam_ft.shards import ShardSet
 from xwam_ft.train import smoke
-from xwam_ft.train.data import ClipDataModule
-from xwam_ft.train.module import TrainingModule
-
-from . import training
 
 FAST = {"optim": {"lr_lora": 1e-2, "lr_heads": 1e-2, "lr_depth": 1e-2}}
 

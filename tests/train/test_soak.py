@@ -12,10 +12,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+import training
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
-
-from . import training
 
 KILLS = 20
 STEPS = 24

@@ -13,7 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
+import training
 import xwam_ft
+from training import cut_back, same_checkpoint
 from xwam_ft.encode.encode import encode, identify
 from xwam_ft.errors import UserError
 from xwam_ft.locks import sole_writer
@@ -21,11 +23,8 @@ from xwam_ft.prepare import pipeline
 from xwam_ft.prepare.pipeline import prepare
 from xwam_ft.recipe import Recipe, load_recipe, overridden
 from xwam_ft.results import Run
+from xwam_ft.runs.folder import open_run
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.folder import open_run
-
-from . import training
-from .test_run import cut_back, same_checkpoint
 
 QUIET = Console(quiet=True)
 

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
+from xwam_ft.learn.data import ClipDataModule
+from xwam_ft.learn.held_out import sigma_edges
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.model.adapters import trainable_state
 from xwam_ft.model.backbone import load_backbone
 from xwam_ft.model.network import JointNetwork
 from xwam_ft.policy.policy import clip_observation
+from xwam_ft.runs.folder import open_run
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import restore_weights
-from xwam_ft.train.folder import open_run
-from xwam_ft.train.held_out import sigma_edges
-from xwam_ft.train.module import TrainingModule
 from xwam_ft.train.validation import evaluation_mode, live_policy
 
 Losses = dict[str, float]

@@ -22,8 +22,8 @@ from shared import QUIET
 from xwam_ft.errors import UserError
 from xwam_ft.media import read_rgb
 from xwam_ft.policy.policy import Policy, clip_observation
+from xwam_ft.runs.history import History
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.history import History
 from xwam_ft.view.view import Viewing, open_site, start
 
 pytestmark = pytest.mark.slow

@@ -133,23 +133,22 @@ def open_inputs(
     require_supported()
     shown = console or Console(quiet=True)
     recipe = _on_its_own_backbone(recipe, shown)
-    _refuse_released_weights(recipe)
-    if computes and under is None:
-        recipe = _pinned(recipe, shown)
     if computes:
         _require_extras(recipe)
+    if computes and under is None:
+        recipe = _pinned(recipe, shown)
     if recipe.trainer.threads:
         import torch
 
         torch.set_num_threads(recipe.trainer.threads)
     sets = open_sets(recipe.data, shown if console else None, under)
+    episode_weights(recipe.data, sets)
+    _require_prefix_fits(recipe, sets.contract)
     if recipe.init_from is not None and under is None:
         sets = sets.under(_started(recipe, sets.contract))
     inputs = Inputs(recipe, sets, shown)
     if computes:
         _ = inputs.device
-    _require_prefix_fits(recipe, inputs.contract)
-    episode_weights(recipe.data, inputs.sets)
     return inputs
 
 
@@ -169,20 +168,34 @@ def _pinned(recipe: Recipe, console: Console) -> Recipe:
 
 
 def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
-    """A bundle in a backbone's place can mean one thing: to start from what it learned."""
-    from xwam_ft.model.tensor_files.source import bundle_backbone
+    """The recipe, where a bundle stands in the backbone's place as one that starts from what it learned.
 
-    place = recipe.backbone.path
-    if (backbone := bundle_backbone(Path(place))) is None or recipe.init_from is not None:
-        return recipe  # where both are named, the backbone is refused
-    console.print(
-        f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone {backbone}, as "
-        f"with --init {quote(place)}",
-        soft_wrap=True,
-        markup=False,
-    )
-    spec = recipe.backbone.model_copy(update={"path": backbone})
-    return recipe.model_copy(update={"backbone": spec, "init_from": place})
+    Raises:
+        UserError: the backbone is a checkpoint that was not imported yet, by its hub id or its files; or a bundle
+            beside `init_from`.
+    """
+    from xwam_ft.model.tensor_files.source import bundle_backbone, refuse_unimported
+
+    place = path = recipe.backbone.path
+    backbone = bundle_backbone(Path(place)) if recipe.init_from is None else None
+    if backbone is not None:
+        console.print(
+            f"{place} is a bundle, not a backbone: training starts from what it learned, on its backbone {backbone}, "
+            f"as with --init {quote(place)}",
+            soft_wrap=True,
+            markup=False,
+        )
+        path = backbone
+        spec = recipe.backbone.model_copy(update={"path": path})
+        recipe = recipe.model_copy(update={"backbone": spec, "init_from": place})
+    if path.startswith(RELEASED) and not Path(path).exists():
+        raise UserError(
+            f"{path} holds X-WAM's own checkpoints, which are imported once before they are trained",
+            "backbone.path",
+            "download one, run python data_tools/import_xwam.py CKPT OUT --vae-text FOLDER, and write OUT here",
+        )
+    refuse_unimported(Path(path))
+    return recipe
 
 
 def _started(recipe: Recipe, contract: Contract) -> Contract:
@@ -231,20 +244,6 @@ def wait_for(path: Path) -> None:
         if time.monotonic() > until:
             raise UserError("did not appear", path, "look at what the first rank printed")
         time.sleep(10.0 if remote.url_of(path) else 1.0)
-
-
-def _refuse_released_weights(recipe: Recipe) -> None:
-    """Raise a `UserError` where the backbone is a checkpoint that was not imported yet, by its hub id or its files."""
-    from xwam_ft.model.backbone import refuse_unimported
-
-    path = recipe.backbone.path
-    if path.startswith(RELEASED) and not Path(path).exists():
-        raise UserError(
-            f"{path} holds X-WAM's own checkpoints, which are imported once before they are trained",
-            "backbone.path",
-            "download one, run python data_tools/import_xwam.py CKPT OUT --vae-text FOLDER, and write OUT here",
-        )
-    refuse_unimported(Path(path))
 
 
 def _require_extras(recipe: Recipe) -> None:

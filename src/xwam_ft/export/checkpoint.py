@@ -31,16 +31,16 @@ from xwam_ft.policy.settings import Settings
 from xwam_ft.policy.source import PolicySource
 from xwam_ft.progress import progress_bar
 from xwam_ft.prompts import clean_prompt
-from xwam_ft.train.best import best_checkpoint
-from xwam_ft.train.checkpoint import still_there
-from xwam_ft.train.folder import RunFolder, open_run, require_backbone_there, require_sealed
+from xwam_ft.runs.best import best_checkpoint
+from xwam_ft.runs.checkpoint import still_there
+from xwam_ft.runs.folder import RunFolder, open_run, require_backbone_there, require_sealed
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from xwam_ft.model.backbone import Part
-    from xwam_ft.train.checkpoint import Checkpoint
+    from xwam_ft.model.folder_check import Part
+    from xwam_ft.runs.checkpoint import Checkpoint
 
 NETWORK, VAE = "network.", "vae."
 _PARTS = {"transformer": "transformer", "vae": "VAE", "text": "text encoder"}

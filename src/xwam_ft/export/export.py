@@ -45,9 +45,9 @@ from xwam_ft.policy import novelty, selfcheck, text_encoder
 from xwam_ft.policy.bundle import NOVELTY, PICTURE, SELFCHECK, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
+from xwam_ft.runs.checkpoint import still_there
+from xwam_ft.runs.folder import RunFolder, open_run, require_own_shards, require_sealed, require_shards
 from xwam_ft.shards import ShardSet
-from xwam_ft.train.checkpoint import still_there
-from xwam_ft.train.folder import RunFolder, open_run, require_own_shards, require_sealed, require_shards
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -28,13 +28,13 @@ from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tensor_files.source import Stored, open_checkpoint
 from xwam_ft.model.tensor_files.stream import Piece
 from xwam_ft.model.tiny import UNTRAINED
-from xwam_ft.train.checkpoint import EMA_FILE, TRAINABLE_FILE
+from xwam_ft.runs.checkpoint import EMA_FILE, TRAINABLE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.recipe import Recipe
-    from xwam_ft.train.checkpoint import Checkpoint
+    from xwam_ft.runs.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BRANCH_BLOCK = re.compile(r"depth_branch\.blocks\.(\d+)\.")

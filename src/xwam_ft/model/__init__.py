@@ -5,6 +5,7 @@ network.py    the joint network on diffusers' own Wan blocks; tokens.py its sequ
               attention.py the kernel of its attention
 assemble.py   a network from a backbone, or from a configuration and its weights
 skeleton.py   a backbone's shapes without its weights; published.py those of the 5B
+sharding.py   FSDP2: a network cut over processes, and whole again; deferred.py its weights, each process its own rows
 adapters.py   LoRA through peft: what trains, what is frozen, the audit of trained keys
 noise.py      asynchronous noise sampling and its two baselines
 losses.py     masked squared errors as sums and counts

@@ -9,12 +9,11 @@ Pictures are [.., T, H, W, 3] uint8 or [N, 3, T, H, W] floats in [-1, 1]; latent
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,12 +21,12 @@ from xwam_ft import hub
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
-from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
-from xwam_ft.model.folder_check import KINDS, require_kin, require_whole
-from xwam_ft.model.joint import JOINT, JointWeights, read_joint
+from xwam_ft.model.fingerprint import fingerprinted, part_fingerprint
+from xwam_ft.model.folder_check import FIX, KINDS, PARTS, Part, check_part, require_kin
+from xwam_ft.model.joint import JointWeights, read_joint
 from xwam_ft.model.load_part import cast_weights, load_text, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
-from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
+from xwam_ft.model.tensor_files.source import refuse_unimported
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 from xwam_ft.prompts import clean_prompt
 
@@ -39,19 +38,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["transformer", "vae", "text"]
-PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
-PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 VIEWS_FILE = "view_embedding.safetensors"
 CLIPS_FILE = "clips.json"
 """{"frames": [...]}: the clip lengths a backbone's VAE was trained on, where it knows no others."""
 MAX_TEXT_LEN = 512
 """Text positions of the Wan models; a tokenizer may say fewer."""
-
-_FOLDERS: dict[Part, tuple[str, ...]] = {
-    "transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer"),
-}  # fmt: skip
-_FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBLISHED}, its hub id, or {TINY!r}"
 
 
 @dataclass
@@ -257,7 +248,7 @@ def load_backbone(
             loaded |= _load_part(folder, part, kept)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, _FIX) from error
+            raise UserError(f"the part {part!r} cannot be loaded ({reason})", folder, FIX) from error
     if path != UNTRAINED and "transformer" in parts and (views := folder / "transformer" / VIEWS_FILE).is_file():
         loaded["views"] = load_views(views, loaded["transformer"].proj_out.in_features)
     if path != UNTRAINED and "transformer" in parts:
@@ -266,7 +257,7 @@ def load_backbone(
     if quantize is not None and "transformer" in loaded:
         quantize_blocks(loaded["transformer"], quantize)
     return _assembled(
-        path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: _part_fingerprint(path, folder, part)
+        path, loaded, trained=path != UNTRAINED, fingerprint=lambda part: part_fingerprint(path, folder, part)
     )
 
 
@@ -289,7 +280,7 @@ def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None 
         UserError: no such folder or hub id, or a part that is missing or incomplete.
     """
     folder = locate_backbone(path, parts, revision)
-    return {part: _part_fingerprint(path, folder, part) for part in parts}
+    return {part: part_fingerprint(path, folder, part) for part in parts}
 
 
 def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint: Callable[[Part], str]) -> Backbone:
@@ -323,21 +314,10 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
     if path in (TINY, UNTRAINED):
         return tiny_folder()
     refuse_unimported(Path(path))
-    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in _fingerprinted(part)), "README.md"]
-    folder = hub.folder_of(path, revision, patterns, _FIX)
-    require_kin(folder, _FIX)
+    patterns = [CLIPS_FILE, *KINDS, *(f"{name}/*" for part in parts for name in fingerprinted(part)), "README.md"]
+    folder = hub.folder_of(path, revision, patterns, FIX)
+    require_kin(folder, FIX)
     return folder
-
-
-def refuse_unimported(path: Path) -> None:
-    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours."""
-    refuse_bundle(path)
-    if needs_import(path):
-        raise UserError(
-            "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
-            path,
-            f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
-        )
 
 
 def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
@@ -347,36 +327,3 @@ def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         return {"text_encoder": load_text(folder, dtype), "tokenizer": tokenizer}
     return {part: load_vae(folder) if part == "vae" else load_transformer(folder, dtype)}
-
-
-def check_part(folder: Path, part: Part) -> None:
-    """Raise a `UserError` where a part of a backbone folder is missing or incomplete."""
-    for name in _FOLDERS[part]:
-        config = folder / name / ("tokenizer_config.json" if name == "tokenizer" else "config.json")
-        if not config.is_file():
-            raise UserError(f"the part {name!r} is missing (no {config.relative_to(folder)})", folder, _FIX)
-        if name == "tokenizer":
-            continue
-        wanted = {
-            shard
-            for index in (folder / name).glob("*.safetensors.index.json")
-            for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        }
-        absent = sorted(shard for shard in wanted if not (folder / name / shard).is_file())
-        if absent or not any((folder / name).glob("*.safetensors")):
-            files = listed(absent, 3) if absent else "*.safetensors"
-            raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, _FIX)
-        for path in sorted((folder / name).glob("*.safetensors")):
-            require_whole(path)
-
-
-def _part_fingerprint(path: str, folder: Path, part: Part) -> str:
-    if path == UNTRAINED and part == "transformer":
-        # Of a fresh build: the loaded one may be cast or carry adapters by now.
-        return module_fingerprint({"transformer": untrained_transformer()})
-    return folder_fingerprint(folder, _fingerprinted(part))
-
-
-def _fingerprinted(part: Part) -> tuple[str, ...]:
-    """The folders of a part; X-WAM's own parts, where there are any, belong to its transformer."""
-    return (*_FOLDERS[part], JOINT) if part == "transformer" else _FOLDERS[part]

@@ -1,7 +1,7 @@
 """Weights that stay in their files until it is known which of their rows a process holds.
 
 A transformer lies on the meta device meanwhile; what a network adds to it (adapters, heads, views, tables) is drawn as
-ever. Under FSDP2 each process then reads its own rows alone (train/sharding.py), and none ever holds the whole.
+ever. Under FSDP2 each process then reads its own rows alone (sharding.py), and none ever holds the whole.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 
 from xwam_ft.files import write_json_atomic
+from xwam_ft.model.folder_check import FOLDERS, Part
+from xwam_ft.model.joint import JOINT
+from xwam_ft.model.tiny import UNTRAINED, untrained_transformer
 
 _BLOCK = 1 << 24
 
@@ -27,6 +30,19 @@ _SMALL = 1 << 24
 """Bytes below which hashing costs less than looking it up is worth."""
 _TICK = 5.0
 _REMEMBERED = 256
+
+
+def part_fingerprint(path: str, folder: Path, part: Part) -> str:
+    """Content hash of a part of the backbone `path`, whose files lie in `folder`."""
+    if path == UNTRAINED and part == "transformer":
+        # Of a fresh build: the loaded one may be cast or carry adapters by now.
+        return module_fingerprint({"transformer": untrained_transformer()})
+    return folder_fingerprint(folder, fingerprinted(part))
+
+
+def fingerprinted(part: Part) -> tuple[str, ...]:
+    """The folders of a part; X-WAM's own parts, where there are any, belong to its transformer."""
+    return (*FOLDERS[part], JOINT) if part == "transformer" else FOLDERS[part]
 
 
 def folder_fingerprint(folder: Path, parts: Iterable[str]) -> str:

@@ -6,12 +6,21 @@ Wan 2.2 two transformers, and the image-to-video models further inputs that a jo
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json, stand_in
+from xwam_ft.model.tiny import TINY
 
+Part = Literal["transformer", "vae", "text"]
+PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
+PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+FOLDERS: dict[Part, tuple[str, ...]] = {
+    "transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer"),
+}  # fmt: skip
+FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBLISHED}, its hub id, or {TINY!r}"
 KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
 OLD_CHANNELS = 16
@@ -36,6 +45,27 @@ def require_kin(folder: Path, fix: str) -> None:
         raise UserError(f"is an image-to-video transformer ({sign}), not a text-and-image one", folder, fix)
     if OLD_CHANNELS in (taken, vae.get("z_dim")):
         raise UserError(f"is of Wan 2.1 (latents of {OLD_CHANNELS} channels), not of Wan 2.2 TI2V (48)", folder, fix)
+
+
+def check_part(folder: Path, part: Part) -> None:
+    """Raise a `UserError` where a part of a backbone folder is missing or incomplete."""
+    for name in FOLDERS[part]:
+        config = folder / name / ("tokenizer_config.json" if name == "tokenizer" else "config.json")
+        if not config.is_file():
+            raise UserError(f"the part {name!r} is missing (no {config.relative_to(folder)})", folder, FIX)
+        if name == "tokenizer":
+            continue
+        wanted = {
+            shard
+            for index in (folder / name).glob("*.safetensors.index.json")
+            for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        }
+        absent = sorted(shard for shard in wanted if not (folder / name / shard).is_file())
+        if absent or not any((folder / name).glob("*.safetensors")):
+            files = listed(absent, 3) if absent else "*.safetensors"
+            raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, FIX)
+        for path in sorted((folder / name).glob("*.safetensors")):
+            require_whole(path)
 
 
 def require_whole(path: Path) -> None:

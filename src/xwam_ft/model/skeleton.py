@@ -12,19 +12,12 @@ from torch import nn
 from xwam_ft import hub
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
-from xwam_ft.model.backbone import (
-    CLIPS_FILE,
-    MAX_TEXT_LEN,
-    PUBLISHED,
-    Backbone,
-    cast_weights,
-    read_clip_lengths,
-    refuse_unimported,
-)
-from xwam_ft.model.folder_check import KINDS, require_kin
+from xwam_ft.model.backbone import CLIPS_FILE, MAX_TEXT_LEN, Backbone, cast_weights, read_clip_lengths
+from xwam_ft.model.folder_check import KINDS, PUBLISHED, require_kin
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
+from xwam_ft.model.tensor_files.source import refuse_unimported
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
 
 if TYPE_CHECKING:

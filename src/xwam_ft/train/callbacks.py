@@ -17,15 +17,15 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress, MetricsTextColumn
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.learn.optimizer import AveragedWeights, trained_parameters
 from xwam_ft.model.adapters import trainable_state, zero_adapters
-from xwam_ft.train.optimizer import AveragedWeights, trained_parameters
-from xwam_ft.train.sharding import gathered
+from xwam_ft.model.sharding import gathered
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from xwam_ft.train.module import TrainingModule
+    from xwam_ft.learn.module import TrainingModule
 
 SPEED = "train/samples_per_second"
 MOVED_BY = 20

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 
 from xwam_ft.errors import listed
+from xwam_ft.learn.data import geometry_of
+from xwam_ft.learn.optimizer import optimizer_tensors, restore_optimizer, trained_parameters
 from xwam_ft.model.adapters import load_trainable, trainable_state, zero_adapters
-from xwam_ft.train.callbacks import SPEED, Averaging, Clock, StepCallback
-from xwam_ft.train.checkpoint import (
+from xwam_ft.runs.checkpoint import (
     OPTIMIZER_FILE,
     TRAINABLE_FILE,
     Checkpoint,
@@ -23,18 +24,17 @@ from xwam_ft.train.checkpoint import (
     take_part,
     write_checkpoint,
 )
-from xwam_ft.train.data import geometry_of
-from xwam_ft.train.folder import RunFolder, keep_backbone, record, require_continuable
-from xwam_ft.train.history import History
-from xwam_ft.train.optimizer import optimizer_tensors, restore_optimizer, trained_parameters
+from xwam_ft.runs.folder import RunFolder, keep_backbone, record, require_continuable
+from xwam_ft.runs.history import History
+from xwam_ft.train.callbacks import SPEED, Averaging, Clock, StepCallback
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.encode.clip_source import ClipSource
+    from xwam_ft.learn.module import TrainingModule
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.module import TrainingModule
 
 
 class ExactCheckpoints(StepCallback):

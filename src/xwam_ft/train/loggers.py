@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from xwam_ft.encode.inputs import first_rank
 from xwam_ft.files import read_json, write_json_atomic, write_text_atomic
-from xwam_ft.train.history import METRICS_FILE, History, of_look
+from xwam_ft.runs.history import METRICS_FILE, History, of_look
 
 if TYPE_CHECKING:
     from xwam_ft.recipe import Recipe

@@ -19,14 +19,14 @@ import numpy as np
 from xwam_ft.encode.inputs import first_rank
 from xwam_ft.evaluate.open_loop import open_loop, summary_lines
 from xwam_ft.files import write_json_atomic
+from xwam_ft.learn.held_out import HeldOutLosses
 from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.sharding import is_sharded, whole
+from xwam_ft.runs.history import IMAGINED, History
+from xwam_ft.runs.report import write_report
 from xwam_ft.train.budget import Budget, look_bar
 from xwam_ft.train.callbacks import Averaging, Clock, Signals, StepCallback
-from xwam_ft.train.held_out import HeldOutLosses
-from xwam_ft.train.history import IMAGINED, History
 from xwam_ft.train.loggers import log_picture
-from xwam_ft.train.report import write_report
-from xwam_ft.train.sharding import is_sharded, whole
 from xwam_ft.train.validation import (
     error_metrics,
     evaluation_mode,
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xwam_ft.encode.clip_source import ClipSource
+    from xwam_ft.learn.module import TrainingModule
     from xwam_ft.model.backbone import Backbone
     from xwam_ft.policy.policy import Policy
+    from xwam_ft.runs.folder import RunFolder
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.folder import RunFolder
-    from xwam_ft.train.module import TrainingModule
 
 
 class Look(StepCallback):

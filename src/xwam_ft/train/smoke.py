@@ -19,17 +19,17 @@ from rich.table import Table
 
 from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
+from xwam_ft.learn.data import ClipDataModule
+from xwam_ft.learn.module import TrainingModule
+from xwam_ft.learn.optimizer import make_optimizer, trained_parameters
 from xwam_ft.model.adapters import load_trainable, parameter_groups, trainable_state
 from xwam_ft.model.branch import MAIN, lora_layers, use_adapters
 from xwam_ft.model.sampler import Conditions, sample
 from xwam_ft.model.streams import Streams
+from xwam_ft.runs.checkpoint import TRAINABLE_FILE, latest_checkpoint, list_checkpoints
+from xwam_ft.runs.folder import make_run
 from xwam_ft.train.callbacks import Clock
-from xwam_ft.train.checkpoint import TRAINABLE_FILE, latest_checkpoint, list_checkpoints
-from xwam_ft.train.data import ClipDataModule
 from xwam_ft.train.exact import ExactCheckpoints
-from xwam_ft.train.folder import make_run
-from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.optimizer import make_optimizer, trained_parameters
 from xwam_ft.train.train import make_trainer
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from xwam_ft.encode.batch import Batch
     from xwam_ft.encode.clip_source import ClipSource
+    from xwam_ft.learn.draws import Draws
     from xwam_ft.recipe import Recipe
     from xwam_ft.shards import ShardSet
-    from xwam_ft.train.draws import Draws
 
 OVERFIT_STEPS = 60
 LEARNED = 0.5

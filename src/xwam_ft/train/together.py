@@ -28,9 +28,9 @@ from xwam_ft.encode.inputs import first_rank
 from xwam_ft.errors import EXIT_CODE, UserError
 from xwam_ft.locks import holder, sole_writer
 from xwam_ft.places import RECIPE_FILE
+from xwam_ft.plan.memory import is_out_of_memory, out_of_memory
 from xwam_ft.recipe import load_recipe
-from xwam_ft.train.checkpoint import kept_steps, run_disk_errors
-from xwam_ft.train.memory import is_out_of_memory, out_of_memory
+from xwam_ft.runs.checkpoint import kept_steps, run_disk_errors
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -27,15 +27,18 @@ from xwam_ft.encode.encode import wants_depth
 from xwam_ft.encode.inputs import Inputs, first_rank, open_inputs, wait_for
 from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
+from xwam_ft.learn.data import ClipDataModule
+from xwam_ft.learn.module import TrainingModule
 from xwam_ft.model.adapters import write_peft_adapter
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision, float32_products
+from xwam_ft.model.sharding import gathered
 from xwam_ft.model.tensor_files.source import bundle_backbone
-from xwam_ft.train.callbacks import AdaptersMove, Averaging, Clock, Signals, StepBar, signals_restored
-from xwam_ft.train.checkpoint import run_disk_errors
-from xwam_ft.train.data import ClipDataModule
-from xwam_ft.train.exact import ExactCheckpoints
-from xwam_ft.train.folder import (
+from xwam_ft.plan.memory import is_out_of_memory, out_of_memory
+from xwam_ft.plan.plan import make_plan
+from xwam_ft.plan.plan_report import print_plan
+from xwam_ft.runs.checkpoint import run_disk_errors
+from xwam_ft.runs.folder import (
     ADAPTER,
     DEPTH_ADAPTER,
     PLAN_FILE,
@@ -52,15 +55,12 @@ from xwam_ft.train.folder import (
     require_sealed,
     require_shards,
 )
+from xwam_ft.runs.origin import open_origin, require_backbone
+from xwam_ft.train.callbacks import AdaptersMove, Averaging, Clock, Signals, StepBar, signals_restored
+from xwam_ft.train.exact import ExactCheckpoints
 from xwam_ft.train.loggers import run_loggers
 from xwam_ft.train.look import Look
-from xwam_ft.train.memory import is_out_of_memory, out_of_memory
-from xwam_ft.train.module import TrainingModule
-from xwam_ft.train.origin import open_origin, require_backbone
 from xwam_ft.train.own_code import OwnCode, own_code
-from xwam_ft.train.plan import make_plan
-from xwam_ft.train.plan_report import print_plan
-from xwam_ft.train.sharding import gathered
 from xwam_ft.train.shared_memory import require_shared_memory
 from xwam_ft.train.together import Together, together
 

@@ -16,9 +16,9 @@ from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
 from xwam_ft.evaluate.imagine import tiles, write_futures
 from xwam_ft.evaluate.open_loop import open_loop, spread
+from xwam_ft.learn.optimizer import trained_parameters
 from xwam_ft.policy.policy import Policy
 from xwam_ft.policy.settings import Settings
-from xwam_ft.train.optimizer import trained_parameters
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from xwam_ft.media import count_frames, probe
 from xwam_ft.shards import ShardSet
 
 if TYPE_CHECKING:
-    from xwam_ft.train.history import History
+    from xwam_ft.runs.history import History
 
 Rows = list[dict[str, Any]]
 METRICS, FILM = "metrics.json", "imagined.mp4"
@@ -25,9 +25,9 @@ SHOWN = {".html", ".png", ".mp4"}
 
 def run_summary(run: Path) -> dict[str, Any]:
     """A run's state, its curves, its looks and where its report is (addresses are below files/run/)."""
-    from xwam_ft.train.history import History
-    from xwam_ft.train.report import REPORT_FILE
-    from xwam_ft.train.runs import summary
+    from xwam_ft.runs.history import History
+    from xwam_ft.runs.report import REPORT_FILE
+    from xwam_ft.runs.runs import summary
 
     told, history = summary(run, run), History(run)
     report = "files/run/" + REPORT_FILE if (run / REPORT_FILE).is_file() else None
@@ -47,7 +47,7 @@ def run_summary(run: Path) -> dict[str, Any]:
 def curves(history: History) -> Rows:
     """Losses of each stream, then errors of the actions in their units beside both baselines."""
     from xwam_ft.evaluate.report import NAMES
-    from xwam_ft.train.report import STREAMS, smooth
+    from xwam_ft.runs.report import STREAMS, smooth
 
     found: Rows = []
     for stream in STREAMS:
@@ -74,8 +74,8 @@ def curves(history: History) -> Rows:
 
 def looks(history: History) -> Rows:
     """Every look at which something was imagined, the newest first."""
-    from xwam_ft.train.history import IMAGINED
-    from xwam_ft.train.report import score_rows
+    from xwam_ft.runs.history import IMAGINED
+    from xwam_ft.runs.report import score_rows
 
     return [
         {
@@ -92,8 +92,8 @@ def looks(history: History) -> Rows:
 
 def run_files(run: Path) -> Iterator[tuple[str, Path]]:
     """What of a run may be asked for: its report, and the pictures of its looks."""
-    from xwam_ft.train.history import IMAGINED, History
-    from xwam_ft.train.report import REPORT_FILE
+    from xwam_ft.runs.history import IMAGINED, History
+    from xwam_ft.runs.report import REPORT_FILE
 
     yield REPORT_FILE, run / REPORT_FILE
     for one in History(run).validated():
@@ -105,7 +105,7 @@ def run_sets(run: Path) -> tuple[list[ShardSet], list[str]]:
     """The shard sets of a run that are there, and why others are not."""
     from xwam_ft.places import RECIPE_FILE
     from xwam_ft.recipe import load_recipe
-    from xwam_ft.train.moved import found_again, places
+    from xwam_ft.runs.moved import found_again, places
 
     found: list[ShardSet] = []
     lost: list[str] = []
@@ -132,7 +132,7 @@ def result_summary(folder: Path, place: str) -> dict[str, Any]:
     names = [path.relative_to(folder).as_posix() for path in _shown(folder) if path.suffix == ".mp4"]
     scores: list[Any] = []
     if isinstance(metrics, dict) and "scores" in metrics and "point_cloud" in metrics:
-        from xwam_ft.train.report import score_rows
+        from xwam_ft.runs.report import score_rows
 
         scores = score_rows(metrics)
     told = metrics if isinstance(metrics, dict) else {}

@@ -72,7 +72,7 @@ def open_checkpoint(path: Path) -> StoredTensors:
     if not path.exists():
         raise UserError("no such file or folder", path, f"give {FORMS}")
     if path.is_file():
-        return _open_safetensors([path]) if path.suffix == ".safetensors" else _open_torch(path)
+        return open_safetensors([path]) if path.suffix == ".safetensors" else _open_torch(path)
     if any((path / half).is_dir() for half in HALVES):
         raise UserError("is a Wan2.2-A14B model of two transformers", path, f"give another: {SUPPORTED}")
     if (states := find_states(path)) is not None:
@@ -85,7 +85,7 @@ def open_checkpoint(path: Path) -> StoredTensors:
         raise UserError("is a backbone folder already", path, "write it as `backbone.path` in the recipe")
     if files := _safetensors_of(path):
         config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-        return _open_safetensors(files, path, config)
+        return open_safetensors(files, path, config)
     torch_files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in _TORCH)
     if len(torch_files) == 1:
         return _open_torch(torch_files[0])
@@ -117,9 +117,18 @@ def _safetensors_of(folder: Path) -> list[Path]:
     return files
 
 
-def _open_safetensors(
+def open_safetensors(
     files: list[Path], where: Path | None = None, config: Mapping[str, Any] | None = None
 ) -> StoredTensors:
+    """List the tensors of safetensors files.
+
+    Args:
+        where: what they are named by; default the first of them.
+        config: of their network; default what their metadata say.
+
+    Raises:
+        UserError: one is truncated, holds a tensor of another file too, or a type we do not know.
+    """
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, Stored] = {}
@@ -219,4 +228,15 @@ def refuse_bundle(path: Path) -> None:
             path,
             f"start from what it learned: xwam-ft train RECIPE --init {quote(str(path))} "
             f"{setting('backbone.path', backbone)}",
+        )
+
+
+def refuse_unimported(path: Path) -> None:
+    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours."""
+    refuse_bundle(path)
+    if needs_import(path):
+        raise UserError(
+            "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
+            path,
+            f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
         )

@@ -1,0 +1,7 @@
+"""What the tests of the rooms that train share; one CPU thread."""
+
+from __future__ import annotations
+
+from training import cache, changed, console, finished, imported, one_thread, recipe, recipe_file, shard_set
+
+__all__ = ["cache", "changed", "console", "finished", "imported", "one_thread", "recipe", "recipe_file", "shard_set"]
