@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xwam_ft import hub
-from xwam_ft.errors import UserError, listed
+from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
-from xwam_ft.model.folder_check import KINDS, require_kin, require_whole
+from xwam_ft.model.folder_check import KINDS, PUBLISHED, again, require_kin, require_whole, weight_files
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
-from xwam_ft.model.load_part import cast_weights, load_text, load_transformer, load_vae, load_views
+from xwam_ft.model.load_part import cast_weights, load_text, load_tokenizer, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
 from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
@@ -41,10 +41,11 @@ logger = logging.getLogger(__name__)
 
 Part = Literal["transformer", "vae", "text"]
 PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
-PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 VIEWS_FILE = "view_embedding.safetensors"
 CLIPS_FILE = "clips.json"
 """{"frames": [...]}: the clip lengths a backbone's VAE was trained on, where it knows no others."""
+VOCABULARIES = ("tokenizer.json", "spiece.model")
+"""Either holds a tokenizer's words; one of bytes needs none."""
 MAX_TEXT_LEN = 512
 """Text positions of the Wan models; a tokenizer may say fewer."""
 
@@ -342,10 +343,8 @@ def refuse_unimported(path: Path) -> None:
 
 def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
     if part == "text":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return {"text_encoder": load_text(folder, dtype), "tokenizer": tokenizer}
+        encoder = load_text(folder, dtype)
+        return {"text_encoder": encoder, "tokenizer": load_tokenizer(folder, int(encoder.config.vocab_size))}
     return {part: load_vae(folder) if part == "vae" else load_transformer(folder, dtype)}
 
 
@@ -356,18 +355,19 @@ def check_part(folder: Path, part: Part) -> None:
         if not config.is_file():
             raise UserError(f"the part {name!r} is missing (no {config.relative_to(folder)})", folder, _FIX)
         if name == "tokenizer":
+            _require_words(folder / name, read_json(config))
             continue
-        wanted = {
-            shard
-            for index in (folder / name).glob("*.safetensors.index.json")
-            for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        }
-        absent = sorted(shard for shard in wanted if not (folder / name / shard).is_file())
-        if absent or not any((folder / name).glob("*.safetensors")):
-            files = listed(absent, 3) if absent else "*.safetensors"
-            raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, _FIX)
-        for path in sorted((folder / name).glob("*.safetensors")):
+        for path in weight_files(folder / name):
             require_whole(path)
+
+
+def _require_words(place: Path, config: Mapping[str, Any]) -> None:
+    """transformers makes a tokenizer without them that takes every instruction and knows no word of it."""
+    of_bytes = str(config.get("tokenizer_class")).startswith("ByT5")
+    if not of_bytes and not any((place / words).is_file() for words in VOCABULARIES):
+        raise UserError(
+            f"the part {place.name!r} is incomplete (no {place.name}/{VOCABULARIES[0]})", place.parent, again(place)
+        )
 
 
 def _part_fingerprint(path: str, folder: Path, part: Part) -> str:

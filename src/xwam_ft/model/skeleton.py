@@ -37,6 +37,11 @@ CONFIGS = (
     f"{JOINT}/config.json",
     CLIPS_FILE,
 )
+ABSENT = (
+    f"check the path; Wan's weights are fetched by `hf download {PUBLISHED} --local-dir FOLDER`, X-WAM's imported by "
+    f"data_tools/import_xwam.py; to plan before you have either, backbone.path={PUBLISHED}"
+)
+"""What to do where there is no such folder."""
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Bytes a packed number of a block's Linear takes, its scales included (int8: one a row, too few to count)."""
 
@@ -103,7 +108,7 @@ def _configurations(
         folder = tiny_folder()
     else:
         refuse_unimported(Path(path))
-        folder = hub.folder_of(path, revision, [*CONFIGS, *KINDS], "check the path, or download the folder first")
+        folder = hub.folder_of(path, revision, [*CONFIGS, *KINDS], ABSENT)
         require_kin(folder, f"give a folder like {PUBLISHED}")
     for name in CONFIGS[:3]:
         if not (folder / name).is_file():

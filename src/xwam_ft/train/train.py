@@ -46,6 +46,7 @@ from xwam_ft.train.folder import (
     make_run,
     open_run,
     require_backbone_there,
+    require_backbone_whole,
     require_free,
     require_run,
     require_same_data,
@@ -97,6 +98,7 @@ def _begin(recipe: Recipe, run: Path, processes: Together, console: Console) -> 
     recipe = inputs.recipe
     if recipe.init_from is not None:
         require_backbone(open_origin(recipe.init_from), recipe.backbone)
+    require_backbone_whole(recipe)
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
     require_shared_memory(recipe, inputs.contract, plan.latents, depth=wants_depth(recipe, inputs.contract))
@@ -137,6 +139,7 @@ def _go_on(run: Path, processes: Together, console: Console, overrides: Override
         require_sealed(folder)
     inputs, own = open_inputs(folder.recipe, console, under=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
+    require_backbone_whole(folder.recipe)
     if first_rank() and keep_places(folder):
         console.print(f"data.shards of the run: {folder.recipe.data.where}", soft_wrap=True, markup=False)
     clips = inputs.clips()
