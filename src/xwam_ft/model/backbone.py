@@ -9,7 +9,6 @@ Pictures are [.., T, H, W, 3] uint8 or [N, 3, T, H, W] floats in [-1, 1]; latent
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
-from xwam_ft.model.folder_check import KINDS, PUBLISHED, again, require_kin, require_whole, weight_files
+from xwam_ft.model.folder_check import KINDS, PUBLISHED, again, require_kin, require_level, require_whole, weight_files
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
 from xwam_ft.model.load_part import cast_weights, load_text, load_tokenizer, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
@@ -331,8 +330,9 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
 
 
 def refuse_unimported(path: Path) -> None:
-    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours."""
+    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours, or elsewhere."""
     refuse_bundle(path)
+    require_level(path)
     if needs_import(path):
         raise UserError(
             "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",

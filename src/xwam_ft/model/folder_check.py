@@ -26,7 +26,7 @@ _NUMBERED = re.compile(r"(.+-)(\d{5})-of-(\d{5})\.safetensors")
 
 
 def require_kin(folder: Path, fix: str) -> None:
-    """Raise a `UserError` that says which other Wan model a folder holds, or where beside it the model lies.
+    """Raise a `UserError` that says which other Wan model a folder holds.
 
     Args:
         fix: what to give instead.
@@ -44,23 +44,23 @@ def require_kin(folder: Path, fix: str) -> None:
         raise UserError(f"is an image-to-video transformer ({sign}), not a text-and-image one", folder, fix)
     if OLD_CHANNELS in (taken, vae.get("z_dim")):
         raise UserError(f"is of Wan 2.1 (latents of {OLD_CHANNELS} channels), not of Wan 2.2 TI2V (48)", folder, fix)
-    if not transformer and not vae and (meant := _beside(folder)) is not None:
-        raise UserError("holds no backbone itself, and one lies beside or in it", folder, f"give {meant}")
 
 
-def _beside(folder: Path) -> Path | None:
-    """The backbone folder of which this is one part, or one level too high (of a hub's cache: its newest commit)."""
+def require_level(folder: Path) -> None:
+    """Raise a `UserError` where a folder is one part of a backbone or holds one a level below; a hub's cache too."""
+    if (folder / KINDS[1]).is_file() or not folder.is_dir():
+        return
     above = folder.absolute().parent
-    if (above / KINDS[1]).is_file():
-        return above
+    if (above / KINDS[1]).is_file() and (folder / "config.json").is_file():
+        raise UserError("is one part of a backbone", folder, f"give the folder above it, {above}")
     depths = ("*", "snapshots/*", "*/snapshots/*")
-    inside = [path.parents[1] for depth in depths for path in folder.glob(f"{depth}/{KINDS[1]}")]
-    found = sorted(inside, key=lambda path: path.stat().st_mtime, reverse=True)
-    return found[0] if found else None
+    if inside := [path.parents[1] for depth in depths for path in folder.glob(f"{depth}/{KINDS[1]}")]:
+        newest = max(inside, key=lambda path: path.stat().st_mtime)
+        raise UserError("holds no backbone itself, but in a folder below", folder, f"give {newest}")
 
 
 def weight_files(part: Path) -> list[Path]:
-    """The files that hold the weights of a part: those of its index, or its one file. Files beside them are not its own.
+    """The files that hold the weights of a part: those of its index, or its one file, and none beside them.
 
     Raises:
         UserError: some are missing, or it cannot be told which they are.

@@ -72,9 +72,7 @@ def load_vae(folder: Path) -> Any:
     with torch.device("meta"):
         vae = make_vae(json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")))
     weights = {
-        name: tensor.float()
-        for path in weight_files(folder / "vae")
-        for name, tensor in load_file(path).items()
+        name: tensor.float() for path in weight_files(folder / "vae") for name, tensor in load_file(path).items()
     }
     vae.load_state_dict(weights, strict=False, assign=True)
     require_as_stored(vae, folder / "vae", f"diffusers {version('diffusers')}")
@@ -109,7 +107,9 @@ def load_tokenizer(folder: Path, vocabulary: int) -> Any:
     place = folder / "tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # of the library that reads its words, which raises a plain one, or of one that is absent
+    except (
+        Exception
+    ) as error:  # of the library that reads its words, which raises a plain one, or of one that is absent
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the tokenizer cannot be loaded ({reason})", place, again(place)) from error
     if len(tokenizer) > vocabulary:
@@ -175,7 +175,9 @@ def require_all_used(module: Any, stored: Iterable[str], folder: Path) -> None:
     strange = [name for name in stored if name not in known and not any(re.search(each, name) for each in ignored)]
     if strange:
         raise UserError(
-            f"its files hold {listed(sorted(strange), 3)}, which its config.json has no place for", folder, again(folder)
+            f"its files hold {listed(sorted(strange), 3)}, which its config.json has no place for",
+            folder,
+            again(folder),
         )
 
 
