@@ -142,7 +142,7 @@ def test_a_blob_of_the_hubs_cache_that_is_not_what_its_name_says(tmp_path: Path,
     fingerprint.folder_fingerprint(path.parents[1], ["vae"])
     blob.write_bytes(content[:-7] + bytes(7))
     fix = f"hf download example/wan vae/weights.safetensors --force-download --revision {'a' * 40}"
-    with pytest.raises(UserError, match="weights.safetensors: is damaged: its content is not what .* names it") as told:
+    with pytest.raises(UserError, match=r"weights\.safetensors: is damaged: its content is not") as told:
         fingerprint.folder_fingerprint(path.parents[1], ["vae"])
     assert fix in told.value.fix
 

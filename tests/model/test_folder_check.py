@@ -197,7 +197,6 @@ def test_a_tokenizer_that_knows_no_words_or_too_many(folder: Path) -> None:
 
 def test_a_folder_one_level_too_high_or_too_low(whole: Path, tmp_path: Path) -> None:
     snapshot = make_hub_cache(whole, tmp_path / "hub")
-    home = tmp_path / "hub" / "models--example--Wan2.2-TI2V-toy-Diffusers"
     for given, meant, sentence in (
         (whole / "transformer", whole, "is one part of a backbone"),
         (whole / "vae", whole, "is one part of a backbone"),

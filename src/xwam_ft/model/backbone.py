@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xwam_ft import hub
-from xwam_ft.errors import UserError
+from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint

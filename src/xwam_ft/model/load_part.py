@@ -169,16 +169,13 @@ def stored_names(folder: Path) -> list[str]:
 def require_all_used(module: Any, stored: Iterable[str], folder: Path) -> None:
     """Raise a `UserError` where files hold weights that a module has no place for: it is built as another model.
 
-    A configuration with fewer blocks than the files have gives a network that runs, and is not the one that was trained.
+    A configuration with fewer blocks than the files have gives a network that runs and is not the trained one.
     """
     known, ignored = set(module.state_dict()), module._keys_to_ignore_on_load_unexpected or ()
     strange = [name for name in stored if name not in known and not any(re.search(each, name) for each in ignored)]
     if strange:
-        raise UserError(
-            f"its files hold {listed(sorted(strange), 3)}, which its config.json has no place for",
-            folder,
-            again(folder),
-        )
+        what = f"its files hold {listed(sorted(strange), 3)}, which its config.json has no place for"
+        raise UserError(what, folder, again(folder / "config.json"))
 
 
 def require_as_stored(module: Any, folder: Path, libraries: str) -> None:
