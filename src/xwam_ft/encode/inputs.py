@@ -174,7 +174,8 @@ def _on_its_own_backbone(recipe: Recipe, console: Console) -> Recipe:
         UserError: the backbone is a checkpoint that was not imported yet, by its hub id or its files; or a bundle
             beside `init_from`.
     """
-    from xwam_ft.model.tensor_files.source import bundle_backbone, refuse_unimported
+    from xwam_ft.model.folder_check import refuse_unimported
+    from xwam_ft.model.tensor_files.source import bundle_backbone
 
     place = path = recipe.backbone.path
     backbone = bundle_backbone(Path(place)) if recipe.init_from is None else None

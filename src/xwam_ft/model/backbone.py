@@ -22,11 +22,10 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import fingerprinted, part_fingerprint
-from xwam_ft.model.folder_check import FIX, KINDS, PARTS, Part, check_part, require_kin
+from xwam_ft.model.folder_check import FIX, KINDS, PARTS, Part, check_part, refuse_unimported, require_kin
 from xwam_ft.model.joint import JointWeights, read_joint
-from xwam_ft.model.load_part import cast_weights, load_text, load_transformer, load_vae, load_views
+from xwam_ft.model.load_part import cast_weights, load_text, load_tokenizer, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
-from xwam_ft.model.tensor_files.source import refuse_unimported
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 from xwam_ft.prompts import clean_prompt
 
@@ -304,6 +303,14 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
     )
 
 
+def require_backbone_whole(path: str, revision: str | None = None) -> None:
+    """Raise a `UserError` where a part of a backbone lacks a file, or one is damaged, before hours are spent on it.
+
+    Of a hub id all parts are fetched. The hash of each is wanted later, and remembered.
+    """
+    part_fingerprints(path, PARTS, revision=revision)
+
+
 def read_clip_lengths(folder: Path) -> tuple[int, ...] | None:
     """The clip lengths that a backbone folder says its VAE knows; None where it says nothing."""
     place = folder / CLIPS_FILE
@@ -322,8 +329,6 @@ def _located(path: str, parts: Sequence[Part], revision: str | None) -> Path:
 
 def _load_part(folder: Path, part: Part, dtype: torch.dtype) -> dict[str, Any]:
     if part == "text":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return {"text_encoder": load_text(folder, dtype), "tokenizer": tokenizer}
+        encoder = load_text(folder, dtype)
+        return {"text_encoder": encoder, "tokenizer": load_tokenizer(folder, int(encoder.config.vocab_size))}
     return {part: load_vae(folder) if part == "vae" else load_transformer(folder, dtype)}

@@ -18,7 +18,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.model.load_part import cast_weights
+from xwam_ft.model.folder_check import weight_files
+from xwam_ft.model.load_part import cast_weights, require_all_used
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, 
     cast_weights(transformer, dtype)
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - a file handle, not a dict
                 files[name], shapes[name] = file, tuple(stored.get_slice(name).get_shape())
@@ -98,6 +99,7 @@ def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, 
     ]
     if odd:
         raise UserError(f"{listed(odd, 3)}: of another shape than its config.json says", folder, fix)
+    require_all_used(transformer, files, folder)
     rows = {name: StoredRows(shapes[name], p.dtype, _taker(files[name], name)) for name, p in wanted.items()}
     return transformer, rows
 

@@ -1,8 +1,13 @@
 """Content hashes of model parts: two backbones are the same if their configurations and weights are.
 
 34 GB take a minute to hash, on every command and every rank; so a folder's hash is remembered beside other caches of
-the user, under the paths, sizes, times and inodes of its files. Files touched within the last seconds are hashed
-without being remembered: another change in the same tick of the clock could not be told.
+the user, under the paths, sizes, times and inodes of its files. Among the times is the one at which a file's record
+changed (ctime), which nobody can set: one that is written over, or replaced by another of the same size and time, is
+another file. Files touched within the last seconds are hashed without being remembered: another change in the same tick
+of the clock could not be told.
+
+In the Hub's cache a file is called by the hash of its content, and while it is read this is compared as well: what a
+full disk or a broken transfer left keeps its name and its size.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,8 +24,9 @@ from typing import Any
 
 import torch
 
+from xwam_ft.errors import UserError
 from xwam_ft.files import write_json_atomic
-from xwam_ft.model.folder_check import FOLDERS, Part
+from xwam_ft.model.folder_check import FOLDERS, Part, again
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.tiny import UNTRAINED, untrained_transformer
 
@@ -51,15 +58,20 @@ def folder_fingerprint(folder: Path, parts: Iterable[str]) -> str:
     stats = [(path.relative_to(folder).as_posix(), path.resolve(), path.stat()) for path in files]
     if sum(stat.st_size for _, _, stat in stats) < _SMALL:
         return _hash(folder, files)
-    known = [[name, str(real), stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, real, stat in stats]
+    known = [[name, str(real), *_record(stat)] for name, real, stat in stats]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     remembered = _remembered()
     if key in remembered:
         return remembered[key]
     found = _hash(folder, files)
-    if all(time.time() - stat.st_mtime > _TICK for _, _, stat in stats):
+    same = all(_record(path.stat()) == _record(stat) for path, (_, _, stat) in zip(files, stats, strict=True))
+    if same and all(time.time() - max(stat.st_mtime, stat.st_ctime) > _TICK for _, _, stat in stats):
         _remember(key, found)
     return found
+
+
+def _record(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _counts(path: Path) -> bool:
@@ -69,11 +81,24 @@ def _counts(path: Path) -> bool:
 def _hash(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        size, told = path.stat().st_size, path.resolve()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        own = _hash_of_blobs(told, size)
         with path.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
+                if own is not None:
+                    own.update(block)
+        if own is not None and own.hexdigest() != told.name:
+            raise UserError("is damaged: its content is not what the Hub's cache names it by", path, again(path))
     return digest.hexdigest()
+
+
+def _hash_of_blobs(blob: Path, size: int) -> Any:
+    """What a blob of the Hub's cache is named by: large files by SHA-256, others as git names them; None elsewhere."""
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return None
+    return hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % size)
 
 
 def _place() -> Path:

@@ -6,12 +6,16 @@ Wan 2.2 two transformers, and the image-to-video models further inputs that a jo
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
+from xwam_ft import hub
 from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json, stand_in
+from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
 from xwam_ft.model.tiny import TINY
 
 Part = Literal["transformer", "vae", "text"]
@@ -24,6 +28,12 @@ FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBL
 KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
 OLD_CHANNELS = 16
+STEMS = ("diffusion_pytorch_model", "model")
+"""What diffusers and transformers call the files of a part's weights."""
+INDEX = ".safetensors.index.json"
+VOCABULARIES = ("tokenizer.json", "spiece.model")
+"""Either holds a tokenizer's words; one of bytes needs none."""
+_NUMBERED = re.compile(r"(.+-)(\d{5})-of-(\d{5})\.safetensors")
 
 
 def require_kin(folder: Path, fix: str) -> None:
@@ -54,32 +64,121 @@ def check_part(folder: Path, part: Part) -> None:
         if not config.is_file():
             raise UserError(f"the part {name!r} is missing (no {config.relative_to(folder)})", folder, FIX)
         if name == "tokenizer":
+            _require_words(folder / name, read_json(config))
             continue
-        wanted = {
-            shard
-            for index in (folder / name).glob("*.safetensors.index.json")
-            for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        }
-        absent = sorted(shard for shard in wanted if not (folder / name / shard).is_file())
-        if absent or not any((folder / name).glob("*.safetensors")):
-            files = listed(absent, 3) if absent else "*.safetensors"
-            raise UserError(f"the part {name!r} is incomplete (no {name}/{files})", folder, FIX)
-        for path in sorted((folder / name).glob("*.safetensors")):
+        for path in weight_files(folder / name):
             require_whole(path)
+
+
+def _require_words(place: Path, config: Mapping[str, Any]) -> None:
+    """transformers makes a tokenizer without them that takes every instruction and knows no word of it."""
+    of_bytes = str(config.get("tokenizer_class")).startswith("ByT5")
+    if not of_bytes and not any((place / words).is_file() for words in VOCABULARIES):
+        raise incomplete(place, VOCABULARIES[0])
+
+
+def require_level(folder: Path) -> None:
+    """Raise a `UserError` where a folder is one part of a backbone or holds one a level below; a hub's cache too."""
+    if (folder / KINDS[1]).is_file() or not folder.is_dir():
+        return
+    above = folder.absolute().parent
+    if (above / KINDS[1]).is_file() and (folder / "config.json").is_file():
+        raise UserError("is one part of a backbone", folder, f"give the folder above it, {above}")
+    depths = ("*", "snapshots/*", "*/snapshots/*")
+    if inside := [path.parents[1] for depth in depths for path in folder.glob(f"{depth}/{KINDS[1]}")]:
+        newest = max(inside, key=lambda path: path.stat().st_mtime)
+        raise UserError("holds no backbone itself, but in a folder below", folder, f"give {newest}")
+
+
+def refuse_unimported(path: Path) -> None:
+    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours, or elsewhere."""
+    refuse_bundle(path)
+    require_level(path)
+    if needs_import(path):
+        raise UserError(
+            "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
+            path,
+            f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
+        )
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The files that hold the weights of a part: those of its index, or its one file, and none beside them.
+
+    Raises:
+        UserError: some are missing, or it cannot be told which they are.
+    """
+    for stem in STEMS:
+        one, index = part / f"{stem}.safetensors", part / f"{stem}{INDEX}"
+        if one.is_file() and index.is_file():
+            raise UserError(
+                f"holds one file of weights ({one.name}) and an index of several: two downloads in one folder",
+                part,
+                "remove the older of them",
+            )
+        if one.is_file() or one.is_symlink():
+            return [one]
+        if index.is_file():
+            return [part / name for name in _require_there(part, _indexed(index))]
+    numbered = [found for path in sorted(part.glob("*.safetensors")) if (found := _NUMBERED.fullmatch(path.name))]
+    if numbered:
+        stem, total = numbered[0][1], numbered[0][3]
+        _require_there(part, {f"{stem}{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1)})
+        raise incomplete(part, f"{stem.rstrip('-')}{INDEX}")
+    raise incomplete(part, "*.safetensors")
+
+
+def _indexed(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in read_json(index)["weight_map"].values()}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError("is no index of safetensors (no weight_map)", index, again(index)) from None
+
+
+def _require_there(part: Path, names: set[str]) -> list[str]:
+    if absent := sorted(name for name in names if not (part / name).is_file()):
+        raise incomplete(part, listed([absent[0], *(f"{part.name}/{name}" for name in absent[1:])], 3))
+    return sorted(names)
+
+
+def incomplete(part: Path, names: str) -> UserError:
+    """That files of a part are missing."""
+    return UserError(f"the part {part.name!r} is incomplete (no {part.name}/{names})", part.parent, again(part))
 
 
 def require_whole(path: Path) -> None:
     """Raise a `UserError` unless a safetensors file is there to its last byte, as its own header says."""
     from safetensors import SafetensorError, safe_open
 
-    again = "download it again: `hf download REPOSITORY` goes on where a download stopped"
     try:
         with safe_open(path, "pt"):
             return
     except (SafetensorError, OSError) as error:
-        found = stand_in(path) or (f"is cut off or damaged ({str(error).strip().splitlines()[0]})", again)
-        raise UserError(found[0], path, found[1]) from error
+        reason = str(error).strip().splitlines()[0]
+        found = stand_in(path) or (f"is cut off or damaged ({reason})", "")
+        fix = found[1] if found[1].startswith("run `git") else again(path)
+        raise UserError(found[0], path, fix) from error
+
+
+def again(path: Path) -> str:
+    """How a file that is damaged, or what a folder lacks, is downloaded again.
+
+    A file that is there counts as downloaded, however little of it is, and in the hub's cache it is a link to a blob
+    that stays: so it is removed first, or the download forced.
+    """
+    there = path.is_file()
+    for folder in path.parents:
+        if (repo := hub.fetched_from(folder)) is not None:
+            file = f"{quote(path.relative_to(folder).as_posix())} --force-download " if there else ""
+            return f"fetch it again, with network: hf download {repo.id} {file}--revision {repo.revision}"
+    first = "remove it, and " if there else ""
+    return f"{first}copy it again from where it came, or fetch it: hf download {PUBLISHED} --local-dir FOLDER"
 
 
 def _config(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError("holds no settings by name", path, again(path))
+    return found

@@ -8,7 +8,8 @@ file holds `shared.weight` alone), and every instruction then means the same. He
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.errors import UserError, listed
+from xwam_ft.model.folder_check import again, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARED, EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
 """Names of the token embedding: as UMT5's file holds it, and as its encoder reads it."""
+SENTENCE = "pick up the cube"
+"""What a text encoder's tokenizer knows."""
 CHUNK = 16384
 """Rows of the embedding compared at a time."""
 NO_KEYS_OF_OURS = ("clip_output",)
@@ -53,6 +57,7 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> Any:
 
     transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype, use_safetensors=True)
     require_as_stored(transformer, folder / "transformer", f"diffusers {version('diffusers')}")
+    require_all_used(transformer, stored_names(folder / "transformer"), folder / "transformer")
     return transformer
 
 
@@ -67,13 +72,52 @@ def load_vae(folder: Path) -> Any:
     with torch.device("meta"):
         vae = make_vae(json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")))
     weights = {
-        name: tensor.float()
-        for path in sorted((folder / "vae").glob("*.safetensors"))
-        for name, tensor in load_file(path).items()
+        name: tensor.float() for path in weight_files(folder / "vae") for name, tensor in load_file(path).items()
     }
     vae.load_state_dict(weights, strict=False, assign=True)
     require_as_stored(vae, folder / "vae", f"diffusers {version('diffusers')}")
+    require_all_used(vae, weights, folder / "vae")
+    _require_statistics(vae.config, folder / "vae" / "config.json")
     return vae
+
+
+def _require_statistics(config: Any, where: Path) -> None:
+    """Latents are normalised by these: without them diffusers fills in those of Wan 2.1's 16 channels."""
+    mean, deviation = list(config.latents_mean or ()), list(config.latents_std or ())
+    if not len(mean) == len(deviation) == config.z_dim:
+        counts = f"{len(mean)} latents_mean and {len(deviation)} latents_std for latents of {config.z_dim} channels"
+    elif not all(0 < value < float("inf") for value in deviation):
+        counts = "a latents_std that is not above 0"
+    else:
+        return
+    raise UserError(f"has {counts}", where, again(where))
+
+
+def load_tokenizer(folder: Path, vocabulary: int) -> Any:
+    """The tokenizer of `folder`/tokenizer.
+
+    Args:
+        vocabulary: tokens that the text encoder knows.
+
+    Raises:
+        UserError: it is another model's, or has lost its words: every instruction of a length would then be alike.
+    """
+    from transformers import AutoTokenizer
+
+    place = folder / "tokenizer"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (
+        Exception
+    ) as error:  # of the library that reads its words, which raises a plain one, or of one that is absent
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"the tokenizer cannot be loaded ({reason})", place, again(place)) from error
+    if len(tokenizer) > vocabulary:
+        what = f"knows {len(tokenizer)} tokens, and the text encoder beside it {vocabulary}: it is another model's"
+        raise UserError(what, place, again(place))
+    if tokenizer.unk_token_id in tokenizer(SENTENCE, add_special_tokens=False).input_ids:
+        raise UserError(f"does not know all of {SENTENCE!r}: its words are missing", place, again(place))
+    return tokenizer
 
 
 def load_views(path: Path, width: int) -> Tensor:
@@ -111,6 +155,29 @@ def make_vae(config: Mapping[str, Any]) -> Any:
     return AutoencoderKLWan.from_config({name: v for name, v in config.items() if name not in NO_KEYS_OF_OURS})
 
 
+def stored_names(folder: Path) -> list[str]:
+    """The names of all weights of a part."""
+    from safetensors import safe_open
+
+    found: list[str] = []
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as stored:
+            found += stored.keys()
+    return found
+
+
+def require_all_used(module: Any, stored: Iterable[str], folder: Path) -> None:
+    """Raise a `UserError` where files hold weights that a module has no place for: it is built as another model.
+
+    A configuration with fewer blocks than the files have gives a network that runs and is not the trained one.
+    """
+    known, ignored = set(module.state_dict()), module._keys_to_ignore_on_load_unexpected or ()
+    strange = [name for name in stored if name not in known and not any(re.search(each, name) for each in ignored)]
+    if strange:
+        what = f"its files hold {listed(sorted(strange), 3)}, which its config.json has no place for"
+        raise UserError(what, folder, again(folder / "config.json"))
+
+
 def require_as_stored(module: Any, folder: Path, libraries: str) -> None:
     """Compare a freshly loaded module with the safetensors files of its folder.
 
@@ -125,7 +192,7 @@ def require_as_stored(module: Any, folder: Path, libraries: str) -> None:
     """
     from safetensors import safe_open
 
-    handles = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
+    handles = [safe_open(path, "pt") for path in weight_files(folder)]
     stored: dict[str, Any] = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
     absent: list[str] = []
     for name, tensor in module.state_dict().items():

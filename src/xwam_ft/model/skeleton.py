@@ -13,11 +13,10 @@ from xwam_ft import hub
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import CLIPS_FILE, MAX_TEXT_LEN, Backbone, cast_weights, read_clip_lengths
-from xwam_ft.model.folder_check import KINDS, PUBLISHED, require_kin
+from xwam_ft.model.folder_check import KINDS, PUBLISHED, refuse_unimported, require_kin
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
-from xwam_ft.model.tensor_files.source import refuse_unimported
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
 
 if TYPE_CHECKING:
@@ -30,6 +29,11 @@ CONFIGS = (
     f"{JOINT}/config.json",
     CLIPS_FILE,
 )
+ABSENT = (
+    f"check the path; Wan's weights are fetched by `hf download {PUBLISHED} --local-dir FOLDER`, X-WAM's imported by "
+    f"data_tools/import_xwam.py; to plan before you have either, backbone.path={PUBLISHED}"
+)
+"""What to do where there is no such folder."""
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Bytes a packed number of a block's Linear takes, its scales included (int8: one a row, too few to count)."""
 
@@ -96,7 +100,7 @@ def _configurations(
         folder = tiny_folder()
     else:
         refuse_unimported(Path(path))
-        folder = hub.folder_of(path, revision, [*CONFIGS, *KINDS], "check the path, or download the folder first")
+        folder = hub.folder_of(path, revision, [*CONFIGS, *KINDS], ABSENT)
         require_kin(folder, f"give a folder like {PUBLISHED}")
     for name in CONFIGS[:3]:
         if not (folder / name).is_file():

@@ -229,14 +229,3 @@ def refuse_bundle(path: Path) -> None:
             f"start from what it learned: xwam-ft train RECIPE --init {quote(str(path))} "
             f"{setting('backbone.path', backbone)}",
         )
-
-
-def refuse_unimported(path: Path) -> None:
-    """Raise a `UserError` saying what to do where a path holds weights in another layout than ours."""
-    refuse_bundle(path)
-    if needs_import(path):
-        raise UserError(
-            "holds weights under the names of Wan or X-WAM themselves, not in diffusers' layout",
-            path,
-            f"import them once: python data_tools/import_xwam.py {path} OUT --vae-text FOLDER; then give OUT",
-        )
