@@ -102,6 +102,7 @@ def test_gradients_of_a_mixed_step_do_not_depend_on_how_it_is_cut(
     assert any(float((joint[name] - gradient).abs().max()) > 1e-3 * scale for name, gradient in whole.items())
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_hiding_keeps_and_what_leaving_out_saves(
     changed: Change, recipe: Recipe, shard_set: ShardSet
 ) -> None:
@@ -124,6 +125,7 @@ def test_the_plan_counts_what_hiding_keeps_and_what_leaving_out_saves(
     assert f"{call.tokens} of {call.all_tokens}" in shown.getvalue()
 
 
+@pytest.mark.slow
 def test_at_the_published_size_a_call_computes_little_more_than_a_third(
     recipe: Recipe, shard_set: ShardSet, contract_with: Callable[..., Contract]
 ) -> None:
@@ -166,6 +168,7 @@ def request_of(contract: Contract, clip: Any, **options: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_bundle_acts_without_the_future_and_imagines_what_it_would_do(
     made: tuple[Path, Path], shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_shipped_5b_recipes_on_gpus(
         assert host_memory(ddp, network, need, 0, 0, 8, on_gpu=True).machine > 8 * whole > 200 * GB
 
 
+@pytest.mark.slow
 def test_a_machine_with_too_little_is_told_before_any_work(
     changed: Change, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_machine_with_too_little_is_told_before_any_work(
     assert "take a machine with more, or fewer trainer.devices of it" in "".join(make_plan(sharded, shard_set).warnings)
 
 
+@pytest.mark.slow
 def test_what_is_loaded_whole_under_fsdp2_is_counted_whole_and_said(
     changed: Change, shard_set: ShardSet, imported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
