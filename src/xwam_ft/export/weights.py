@@ -110,9 +110,6 @@ class RunWeights:
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         return [self._piece(raw, stable, shapes[raw], dtype, merged=merged) for raw, stable in found.items()]
 
-    def read_trained(self) -> dict[str, Tensor]:
-        return {name: stored.read() for name, stored in self.trained.items()}
-
     def _piece(self, raw: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, merged: bool) -> Piece:
         stem, _, leaf = name.rpartition(".")
         whole = self.recipe.model.train != "lora" and name.startswith("transformer.")

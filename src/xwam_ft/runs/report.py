@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.consoles import duration
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
 from xwam_ft.evaluate.report import (
     COLOURS,
@@ -22,6 +23,7 @@ from xwam_ft.evaluate.report import (
     table_rows,
 )
 from xwam_ft.files import read_json, write_text_atomic
+from xwam_ft.machine import gigabytes
 from xwam_ft.runs.folder import PLAN_FILE, RECIPE_FILE
 from xwam_ft.runs.history import IMAGINED, History, Validated
 from xwam_ft.runs.longer import read_extensions
@@ -89,13 +91,11 @@ def _render(
 ) -> str:
     from jinja2 import Environment
 
-    from xwam_ft.consoles import duration
-
     seconds = sorted(history.seconds().items(), key=lambda item: -item[1])
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = figure
     environment.filters["duration"] = duration
-    environment.filters["size"] = size
+    environment.filters["size"] = gigabytes
     newest = imagined[-1] if imagined else None
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.name,
@@ -131,12 +131,6 @@ def score_rows(tables: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             ours, still = (figure(found[name][which]) for which in ("imagined", "repeat_first_frame"))
             rows.append((label, ", ".join(filter(None, (unit, f"{better} is better"))), ours, still))
     return rows
-
-
-def size(count: int) -> str:
-    from xwam_ft.machine import gigabytes
-
-    return gigabytes(count)
 
 
 def _beside(run: Path, one: Validated) -> str:
