@@ -127,6 +127,13 @@ def test_two_downloads_in_one_folder(folder: Path) -> None:
         locate_backbone(str(folder), ("text",))
 
 
+def test_weights_of_another_name_are_told(folder: Path) -> None:
+    place = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    place.rename(place.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(UserError, match=r"nor model.safetensors, but diffusion_pytorch_model.fp16.safetensors\)"):
+        locate_backbone(str(folder), ("vae",))
+
+
 def test_files_beside_a_parts_own_are_not_read(folder: Path) -> None:
     """Weights in another precision, or a shard of an older download."""
     own = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
@@ -148,6 +155,9 @@ def test_a_configuration_with_fewer_blocks_than_its_files(folder: Path, defer: b
     change(folder / "transformer" / "config.json", num_layers=2)
     with pytest.raises(UserError, match=r"its files hold blocks.2.*which its config.json has no place for"):
         load_backbone(str(folder), parts=("transformer",), defer=defer)
+    change(folder / "text_encoder" / "config.json", num_layers=1)
+    with pytest.raises(UserError, match=r"its files hold encoder.block.1.*which its config.json has no place for"):
+        load_backbone(str(folder), parts=("text",))
 
 
 @pytest.mark.parametrize(

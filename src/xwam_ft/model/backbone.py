@@ -22,7 +22,16 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
-from xwam_ft.model.folder_check import KINDS, PUBLISHED, again, require_kin, require_level, require_whole, weight_files
+from xwam_ft.model.folder_check import (
+    KINDS,
+    PUBLISHED,
+    VIEWS_FILE,
+    again,
+    require_kin,
+    require_level,
+    require_whole,
+    weight_files,
+)
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
 from xwam_ft.model.load_part import cast_weights, load_text, load_tokenizer, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
@@ -40,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 Part = Literal["transformer", "vae", "text"]
 PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
-VIEWS_FILE = "view_embedding.safetensors"
 CLIPS_FILE = "clips.json"
 """{"frames": [...]}: the clip lengths a backbone's VAE was trained on, where it knows no others."""
 VOCABULARIES = ("tokenizer.json", "spiece.model")

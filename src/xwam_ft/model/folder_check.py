@@ -19,6 +19,8 @@ KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
 PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 OLD_CHANNELS = 16
+VIEWS_FILE = "view_embedding.safetensors"
+"""Ours, beside a transformer's weights."""
 STEMS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the files of a part's weights."""
 INDEX = ".safetensors.index.json"
@@ -82,7 +84,9 @@ def weight_files(part: Path) -> list[Path]:
         stem, total = numbered[0][1], numbered[0][3]
         _require_there(part, {f"{stem}{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1)})
         raise incomplete(part, f"{stem.rstrip('-')}{INDEX}")
-    raise incomplete(part, "*.safetensors")
+    others = [path.name for path in sorted(part.glob("*.safetensors")) if path.name != VIEWS_FILE]
+    wanted = " nor ".join(f"{stem}.safetensors" for stem in STEMS)
+    raise incomplete(part, f"{wanted}, but {listed(others, 2)}" if others else "*.safetensors")
 
 
 def _indexed(index: Path) -> set[str]:

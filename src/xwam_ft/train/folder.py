@@ -244,16 +244,6 @@ def require_backbone_there(run: RunFolder) -> None:
         )
 
 
-def require_backbone_whole(recipe: Recipe) -> None:
-    """Raise a `UserError` where a part of the backbone lacks a file, or one is damaged, before hours are spent on it.
-
-    Of a hub id all parts are fetched. The hash of each is wanted later, and remembered.
-    """
-    from xwam_ft.model.backbone import PARTS, part_fingerprints
-
-    part_fingerprints(recipe.backbone.path, PARTS, revision=recipe.backbone.revision)
-
-
 def require_free(path: Path) -> None:
     """Raise a `UserError` if `path` cannot be made, or is there already: no run is ever overwritten."""
     require_local(path, "a run folder")

@@ -46,7 +46,6 @@ from xwam_ft.train.folder import (
     make_run,
     open_run,
     require_backbone_there,
-    require_backbone_whole,
     require_free,
     require_run,
     require_same_data,
@@ -63,6 +62,7 @@ from xwam_ft.train.plan import make_plan
 from xwam_ft.train.plan_report import print_plan
 from xwam_ft.train.sharding import gathered
 from xwam_ft.train.shared_memory import require_shared_memory
+from xwam_ft.train.start import require_backbone_whole
 from xwam_ft.train.together import Together, together
 
 if TYPE_CHECKING:
