@@ -50,6 +50,12 @@ def change(path: Path, **values: Any) -> None:
         ("transformer/config.json", {"in_channels": 36, "out_channels": 16}, "it takes 36 channels and makes 16"),
         ("transformer/config.json", {"in_channels": 16, "out_channels": 16}, r"is of Wan 2.1 \(latents of 16 channels"),
         ("vae/config.json", {"z_dim": 16}, "is of Wan 2.1"),
+        (
+            "transformer/config.json",
+            {"in_channels": 12, "out_channels": 12},
+            "of 12 channels beside a VAE of 48",
+        ),
+        ("transformer/config.json", {"_class_name": "WanVACETransformer3DModel"}, "as its transformer a WanVACETransf"),
     ],
 )
 def test_relatives_are_named(folder: Path, file: str, values: dict[str, Any], sentence: str) -> None:
@@ -180,6 +186,22 @@ def test_latent_statistics_that_are_not_stated_are_not_those_of_wan_2_1(folder: 
     )
     with pytest.raises(UserError, match="has 16 latents_mean and 16 latents_std for latents of 48 channels"):
         load_backbone(str(folder), parts=("vae",))
+
+
+def test_a_tokenizer_that_says_no_length_is_fed_all_positions(folder: Path) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None)
+    assert read_skeleton(str(folder), dtype="float32").backbone.text_len == 512
+    assert load_backbone(str(folder), parts=("text",)).text_len == 512
+
+
+def test_weights_that_are_no_numbers(folder: Path) -> None:
+    path = sorted((folder / "transformer").glob("*.safetensors"))[0]
+    shard = load_file(path)
+    name = next(iter(shard))
+    shard[name][:] = float("nan")
+    save_file(shard, path, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"its files hold {name}, not all of whose numbers are finite"):
+        load_backbone(str(folder), parts=("transformer",))
 
 
 def test_a_tokenizer_that_lost_its_words_is_named_before_anything_is_loaded(folder: Path) -> None:

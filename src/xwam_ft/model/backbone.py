@@ -24,12 +24,14 @@ from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import folder_fingerprint, module_fingerprint
 from xwam_ft.model.folder_check import (
     KINDS,
+    MAX_TEXT_LEN,
     PUBLISHED,
     VIEWS_FILE,
     again,
     require_kin,
     require_level,
     require_whole,
+    text_positions,
     weight_files,
 )
 from xwam_ft.model.joint import JOINT, JointWeights, read_joint
@@ -53,8 +55,6 @@ CLIPS_FILE = "clips.json"
 """{"frames": [...]}: the clip lengths a backbone's VAE was trained on, where it knows no others."""
 VOCABULARIES = ("tokenizer.json", "spiece.model")
 """Either holds a tokenizer's words; one of bytes needs none."""
-MAX_TEXT_LEN = 512
-"""Text positions of the Wan models; a tokenizer may say fewer."""
 
 _FOLDERS: dict[Part, tuple[str, ...]] = {
     "transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer"),
@@ -311,7 +311,7 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         vae=loaded.get("vae"),
         text_encoder=loaded.get("text_encoder"),
         tokenizer=tokenizer,
-        text_len=MAX_TEXT_LEN if tokenizer is None else min(int(tokenizer.model_max_length), MAX_TEXT_LEN),
+        text_len=MAX_TEXT_LEN if tokenizer is None else text_positions(tokenizer.model_max_length),
         trained=trained,
         _fingerprint=fingerprint,
         view_embedding=loaded.get("views"),

@@ -18,11 +18,15 @@ from xwam_ft.files import read_json, stand_in
 KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
 PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+TRANSFORMER, VAE = "WanTransformer3DModel", "AutoencoderKLWan"
+"""What diffusers calls the classes of our parts; relatives such as VACE, Animate and S2V have others."""
 OLD_CHANNELS = 16
 VIEWS_FILE = "view_embedding.safetensors"
 """Ours, beside a transformer's weights."""
 STEMS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the files of a part's weights."""
+MAX_TEXT_LEN = 512
+"""Text positions of the Wan models."""
 INDEX = ".safetensors.index.json"
 _NUMBERED = re.compile(r"(.+-)(\d{5})-of-(\d{5})\.safetensors")
 
@@ -46,6 +50,13 @@ def require_kin(folder: Path, fix: str) -> None:
         raise UserError(f"is an image-to-video transformer ({sign}), not a text-and-image one", folder, fix)
     if OLD_CHANNELS in (taken, vae.get("z_dim")):
         raise UserError(f"is of Wan 2.1 (latents of {OLD_CHANNELS} channels), not of Wan 2.2 TI2V (48)", folder, fix)
+    for name, values, known in (("transformer", transformer, TRANSFORMER), ("vae", vae, VAE)):
+        if values.get("_class_name", known) != known:
+            raise UserError(f"has as its {name} a {values['_class_name']}, not a {known}", folder, fix)
+    latents = vae.get("z_dim")
+    if isinstance(taken, int) and isinstance(latents, int) and taken != latents:
+        what = f"has a transformer of latents of {taken} channels beside a VAE of {latents}: parts of two models"
+        raise UserError(what, folder, fix)
 
 
 def require_level(folder: Path) -> None:
@@ -105,6 +116,11 @@ def _require_there(part: Path, names: set[str]) -> list[str]:
 def incomplete(part: Path, names: str) -> UserError:
     """That files of a part are missing."""
     return UserError(f"the part {part.name!r} is incomplete (no {part.name}/{names})", part.parent, again(part))
+
+
+def text_positions(longest: float | None) -> int:
+    """Text positions that are fed, by a tokenizer's `model_max_length`: fewer than the models have, or nothing said."""
+    return min(int(longest or MAX_TEXT_LEN), MAX_TEXT_LEN)
 
 
 def require_whole(path: Path) -> None:

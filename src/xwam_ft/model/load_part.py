@@ -206,6 +206,8 @@ def require_as_stored(module: Any, folder: Path, libraries: str) -> None:
         if source not in stored:
             absent.append(name)
         elif not _equal(tensor, stored[source].get_slice(source), whole=name in (SHARED, EMBEDDING)):
+            if not torch.isfinite(stored[source].get_tensor(source).float()).all():
+                raise UserError(f"its files hold {name}, not all of whose numbers are finite", folder, again(folder))
             raise _differs(f"{name} is not what its file holds once {libraries} has loaded it", folder)
     if absent:
         raise _differs(f"{listed(absent, 3)} {'is' if len(absent) == 1 else 'are'} in none of its files", folder)

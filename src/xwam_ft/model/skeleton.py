@@ -21,7 +21,7 @@ from xwam_ft.model.backbone import (
     read_clip_lengths,
     refuse_unimported,
 )
-from xwam_ft.model.folder_check import KINDS, require_kin
+from xwam_ft.model.folder_check import KINDS, require_kin, text_positions
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
@@ -118,5 +118,4 @@ def _configurations(
     transformer, vae, tokenizer = (dict(read_json(folder / name)) for name in CONFIGS[:3])
     joint = folder / CONFIGS[3]
     depth_blocks = int(read_json(joint)["network"]["depth_blocks"]) if joint.is_file() else 0
-    text_len = min(int(tokenizer.get("model_max_length", MAX_TEXT_LEN)), MAX_TEXT_LEN)
-    return transformer, vae, text_len, depth_blocks, read_clip_lengths(folder)
+    return transformer, vae, text_positions(tokenizer.get("model_max_length")), depth_blocks, read_clip_lengths(folder)
