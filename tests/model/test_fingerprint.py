@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from xwam_ft.errors import UserError
 from xwam_ft.model import fingerprint
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import LocalHub
 
 
 @pytest.fixture
@@ -145,6 +150,27 @@ def test_a_blob_of_the_hubs_cache_that_is_not_what_its_name_says(tmp_path: Path,
     with pytest.raises(UserError, match=r"weights\.safetensors: is damaged: its content is not") as told:
         fingerprint.folder_fingerprint(path.parents[1], ["vae"])
     assert fix in told.value.fix
+
+
+def test_a_file_of_a_downloaded_folder_that_is_not_what_was_fetched(local_hub: LocalHub, tmp_path: Path) -> None:
+    (tmp_path / "source" / "vae").mkdir(parents=True)
+    (tmp_path / "source" / "vae" / "config.json").write_text("{}")
+    (tmp_path / "source" / "vae" / "weights.safetensors").write_bytes(b"weights" * 20)
+    local_hub.add("models/org/wan", tmp_path / "source")
+    snapshot_download("org/wan", local_dir=tmp_path / "wan")
+    first = fingerprint.folder_fingerprint(tmp_path / "wan", ["vae"])
+    path = tmp_path / "wan" / "vae" / "weights.safetensors"
+    keep_times(path, lambda: path.write_bytes(b"weights" * 19 + bytes(7)))
+    with pytest.raises(UserError, match=r"weights\.safetensors: is damaged: its content is not") as told:
+        fingerprint.folder_fingerprint(tmp_path / "wan", ["vae"])
+    assert "remove it" in told.value.fix
+    path.unlink()
+    snapshot_download("org/wan", local_dir=tmp_path / "wan")
+    assert fingerprint.folder_fingerprint(tmp_path / "wan", ["vae"]) == first
+    later = path.stat().st_mtime + 60
+    path.write_bytes(b"my own weights")
+    os.utime(path, (later, later))
+    assert fingerprint.folder_fingerprint(tmp_path / "wan", ["vae"]) != first, "changed on purpose, after the download"
 
 
 def test_a_damaged_memory_or_a_home_that_cannot_be_written_costs_time_alone(

@@ -50,6 +50,12 @@ def change(path: Path, **values: Any) -> None:
         ("transformer/config.json", {"in_channels": 36, "out_channels": 16}, "it takes 36 channels and makes 16"),
         ("transformer/config.json", {"in_channels": 16, "out_channels": 16}, r"is of Wan 2.1 \(latents of 16 channels"),
         ("vae/config.json", {"z_dim": 16}, "is of Wan 2.1"),
+        (
+            "transformer/config.json",
+            {"in_channels": 12, "out_channels": 12},
+            "of 12 channels beside a VAE of 48",
+        ),
+        ("transformer/config.json", {"_class_name": "WanVACETransformer3DModel"}, "as its transformer a WanVACETransf"),
     ],
 )
 def test_relatives_are_named(folder: Path, file: str, values: dict[str, Any], sentence: str) -> None:
@@ -127,6 +133,13 @@ def test_two_downloads_in_one_folder(folder: Path) -> None:
         locate_backbone(str(folder), ("text",))
 
 
+def test_weights_of_another_name_are_told(folder: Path) -> None:
+    place = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    place.rename(place.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(UserError, match=r"nor model.safetensors, but diffusion_pytorch_model.fp16.safetensors\)"):
+        locate_backbone(str(folder), ("vae",))
+
+
 def test_files_beside_a_parts_own_are_not_read(folder: Path) -> None:
     """Weights in another precision, or a shard of an older download."""
     own = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
@@ -148,6 +161,9 @@ def test_a_configuration_with_fewer_blocks_than_its_files(folder: Path, defer: b
     change(folder / "transformer" / "config.json", num_layers=2)
     with pytest.raises(UserError, match=r"its files hold blocks.2.*which its config.json has no place for"):
         load_backbone(str(folder), parts=("transformer",), defer=defer)
+    change(folder / "text_encoder" / "config.json", num_layers=1)
+    with pytest.raises(UserError, match=r"its files hold encoder.block.1.*which its config.json has no place for"):
+        load_backbone(str(folder), parts=("text",))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,22 @@ def test_latent_statistics_that_are_not_stated_are_not_those_of_wan_2_1(folder: 
     )
     with pytest.raises(UserError, match="has 16 latents_mean and 16 latents_std for latents of 48 channels"):
         load_backbone(str(folder), parts=("vae",))
+
+
+def test_a_tokenizer_that_says_no_length_is_fed_all_positions(folder: Path) -> None:
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None)
+    assert read_skeleton(str(folder), dtype="float32").backbone.text_len == 512
+    assert load_backbone(str(folder), parts=("text",)).text_len == 512
+
+
+def test_weights_that_are_no_numbers(folder: Path) -> None:
+    path = sorted((folder / "transformer").glob("*.safetensors"))[0]
+    shard = load_file(path)
+    name = next(iter(shard))
+    shard[name][:] = float("nan")
+    save_file(shard, path, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"its files hold {name}, not all of whose numbers are finite"):
+        load_backbone(str(folder), parts=("transformer",))
 
 
 def test_a_tokenizer_that_lost_its_words_is_named_before_anything_is_loaded(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -37,6 +38,20 @@ def test_an_untied_embedding_is_the_files(folder: Path, text: Backbone) -> None:
     [stored] = [held["shared.weight"] for held in shards if "shared.weight" in held]
     assert stored.dtype == torch.bfloat16
     assert torch.equal(text.text_encoder.encoder.embed_tokens.weight, stored.float())
+
+
+def test_an_embedding_under_the_encoders_own_name_alone(folder: Path, tmp_path: Path, text: Backbone) -> None:
+    """As a version that keeps the other of two equal tensors saves it."""
+    copy = shutil.copytree(folder, tmp_path / "copy") / "text_encoder"
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    file = index["weight_map"].pop("shared.weight")
+    index["weight_map"]["encoder.embed_tokens.weight"] = file
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    shard = load_file(copy / file)
+    shard["encoder.embed_tokens.weight"] = shard.pop("shared.weight")
+    save_file(shard, copy / file, {"format": "pt"})
+    other = load_backbone(str(copy.parent), dtype="float32", parts=("text",))
+    assert torch.equal(other.encode_prompts(PROMPTS), text.encode_prompts(PROMPTS))
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])

@@ -28,6 +28,7 @@ from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.learn.data import ClipDataModule
 from xwam_ft.learn.module import TrainingModule
+from xwam_ft.model.tiny import tiny_folder
 from xwam_ft.plan.plan_report import plan_recipe
 from xwam_ft.recipe import Recipe, load_recipe
 from xwam_ft.runs.checkpoint import latest_checkpoint, write_checkpoint
@@ -250,6 +251,35 @@ def test_a_look_that_a_kill_prevented_is_made_up_for(
 def test_a_run_that_cannot_be_made_is_refused_before_any_work(recipe_file: Path, console: Console) -> None:
     with pytest.raises(UserError, match=r"cannot be made: .*toy\.yaml is not a folder"):
         training.train(recipe_file, recipe_file / "run", [], console)
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut off", "other"])
+def test_a_transformer_that_cannot_be_trained_is_refused_before_clips_are_encoded(
+    recipe_file: Path, shard_set: ShardSet, finished: Path, tmp_path: Path, console: Console, harm: str
+) -> None:
+    """Encoding needs VAE and text encoder alone, and takes hours."""
+    folder = shutil.copytree(tiny_folder(), tmp_path / "weights")
+    weights, config = folder / "transformer/diffusion_pytorch_model.safetensors", folder / "transformer/config.json"
+    if harm == "missing":
+        weights.unlink()
+    elif harm == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 7}))
+    told = {
+        "missing": "'transformer' is incomplete",
+        "cut off": "is cut off or damaged",
+        "other": r"blocks\.6\..* none",
+    }
+    caches = sorted(shard_set.folder.glob("latents-*"))
+    changes = [f"backbone.path={folder}", "data.clip_stride=7"]
+    with pytest.raises(UserError, match=told[harm]):
+        training.train(recipe_file, tmp_path / "run", changes, console)
+    assert not (tmp_path / "run").exists()
+    run = cut_back(finished, tmp_path / "cut", 3)
+    with pytest.raises(UserError, match=told[harm]):
+        training.resume(run, console, [f"backbone.path={folder}"])
+    assert sorted(shard_set.folder.glob("latents-*")) == caches
 
 
 def test_weights_of_episodes_are_looked_at_before_any_work(

@@ -11,7 +11,7 @@ from rich.console import Console
 from xwam_ft.encode.inputs import first_rank
 from xwam_ft.learn.warm_start import START_FILE, begin, read_start
 from xwam_ft.model.adapters import load_trainable
-from xwam_ft.model.backbone import load_backbone
+from xwam_ft.model.backbone import PARTS, load_backbone, part_fingerprints
 from xwam_ft.model.deferred import StoredRows, deferred_parameters
 from xwam_ft.model.sharding import read_rows
 from xwam_ft.model.tiny import UNTRAINED
@@ -125,3 +125,14 @@ def _fits_an_adapter(backbone: Backbone, recipe: Recipe, contract: Contract) -> 
     brought = brings_depth(backbone, recipe.model.depth.blocks)
     form = recipe.model.branch_on(depth=contract.depth.kind != "none", brought=brought)
     return backbone.deferred is not None and brought and form == "adapter"
+
+
+def require_backbone_whole(recipe: Recipe) -> None:
+    """Raise a `UserError` where a part of the backbone is missing, damaged or another model's, before hours are spent.
+
+    Of a hub id all parts are fetched. Hashes are wanted later, and remembered; of the transformer's weights
+    names and shapes alone are read.
+    """
+    path, revision = recipe.backbone.path, recipe.backbone.revision
+    part_fingerprints(path, PARTS, revision=revision)
+    load_backbone(path, parts=("transformer",), revision=revision, defer=True)

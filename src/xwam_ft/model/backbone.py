@@ -22,7 +22,18 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import read_json
 from xwam_ft.model.deferred import defer_transformer
 from xwam_ft.model.fingerprint import fingerprinted, part_fingerprint
-from xwam_ft.model.folder_check import FIX, KINDS, PARTS, Part, check_part, refuse_unimported, require_kin
+from xwam_ft.model.folder_check import (
+    FIX,
+    KINDS,
+    MAX_TEXT_LEN,
+    PARTS,
+    VIEWS_FILE,
+    Part,
+    check_part,
+    refuse_unimported,
+    require_kin,
+    text_positions,
+)
 from xwam_ft.model.joint import JointWeights, read_joint
 from xwam_ft.model.load_part import cast_weights, load_text, load_tokenizer, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
@@ -37,11 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VIEWS_FILE = "view_embedding.safetensors"
 CLIPS_FILE = "clips.json"
 """{"frames": [...]}: the clip lengths a backbone's VAE was trained on, where it knows no others."""
-MAX_TEXT_LEN = 512
-"""Text positions of the Wan models; a tokenizer may say fewer."""
 
 
 @dataclass
@@ -293,7 +301,7 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         vae=loaded.get("vae"),
         text_encoder=loaded.get("text_encoder"),
         tokenizer=tokenizer,
-        text_len=MAX_TEXT_LEN if tokenizer is None else min(int(tokenizer.model_max_length), MAX_TEXT_LEN),
+        text_len=MAX_TEXT_LEN if tokenizer is None else text_positions(tokenizer.model_max_length),
         trained=trained,
         _fingerprint=fingerprint,
         view_embedding=loaded.get("views"),
@@ -301,14 +309,6 @@ def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint:
         clip_lengths=loaded["lengths"],
         deferred=loaded.get("deferred"),
     )
-
-
-def require_backbone_whole(path: str, revision: str | None = None) -> None:
-    """Raise a `UserError` where a part of a backbone lacks a file, or one is damaged, before hours are spent on it.
-
-    Of a hub id all parts are fetched. The hash of each is wanted later, and remembered.
-    """
-    part_fingerprints(path, PARTS, revision=revision)
 
 
 def read_clip_lengths(folder: Path) -> tuple[int, ...] | None:

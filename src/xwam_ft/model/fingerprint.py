@@ -6,8 +6,8 @@ changed (ctime), which nobody can set: one that is written over, or replaced by 
 another file. Files touched within the last seconds are hashed without being remembered: another change in the same tick
 of the clock could not be told.
 
-In the Hub's cache a file is called by the hash of its content, and while it is read this is compared as well: what a
-full disk or a broken transfer left keeps its name and its size.
+The Hub's client writes down the hash of what it fetches, and while a file is read this is compared as well: what a full
+disk or a lost machine left may have its whole size and header.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _BLOCK = 1 << 24
 
 _SMALL = 1 << 24
 """Bytes below which hashing costs less than looking it up is worth."""
+_RECORDS = Path(".cache") / "huggingface" / "download"
+"""Where `hf download --local-dir` writes down what it fetched."""
 _TICK = 5.0
 _REMEMBERED = 256
 
@@ -81,24 +83,35 @@ def _counts(path: Path) -> bool:
 def _hash(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        size, told = path.stat().st_size, path.resolve()
+        size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-        own = _hash_of_blobs(told, size)
+        own, wanted = _known_hash(folder, path, size)
         with path.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
                 if own is not None:
                     own.update(block)
-        if own is not None and own.hexdigest() != told.name:
-            raise UserError("is damaged: its content is not what the Hub's cache names it by", path, again(path))
+        if own is not None and own.hexdigest() != wanted:
+            raise UserError("is damaged: its content is not what the Hub has under its name", path, again(path))
     return digest.hexdigest()
 
 
-def _hash_of_blobs(blob: Path, size: int) -> Any:
-    """What a blob of the Hub's cache is named by: large files by SHA-256, others as git names them; None elsewhere."""
-    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
-        return None
-    return hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(b"blob %d\0" % size)
+def _known_hash(folder: Path, path: Path, size: int) -> tuple[Any, str]:
+    """What hashes a file that the Hub's client fetched, and its hash as the Hub says; None where nobody said one.
+
+    Large files are known by their SHA-256, others by git's SHA-1. It is a blob's name in the Hub's cache; in a folder
+    that was downloaded it stands beside the time, after which people may have changed a file on purpose.
+    """
+    blob, wanted = path.resolve(), ""
+    if blob.parent.name == "blobs":
+        wanted = blob.name
+    elif (record := folder / _RECORDS / f"{path.relative_to(folder).as_posix()}.metadata").is_file():
+        _, etag, at = (*record.read_text(encoding="utf-8").splitlines(), "", "", "")[:3]
+        if re.fullmatch(r"\d+(\.\d*)?", at) and path.stat().st_mtime <= float(at) + 1:
+            wanted = etag
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", wanted):
+        return None, ""
+    return hashlib.sha256() if len(wanted) == 64 else hashlib.sha1(b"blob %d\0" % size), wanted
 
 
 def _place() -> Path:

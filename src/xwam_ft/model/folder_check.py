@@ -27,9 +27,15 @@ FOLDERS: dict[Part, tuple[str, ...]] = {
 FIX = f"give a complete folder in diffusers layout, such as huggingface.co/{PUBLISHED}, its hub id, or {TINY!r}"
 KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
+TRANSFORMER, VAE = "WanTransformer3DModel", "AutoencoderKLWan"
+"""What diffusers calls the classes of our parts; relatives such as VACE, Animate and S2V have others."""
 OLD_CHANNELS = 16
+VIEWS_FILE = "view_embedding.safetensors"
+"""Ours, beside a transformer's weights."""
 STEMS = ("diffusion_pytorch_model", "model")
 """What diffusers and transformers call the files of a part's weights."""
+MAX_TEXT_LEN = 512
+"""Text positions of the Wan models."""
 INDEX = ".safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "spiece.model")
 """Either holds a tokenizer's words; one of bytes needs none."""
@@ -55,6 +61,13 @@ def require_kin(folder: Path, fix: str) -> None:
         raise UserError(f"is an image-to-video transformer ({sign}), not a text-and-image one", folder, fix)
     if OLD_CHANNELS in (taken, vae.get("z_dim")):
         raise UserError(f"is of Wan 2.1 (latents of {OLD_CHANNELS} channels), not of Wan 2.2 TI2V (48)", folder, fix)
+    for name, values, known in (("transformer", transformer, TRANSFORMER), ("vae", vae, VAE)):
+        if values.get("_class_name", known) != known:
+            raise UserError(f"has as its {name} a {values['_class_name']}, not a {known}", folder, fix)
+    latents = vae.get("z_dim")
+    if isinstance(taken, int) and isinstance(latents, int) and taken != latents:
+        what = f"has a transformer of latents of {taken} channels beside a VAE of {latents}: parts of two models"
+        raise UserError(what, folder, fix)
 
 
 def check_part(folder: Path, part: Part) -> None:
@@ -125,7 +138,9 @@ def weight_files(part: Path) -> list[Path]:
         stem, total = numbered[0][1], numbered[0][3]
         _require_there(part, {f"{stem}{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1)})
         raise incomplete(part, f"{stem.rstrip('-')}{INDEX}")
-    raise incomplete(part, "*.safetensors")
+    others = [path.name for path in sorted(part.glob("*.safetensors")) if path.name != VIEWS_FILE]
+    wanted = " nor ".join(f"{stem}.safetensors" for stem in STEMS)
+    raise incomplete(part, f"{wanted}, but {listed(others, 2)}" if others else "*.safetensors")
 
 
 def _indexed(index: Path) -> set[str]:
@@ -144,6 +159,11 @@ def _require_there(part: Path, names: set[str]) -> list[str]:
 def incomplete(part: Path, names: str) -> UserError:
     """That files of a part are missing."""
     return UserError(f"the part {part.name!r} is incomplete (no {part.name}/{names})", part.parent, again(part))
+
+
+def text_positions(longest: float | None) -> int:
+    """Text positions that are fed, by a tokenizer's `model_max_length`: fewer than the models have, or nothing said."""
+    return min(int(longest or MAX_TEXT_LEN), MAX_TEXT_LEN)
 
 
 def require_whole(path: Path) -> None:

@@ -26,6 +26,7 @@ SHARED, EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
 """Names of the token embedding: as UMT5's file holds it, and as its encoder reads it."""
 SENTENCE = "pick up the cube"
 """What a text encoder's tokenizer knows."""
+OTHER_NAME = {SHARED: EMBEDDING, EMBEDDING: SHARED}
 CHUNK = 16384
 """Rows of the embedding compared at a time."""
 NO_KEYS_OF_OURS = ("clip_output",)
@@ -43,7 +44,12 @@ def load_text(folder: Path, dtype: torch.dtype) -> Any:
 
     logging.disable_progress_bar()  # ours is the one to look at
     encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
+    names = stored_names(folder / "text_encoder")
+    if SHARED not in names and EMBEDDING in names:  # as other versions save it; the encoder itself reads the second
+        encoder.shared.weight = encoder.encoder.embed_tokens.weight
     require_as_stored(encoder, folder / "text_encoder", f"transformers {version('transformers')}")
+    own = [name for name in names if name.startswith("encoder.")]  # a whole UMT5 has a decoder too
+    require_all_used(encoder, own, folder / "text_encoder")
     return encoder
 
 
@@ -196,10 +202,12 @@ def require_as_stored(module: Any, folder: Path, libraries: str) -> None:
     stored: dict[str, Any] = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
     absent: list[str] = []
     for name, tensor in module.state_dict().items():
-        source = SHARED if name == EMBEDDING and name not in stored else name
+        source = other if (other := OTHER_NAME.get(name)) in stored and name not in stored else name
         if source not in stored:
             absent.append(name)
         elif not _equal(tensor, stored[source].get_slice(source), whole=name in (SHARED, EMBEDDING)):
+            if not torch.isfinite(stored[source].get_tensor(source).float()).all():
+                raise UserError(f"its files hold {name}, not all of whose numbers are finite", folder, again(folder))
             raise _differs(f"{name} is not what its file holds once {libraries} has loaded it", folder)
     if absent:
         raise _differs(f"{listed(absent, 3)} {'is' if len(absent) == 1 else 'are'} in none of its files", folder)

@@ -12,8 +12,15 @@ from torch import nn
 from xwam_ft import hub
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
-from xwam_ft.model.backbone import CLIPS_FILE, MAX_TEXT_LEN, Backbone, cast_weights, read_clip_lengths
-from xwam_ft.model.folder_check import KINDS, PUBLISHED, refuse_unimported, require_kin
+from xwam_ft.model.backbone import CLIPS_FILE, Backbone, cast_weights, read_clip_lengths
+from xwam_ft.model.folder_check import (
+    KINDS,
+    MAX_TEXT_LEN,
+    PUBLISHED,
+    refuse_unimported,
+    require_kin,
+    text_positions,
+)
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
@@ -110,5 +117,4 @@ def _configurations(
     transformer, vae, tokenizer = (dict(read_json(folder / name)) for name in CONFIGS[:3])
     joint = folder / CONFIGS[3]
     depth_blocks = int(read_json(joint)["network"]["depth_blocks"]) if joint.is_file() else 0
-    text_len = min(int(tokenizer.get("model_max_length", MAX_TEXT_LEN)), MAX_TEXT_LEN)
-    return transformer, vae, text_len, depth_blocks, read_clip_lengths(folder)
+    return transformer, vae, text_positions(tokenizer.get("model_max_length")), depth_blocks, read_clip_lengths(folder)

@@ -29,8 +29,8 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import atomic_folder, write_json_atomic
 from xwam_ft.learn.data import ClipDataModule
 from xwam_ft.learn.module import TrainingModule
+from xwam_ft.learn.start import require_backbone_whole
 from xwam_ft.model.adapters import write_peft_adapter
-from xwam_ft.model.backbone import require_backbone_whole
 from xwam_ft.model.branch import DEPTH, MAIN
 from xwam_ft.model.precision import chosen_precision, float32_products
 from xwam_ft.model.sharding import gathered
@@ -98,7 +98,7 @@ def _begin(recipe: Recipe, run: Path, processes: Together, console: Console) -> 
     recipe = inputs.recipe
     if recipe.init_from is not None:
         require_backbone(open_origin(recipe.init_from), recipe.backbone)
-    require_backbone_whole(recipe.backbone.path, recipe.backbone.revision)
+    require_backbone_whole(recipe)
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
     require_shared_memory(recipe, inputs.contract, plan.latents, depth=wants_depth(recipe, inputs.contract))
@@ -139,7 +139,7 @@ def _go_on(run: Path, processes: Together, console: Console, overrides: Override
         require_sealed(folder)
     inputs, own = open_inputs(folder.recipe, console, under=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
-    require_backbone_whole(folder.recipe.backbone.path, folder.recipe.backbone.revision)
+    require_backbone_whole(folder.recipe)
     if first_rank() and keep_places(folder):
         console.print(f"data.shards of the run: {folder.recipe.data.where}", soft_wrap=True, markup=False)
     clips = inputs.clips()
