@@ -1,4 +1,4 @@
-"""The SLURM files, run by bash with an srun of ours: a task's command and its CPUs, and when it is requeued."""
+"""The SLURM files, run by bash with an srun of ours: which command a task gets, its CPUs, and when it is requeued."""
 
 from __future__ import annotations
 
