@@ -77,21 +77,34 @@ def gradients(run: Path) -> dict[str, Tensor]:
     return {name: value for name, value in stored.items() if name.startswith("exp_avg.")}
 
 
-def same(ours: dict[str, Tensor], theirs: dict[str, Tensor], of_the_largest: float) -> None:
+def same(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], of_the_largest: float, where: dict[str, Tensor] | None = None
+) -> None:
     assert ours.keys() == theirs.keys()
     scale = max(float(value.abs().max()) for value in theirs.values())
     assert scale > 0
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, atol=of_the_largest * scale, rtol=1e-5, msg=name)
+        told = where[name] if where is not None else torch.ones_like(value, dtype=torch.bool)
+        torch.testing.assert_close(ours[name][told], value[told], atol=of_the_largest * scale, rtol=1e-5, msg=name)
+
+
+def above_rounding(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where a gradient is 0 or more than rounding: AdamW's first step goes by the sign of a gradient, nearly."""
+    scale = max(float(value.abs().max()) for value in moments.values())
+    return {
+        name.removeprefix("exp_avg."): (value == 0) | (value.abs() > 1e-5 * scale) for name, value in moments.items()
+    }
 
 
 @pytest.mark.slow
 def test_a_step_does_not_depend_on_how_it_is_cut(runs: Path) -> None:
     for name in ("eight", "ddp", "fsdp2"):
         same(gradients(runs / name), gradients(runs / "one"), 1e-6)
+    told = above_rounding(gradients(runs / "one"))
+    assert sum(int(where.sum()) for where in told.values()) > 0.8 * sum(where.numel() for where in told.values())
     for file in ("trainable", "ema"):
         ours, theirs = (load_file(runs / name / f"checkpoints/step-000001/{file}.safetensors") for name in FILES)
-        same(ours, theirs, 1e-5)
+        same(ours, theirs, 1e-6, told)
     ours, theirs = (load_file(runs / name / "adapter/adapter_model.safetensors") for name in FILES)
     same(ours, theirs, 1e-5)
     losses = [json.loads((runs / name / "validation/step-000001/metrics.json").read_text())["losses"] for name in FILES]
