@@ -266,11 +266,11 @@ def read_json(path: Path) -> Any:
 POINTERS = {
     b"version https://git-lfs": (
         "is a Git LFS pointer, not the file itself",
-        "run `git lfs pull` in the dataset's folder",
+        "run `git lfs pull` in the repository it came with",
     ),
     b"/annex/objects/": (
         "is a git-annex pointer, not the file itself",
-        "run `git annex get .` in the dataset's folder",
+        "run `git annex get .` in the repository it came with",
     ),
 }
 PAGE = re.compile(rb"\s*<(?:!doctype html|html)\b", re.IGNORECASE)

@@ -6,11 +6,13 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import snapshot_download
+from rich.console import Console
 
 from xwam_ft.errors import UserError
 from xwam_ft.model import fingerprint
@@ -35,9 +37,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     own: Callable[..., str] = fingerprint._hash
 
-    def noted(place: Path, files: Any) -> str:
+    def noted(place: Path, files: Any, *more: Any) -> str:
         seen.append(place)
-        return own(place, files)
+        return own(place, files, *more)
 
     monkeypatch.setattr(fingerprint, "_hash", noted)
     return seen
@@ -185,3 +187,16 @@ def test_a_damaged_memory_or_a_home_that_cannot_be_written_costs_time_alone(
     fingerprint._place().parent.write_text("a file in its way")
     assert fingerprint.folder_fingerprint(folder, ["vae"]) == first
     assert len(hashed) == 3
+
+
+def test_long_hashing_shows_how_far_it_is_and_a_remembered_one_shows_nothing(
+    folder: Path, later: Callable[[], None]
+) -> None:
+    later()
+    told = [StringIO(), StringIO()]
+    for out in told:
+        fingerprint.folder_fingerprint(folder, ["vae"], Console(file=out, width=120))
+    first, second = (out.getvalue() for out in told)
+    assert "hash vae" in first
+    assert "0/0 MB" in first  # of 102 bytes
+    assert second == ""

@@ -73,12 +73,12 @@ def wants_depth(recipe: Recipe, contract: Contract) -> bool:
     return True
 
 
-def identify(recipe: Recipe, shard_set: ShardSet) -> CacheIdentity:
-    """The identity of the cache this recipe trains from."""
+def identify(recipe: Recipe, shard_set: ShardSet, console: Console | None = None) -> CacheIdentity:
+    """The identity of the cache this recipe trains from; `console` is shown how far the hashing of weights is."""
     from xwam_ft.model.backbone import part_fingerprints
 
     spec = recipe.backbone
-    prints = part_fingerprints(spec.path, ("vae", "text"), revision=spec.revision)
+    prints = part_fingerprints(spec.path, ("vae", "text"), revision=spec.revision, console=console)
     return cache_identity(
         "/".join(prints[part] for part in ("vae", "text")),
         shard_set,
@@ -106,7 +106,7 @@ def encode(
         UserError: a shard or a cached file is damaged, the pictures do not fit the VAE, the split is empty, the disk
             is full, or the recipe requires a cache and only others are there (says what they were made with).
     """
-    identity = identify(recipe, shard_set)
+    identity = identify(recipe, shard_set, console)
     place = cache_place(recipe.data, shard_set.folder)
     folder = identity.folder(place)
     plan = plan_segments(shard_set, recipe.data.clip_stride, recipe.data.copies)

@@ -74,7 +74,7 @@ class Inputs:
         from xwam_ft.encode.clip_source import joint_identity
         from xwam_ft.encode.encode import identify
 
-        return joint_identity([identify(self.recipe, one) for one in self.sets.sets])
+        return joint_identity([identify(self.recipe, one, self.console) for one in self.sets.sets])
 
     def clips(self, *, check: bool = True) -> ClipPool:
         """The latent cache of each shard set, made where it is missing, or with `data.cache: none` their pixels.

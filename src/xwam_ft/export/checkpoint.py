@@ -124,12 +124,14 @@ def open_job(
     merged: bool = True,
     encoders: bool = True,
     encoder: text_encoder.Kind | None = None,
+    console: Console | None = None,
 ) -> Job:
     """Check that a run's checkpoint is what it was trained as, on the backbone it was trained on.
 
     Args:
         encoders: VAE and text encoder too, which a policy is made from.
         encoder: how the bundle holds the text encoder itself, None: not.
+        console: shown how far the hashing of the backbone is.
 
     Raises:
         UserError: no checkpoint; a recipe, contract or backbone other than in training.
@@ -139,7 +141,7 @@ def open_job(
         raise UserError("has no checkpoint yet", run, f"go on with it: xwam-ft train --resume {quote(str(run))}")
     require_sealed(folder)
     require_backbone_there(folder)
-    _require_base(folder, folder.checkpoint, encoders=encoders)
+    _require_base(folder, folder.checkpoint, encoders=encoders, console=console)
     with still_there(folder.checkpoint):
         weights = open_weights(folder.recipe, folder.checkpoint, ema=ema, depth=depth)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -204,11 +206,11 @@ def _run_policy(folder: RunFolder, console: Console) -> Policy:
     return make_policy(job.config(text_len), state, prompts, folder.contract, job.device, folder.path)
 
 
-def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool) -> None:
+def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool, console: Console | None) -> None:
     """The backbone's files are those of training."""
     spec, state = folder.recipe.backbone, checkpoint.state
     parts: tuple[Part, ...] = ("transformer", "vae", "text") if encoders else ("transformer",)
-    now = part_fingerprints(spec.path, parts, revision=spec.revision)
+    now = part_fingerprints(spec.path, parts, revision=spec.revision, console=console)
     then = dict(zip(("transformer", "vae", "text"), (state.backbone, *state.encoders.split("/")), strict=True))
     for part in parts:
         if now[part] != then[part]:

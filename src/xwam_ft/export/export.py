@@ -104,7 +104,9 @@ def export_run(
     console.print("reading the checkpoint")
     encoders = format in ("bundle", "xwam")
     kind: Any = with_text_encoder
-    job = open_job(folder, ema=ema, depth=depth, dtype=dtype, merged=merged, encoders=encoders, encoder=kind)
+    job = open_job(
+        folder, ema=ema, depth=depth, dtype=dtype, merged=merged, encoders=encoders, encoder=kind, console=console
+    )
     weights, checkpoint = job.weights, job.checkpoint
     with still_there(checkpoint):
         adapters = proof.require_adapter(weights.trained, checkpoint.folder)

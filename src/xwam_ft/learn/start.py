@@ -127,12 +127,12 @@ def _fits_an_adapter(backbone: Backbone, recipe: Recipe, contract: Contract) -> 
     return backbone.deferred is not None and brought and form == "adapter"
 
 
-def require_backbone_whole(recipe: Recipe) -> None:
+def require_backbone_whole(recipe: Recipe, console: Console) -> None:
     """Raise a `UserError` where a part of the backbone is missing, damaged or another model's, before hours are spent.
 
     Of a hub id all parts are fetched. Hashes are wanted later, and remembered; of the transformer's weights
     names and shapes alone are read.
     """
     path, revision = recipe.backbone.path, recipe.backbone.revision
-    part_fingerprints(path, PARTS, revision=revision)
+    part_fingerprints(path, PARTS, revision=revision, console=console)
     load_backbone(path, parts=("transformer",), revision=revision, defer=True)

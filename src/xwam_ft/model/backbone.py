@@ -42,6 +42,7 @@ from xwam_ft.prompts import clean_prompt
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
+    from rich.console import Console
     from torch import Tensor
 
     from xwam_ft.model.deferred import StoredRows
@@ -280,14 +281,18 @@ def locate_backbone(path: str, parts: Sequence[Part], revision: str | None = Non
     return folder
 
 
-def part_fingerprints(path: str, parts: Sequence[Part], *, revision: str | None = None) -> dict[Part, str]:
+def part_fingerprints(
+    path: str, parts: Sequence[Part], *, revision: str | None = None, console: Console | None = None
+) -> dict[Part, str]:
     """Content hashes of parts without loading them (a hub id is fetched); what `Backbone.part_fingerprint` gives.
+
+    Of 34 GB it takes a minute or more, once: a `console` is shown how far it is.
 
     Raises:
         UserError: no such folder or hub id, or a part that is missing or incomplete.
     """
     folder = locate_backbone(path, parts, revision)
-    return {part: part_fingerprint(path, folder, part) for part in parts}
+    return {part: part_fingerprint(path, folder, part, console) for part in parts}
 
 
 def _assembled(name: str, loaded: dict[str, Any], *, trained: bool, fingerprint: Callable[[Part], str]) -> Backbone:

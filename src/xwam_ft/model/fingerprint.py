@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,12 @@ from xwam_ft.files import write_json_atomic
 from xwam_ft.model.folder_check import FOLDERS, Part, again
 from xwam_ft.model.joint import JOINT
 from xwam_ft.model.tiny import UNTRAINED, untrained_transformer
+from xwam_ft.progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xwam_ft.progress import Advance
 
 _BLOCK = 1 << 24
 
@@ -41,12 +47,12 @@ _TICK = 5.0
 _REMEMBERED = 256
 
 
-def part_fingerprint(path: str, folder: Path, part: Part) -> str:
-    """Content hash of a part of the backbone `path`, whose files lie in `folder`."""
+def part_fingerprint(path: str, folder: Path, part: Part, console: Console | None = None) -> str:
+    """Content hash of a part of the backbone `path`, whose files lie in `folder`; `console` is shown how far it is."""
     if path == UNTRAINED and part == "transformer":
         # Of a fresh build: the loaded one may be cast or carry adapters by now.
         return module_fingerprint({"transformer": untrained_transformer()})
-    return folder_fingerprint(folder, fingerprinted(part))
+    return folder_fingerprint(folder, fingerprinted(part), console)
 
 
 def fingerprinted(part: Part) -> tuple[str, ...]:
@@ -54,18 +60,23 @@ def fingerprinted(part: Part) -> tuple[str, ...]:
     return (*FOLDERS[part], JOINT) if part == "transformer" else FOLDERS[part]
 
 
-def folder_fingerprint(folder: Path, parts: Iterable[str]) -> str:
+def folder_fingerprint(folder: Path, parts: Iterable[str], console: Console | None = None) -> str:
     """sha256 over names and bytes of the .json and .safetensors files below each part, streamed, or as remembered."""
     files = [path for part in parts for path in sorted((folder / part).rglob("*")) if _counts(path)]
     stats = [(path.relative_to(folder).as_posix(), path.resolve(), path.stat()) for path in files]
-    if sum(stat.st_size for _, _, stat in stats) < _SMALL:
+    total = sum(stat.st_size for _, _, stat in stats)
+    if total < _SMALL:
         return _hash(folder, files)
     known = [[name, str(real), *_record(stat)] for name, real, stat in stats]
     key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     remembered = _remembered()
     if key in remembered:
         return remembered[key]
-    found = _hash(folder, files)
+    if console is not None:
+        with progress_bar(console, f"hash {files[0].relative_to(folder).parts[0]}", "bytes", total) as advance:
+            found = _hash(folder, files, advance)
+    else:
+        found = _hash(folder, files)
     same = all(_record(path.stat()) == _record(stat) for path, (_, _, stat) in zip(files, stats, strict=True))
     if same and all(time.time() - max(stat.st_mtime, stat.st_ctime) > _TICK for _, _, stat in stats):
         _remember(key, found)
@@ -80,7 +91,7 @@ def _counts(path: Path) -> bool:
     return path.suffix in (".json", ".safetensors", ".model") and path.is_file()
 
 
-def _hash(folder: Path, files: Iterable[Path]) -> str:
+def _hash(folder: Path, files: Iterable[Path], advance: Advance | None = None) -> str:
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -89,6 +100,8 @@ def _hash(folder: Path, files: Iterable[Path]) -> str:
         with path.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
+                if advance is not None:
+                    advance(len(block))
                 if own is not None:
                     own.update(block)
         if own is not None and own.hexdigest() != wanted:

@@ -113,9 +113,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> Any:
     place = folder / "tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (
-        Exception
-    ) as error:  # of the library that reads its words, which raises a plain one, or of one that is absent
+    except Exception as error:  # the library that reads its words raises a plain one, or is absent
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the tokenizer cannot be loaded ({reason})", place, again(place)) from error
     if len(tokenizer) > vocabulary:

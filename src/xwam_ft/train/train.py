@@ -96,9 +96,9 @@ def _begin(recipe: Recipe, run: Path, processes: Together, console: Console) -> 
     """Make the run folder, and train."""
     inputs, own = open_inputs(recipe, console), own_code(recipe)
     recipe = inputs.recipe
+    require_backbone_whole(recipe, console)
     if recipe.init_from is not None:
         require_backbone(open_origin(recipe.init_from), recipe.backbone)
-    require_backbone_whole(recipe)
     plan = make_plan(recipe, inputs.shard_set, run)
     print_plan(plan, recipe, console)
     require_shared_memory(recipe, inputs.contract, plan.latents, depth=wants_depth(recipe, inputs.contract))
@@ -139,7 +139,7 @@ def _go_on(run: Path, processes: Together, console: Console, overrides: Override
         require_sealed(folder)
     inputs, own = open_inputs(folder.recipe, console, under=folder.decided), own_code(folder.recipe)
     require_same_data(folder, inputs.shard_set, inputs.identity)  # before anything is encoded
-    require_backbone_whole(folder.recipe)
+    require_backbone_whole(folder.recipe, console)
     if first_rank() and keep_places(folder):
         console.print(f"data.shards of the run: {folder.recipe.data.where}", soft_wrap=True, markup=False)
     clips = inputs.clips()
