@@ -361,7 +361,7 @@ def toy_cache(toy_set: ShardSet) -> LatentCache:
     """Its latent cache, by the recipe that those rooms' tests share."""
     import torch
 
-    from training import recipe_tree
+    from tiny_training import recipe_tree
     from xwam_ft.encode.encode import encode
     from xwam_ft.recipe import Recipe
 
@@ -373,7 +373,7 @@ def toy_run(toy_set: ShardSet, toy_cache: LatentCache, tmp_path_factory: pytest.
     """A run of six steps by that recipe that nothing stopped; read it, do not change it."""
     import yaml
 
-    from training import recipe_tree, train
+    from tiny_training import recipe_tree, train
 
     folder = tmp_path_factory.mktemp("runs")
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe_tree(toy_set.folder)))

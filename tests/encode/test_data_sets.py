@@ -16,9 +16,9 @@ import yaml
 from rich.console import Console
 from tests.conftest import EPISODES, make_motion
 
-import training
+import tiny_training
 from shared import QUIET
-from training import Change, recipe_tree
+from tiny_training import Change, recipe_tree
 from xwam_ft import quantiles
 from xwam_ft.contract import Contract, Timing
 from xwam_ft.encode.cache import LatentCache
@@ -274,13 +274,13 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
     tree["validation"]["every_steps"] = 3
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(tree))
     said = io.StringIO()
-    run = training.train(tmp_path / "two.yaml", tmp_path / "run", [], Console(file=said, width=300))
+    run = tiny_training.train(tmp_path / "two.yaml", tmp_path / "run", [], Console(file=said, width=300))
     assert "clips shown: monday 75 %" in said.getvalue()
     assert "VAE and text encoder are not loaded" in said.getvalue()
     contract = open_sets(spec(*pair)).contract
     assert (run / "contract.json").read_bytes() == contract.to_bytes()
     shutil.rmtree(run / "checkpoints" / "step-000006")
-    training.resume(run, QUIET)
+    tiny_training.resume(run, QUIET)
     bundle = tmp_path / "bundle"
     export_run(run, bundle, console=QUIET)
     for folder in pair:  # each was prepared under quantiles of its own
@@ -294,7 +294,7 @@ def test_a_run_of_two_sets_resumes_exports_and_is_scored_on_each(pair: tuple[Pat
     with pytest.raises(
         UserError, match=r"was trained with data\.shards\.weight \[3\.0, 1\.0\], and .*says \[None, None\]"
     ):
-        training.resume(run, QUIET)
+        tiny_training.resume(run, QUIET)
 
 
 def test_shards_of_another_robot_than_the_runs_are_named_beside_the_run(pair: tuple[Path, Path]) -> None:

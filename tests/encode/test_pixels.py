@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from shared import QUIET
-from training import Change, recipe_tree, train
+from tiny_training import Change, recipe_tree, train
 from xwam_ft.encode.clip_source import ClipSource
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.encode.encode import encode

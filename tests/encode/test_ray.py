@@ -14,7 +14,7 @@ import torch
 from object_store import Store
 from ray_nodes import node_apart, one_node
 from shared import QUIET, files_in
-from training import recipe_tree
+from tiny_training import recipe_tree
 from xwam_ft import errors, ray_cluster
 from xwam_ft.copies import copies_folder
 from xwam_ft.encode import ray_segments

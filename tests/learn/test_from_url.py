@@ -12,7 +12,7 @@ import yaml
 
 from object_store import Fault, Gate, Store
 from shared import QUIET, files_in
-from training import recipe_tree, train
+from tiny_training import recipe_tree, train
 from xwam_ft.copies import copies_folder
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.encode.encode import encode

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training import train
+from tiny_training import train
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.encode.dataset import ClipDataset

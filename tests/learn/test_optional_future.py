@@ -15,9 +15,9 @@ import torch
 import yaml
 from rich.console import Console
 
-import training
+import tiny_training
 from shared import QUIET
-from training import recipe_tree
+from tiny_training import recipe_tree
 from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.encode.cache import LatentCache
@@ -153,7 +153,7 @@ def made(shard_set: ShardSet, cache: LatentCache, tmp_path_factory: pytest.TempP
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe_tree(shard_set.folder)))
     rates = [f"optim.lr_{name}=1e-2" for name in ("lora", "heads", "depth")]
     sets = ["model.future=optional", "trainer.max_steps=2", "optim.warmup_steps=0", *rates]
-    run = training.train(folder / "recipe.yaml", folder / "run", sets, QUIET)
+    run = tiny_training.train(folder / "recipe.yaml", folder / "run", sets, QUIET)
     export_run(run, folder / "bundle", console=QUIET)
     return run, folder / "bundle"
 

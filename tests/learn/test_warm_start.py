@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import training
-from training import same_checkpoint
+import tiny_training
+from tiny_training import same_checkpoint
 from xwam_ft.contract import Contract, Slot
 from xwam_ft.encode.clip_source import ClipSource
 from xwam_ft.errors import UserError
@@ -190,7 +190,7 @@ def test_other_kinds_of_adapters_and_places_are_refused(
 def test_another_backbone_is_refused_before_any_work(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
     changes = [f"init_from={finished}", "backbone.path=tiny-untrained", "data.clip_stride=7"]
     with pytest.raises(UserError, match=r"was trained on another backbone, tiny with the fingerprint") as error:
-        training.train(recipe_file, tmp_path / "run", changes, QUIET)
+        tiny_training.train(recipe_file, tmp_path / "run", changes, QUIET)
     assert error.value.fix.startswith("set backbone.path to tiny")
     assert not (tmp_path / "run").exists()
 
@@ -205,7 +205,7 @@ def test_a_run_that_started_from_another_needs_it_no_more(
     more = make_shard_set(tmp_path / "more", contract.model_copy(update={"quantiles": ranges}))
     changes = [f"init_from={old}@6", f"data.shards={more.folder}", "trainer.max_steps=2", "checkpoint.every_steps=1"]
     shown = io.StringIO()
-    run = training.train(recipe_file, tmp_path / "run", changes, Console(file=shown, width=300))
+    run = tiny_training.train(recipe_file, tmp_path / "run", changes, Console(file=shown, width=300))
     said = shown.getvalue()
     assert "step 6, averaged weights" in said
     assert "quantiles kept, within 1.5 times their old range: tool (proprio)" in said
@@ -225,5 +225,5 @@ def test_a_run_that_started_from_another_needs_it_no_more(
         for folder in (again / "checkpoints").iterdir():
             if int(folder.name[-6:]) > kept:
                 shutil.rmtree(folder)
-        training.resume(again, QUIET)
+        tiny_training.resume(again, QUIET)
         same_checkpoint(again / "checkpoints/step-000002", run / "checkpoints/step-000002")

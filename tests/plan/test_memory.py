@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-import training
+import tiny_training
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.export.export import export_run
@@ -92,7 +92,7 @@ def test_a_missing_library_is_named_before_any_work(
 ) -> None:
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="'bitsandbytes' is not installed") as error:
-        training.train(recipe_file, tmp_path / "run", [override], console)
+        tiny_training.train(recipe_file, tmp_path / "run", [override], console)
     assert error.value.where == key
     assert error.value.fix == "pip install 'xwam-ft[quant]'"
     assert not (tmp_path / "run").exists()
@@ -173,13 +173,13 @@ def test_a_run_on_a_quantized_base_resumes_to_the_bit_and_is_exported(
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="needs the [quant] extra")
     overrides = [f"backbone.quantize={kind}", "optim.adamw_8bit=true", "optim.lr_lora=1e-2", "optim.lr_depth=1e-2"]
-    whole = training.train(recipe_file, tmp_path / "whole", overrides, console)
+    whole = tiny_training.train(recipe_file, tmp_path / "whole", overrides, console)
     checkpoint = whole / "checkpoints/step-000006"
     before = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
     for path in checkpoint.iterdir():
         path.unlink()
     checkpoint.rmdir()
-    training.resume(whole, console)
+    tiny_training.resume(whole, console)
     assert {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")} == before
     bundle = export_run(whole, tmp_path / "bundle", console=console)
     stored = load_file(bundle / "model.safetensors")

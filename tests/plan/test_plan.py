@@ -15,7 +15,7 @@ from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import training
+import tiny_training
 from xwam_ft.consoles import duration
 from xwam_ft.contract import Contract, Image
 from xwam_ft.encode.cache import LatentCache
@@ -307,13 +307,13 @@ def test_running_out_of_memory_ends_in_advice(
 
     monkeypatch.setattr("xwam_ft.train.train.fit", fails)
     with pytest.raises(UserError) as error:
-        training.resume(finished, console)
+        tiny_training.resume(finished, console)
     assert error.value.where == "trainer.batch_size"
     assert "model.gradient_checkpointing=true; trainer.batch_size=1 with trainer.accumulate=4" in error.value.fix
     assert "--fit" in error.value.fix
     raised = RuntimeError("shapes do not match")  # a bug keeps its traceback
     with pytest.raises(RuntimeError, match="shapes"):
-        training.resume(finished, console)
+        tiny_training.resume(finished, console)
 
 
 def test_durations_are_readable() -> None:

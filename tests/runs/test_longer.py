@@ -12,8 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-import training
-from training import cut_back, same_checkpoint
+import tiny_training
+from tiny_training import cut_back, same_checkpoint
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import load_recipe
 from xwam_ft.runs.folder import open_run, require_sealed
@@ -24,7 +24,7 @@ TO_8 = ["trainer.max_steps=8", "checkpoint.every_steps=1", "checkpoint.keep=9"]
 
 def told(run: Path, overrides: list[str]) -> str:
     shown = io.StringIO()
-    training.resume(run, Console(file=shown, width=300), overrides)
+    tiny_training.resume(run, Console(file=shown, width=300), overrides)
     return shown.getvalue()
 
 
@@ -51,7 +51,7 @@ def test_an_extended_run_stopped_and_gone_on_with_has_the_same_bits(finished: Pa
 
     for last in (6, 7):  # a kill before the first checkpoint of the added steps, and after it
         killed = cut_back(run, tmp_path / f"killed-{last}", last)
-        training.resume(killed, Console(quiet=True))
+        tiny_training.resume(killed, Console(quiet=True))
         same_checkpoint(killed / "checkpoints/step-000008", run / "checkpoints/step-000008")
     for step in (3, 6, 8):  # each is held against the length of its own time
         require_sealed(open_run(run, step=step))
@@ -61,9 +61,9 @@ def test_an_extended_run_stopped_and_gone_on_with_has_the_same_bits(finished: Pa
 def test_an_unfinished_run_extended_before_any_checkpoint_is_the_longer_run(
     finished: Path, recipe_file: Path, tmp_path: Path, console: Console
 ) -> None:
-    whole = training.train(recipe_file, tmp_path / "whole", ["trainer.max_steps=4"], console)
+    whole = tiny_training.train(recipe_file, tmp_path / "whole", ["trainer.max_steps=4"], console)
     run = cut_back(finished, tmp_path / "cut", 0)
-    training.resume(run, console, ["trainer.max_steps=4"])
+    tiny_training.resume(run, console, ["trainer.max_steps=4"])
     same_checkpoint(run / "checkpoints/step-000004", whole / "checkpoints/step-000004")
 
 
@@ -72,8 +72,8 @@ def test_a_plateau_goes_on_as_if_the_run_had_been_planned_longer(
     recipe_file: Path, tmp_path: Path, console: Console
 ) -> None:
     plateau = ["optim.schedule=warmup-stable-decay", "optim.decay_share=0.5"]
-    whole = training.train(recipe_file, tmp_path / "whole", [*plateau, "trainer.max_steps=8"], console)
-    run = training.train(recipe_file, tmp_path / "run", plateau, console)
+    whole = tiny_training.train(recipe_file, tmp_path / "whole", [*plateau, "trainer.max_steps=8"], console)
+    run = tiny_training.train(recipe_file, tmp_path / "run", plateau, console)
     early = cut_back(run, tmp_path / "early", 3)  # at the plateau still
     assert "it goes on at the plateau, and falls to 0 from step 4 on" in told(early, ["trainer.max_steps=8"])
     same_checkpoint(early / "checkpoints/step-000008", whole / "checkpoints/step-000008")
@@ -94,7 +94,7 @@ def test_fewer_steps_than_are_done_are_refused(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     for steps in (3, 5):
         with pytest.raises(UserError, match=rf"trainer\.max_steps: is {steps}, and .* has done 6 steps already") as no:
-            training.resume(finished, Console(quiet=True), [f"trainer.max_steps={steps}"])
+            tiny_training.resume(finished, Console(quiet=True), [f"trainer.max_steps={steps}"])
         assert commands(no.value.fix) == [["xwam-ft", "export", str(finished), f"{finished}-bundle"]]
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
@@ -108,10 +108,10 @@ def test_a_length_written_into_the_recipe_is_refused_with_a_command_that_works(
     tree["trainer"]["max_steps"] = 7
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=r"was trained with trainer\.max_steps 6, and .* says 7") as error:
-        training.resume(run, console)
+        tiny_training.resume(run, console)
     [[_, _, resume, place, _, value]] = commands(error.value.fix)
     assert (resume, place) == ("--resume", str(run))
-    training.resume(run, console, [value])
+    tiny_training.resume(run, console, [value])
     assert open_run(run).first_step == 7
 
 

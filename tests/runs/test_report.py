@@ -14,9 +14,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-import training
+import tiny_training
 from shared import QUIET
-from training import recipe_tree
+from tiny_training import recipe_tree
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.recipe import Recipe
@@ -34,7 +34,7 @@ def watched(shard_set: ShardSet, cache: LatentCache, tmp_path_factory: pytest.Te
     tree["validation"] |= {"every_steps": 2, "imagine_clips": 1}
     tree["logging"] |= {"to": ["csv"]}
     (folder / "toy.yaml").write_text(yaml.safe_dump(tree))
-    return training.train(folder / "toy.yaml", folder / "run", [], QUIET)
+    return tiny_training.train(folder / "toy.yaml", folder / "run", [], QUIET)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_without_wandb_one_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("xwam_ft.errors.find_spec", lambda name: None)
     with pytest.raises(UserError, match="'wandb' is not installed") as error:
-        training.train(recipe_file, tmp_path / "run", ["logging.to=[tensorboard, wandb]"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", ["logging.to=[tensorboard, wandb]"], console)
     assert error.value.where == "logging.to"
     assert error.value.fix == "pip install 'xwam-ft[wandb]'"
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from training import cache, changed, console, finished, imported, one_thread, recipe, recipe_file, shard_set
+from tiny_training import cache, changed, console, finished, imported, one_thread, recipe, recipe_file, shard_set
 
 __all__ = ["cache", "changed", "console", "finished", "imported", "one_thread", "recipe", "recipe_file", "shard_set"]

@@ -12,9 +12,9 @@ import pytest
 import typer.main
 from rich.console import Console
 
-import training
+import tiny_training
 import xwam_ft
-from training import cut_back
+from tiny_training import cut_back
 from xwam_ft.cli import app
 from xwam_ft.errors import UserError
 from xwam_ft.runs.folder import open_run
@@ -55,7 +55,7 @@ def follow(words: list[str]) -> None:
 def test_an_existing_run_is_gone_on_with_as_it_says(finished: Path, recipe_file: Path, tmp_path: Path) -> None:
     run = cut_back(finished, tmp_path / "my [bold] run", 3)
     with pytest.raises(UserError, match="the run folder exists already") as error:
-        training.train(recipe_file, run, [], QUIET)
+        tiny_training.train(recipe_file, run, [], QUIET)
     follow(command(error.value.fix))
     assert open_run(run).first_step == 6
 
@@ -76,7 +76,7 @@ def test_going_on_from_an_older_step_is_a_run_that_starts_there(
     run = shutil.copytree(finished, tmp_path / "my run")
     for place in (f"{run}@3", str(run / "checkpoints/step-000003")):
         with pytest.raises(UserError, match="names step 3, and a run goes on from its newest checkpoint, 6") as error:
-            training.resume(Path(place), QUIET)
+            tiny_training.resume(Path(place), QUIET)
     words = shlex.split(error.value.fix[error.value.fix.index("--init") :])
     assert words == ["--init", f"{run}@3"]
     more = ["--run", str(tmp_path / "new"), "--set", "trainer.max_steps=1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import training
+import tiny_training
 from xwam_ft.errors import UserError
 
 CODE = """
@@ -37,7 +37,7 @@ def test_they_are_made_and_called(
         "trainer.accumulate=1",
         "validation.every_steps=1",
     ]
-    run = training.train(recipe_file, tmp_path / "run", sets, console)
+    run = tiny_training.train(recipe_file, tmp_path / "run", sets, console)
     assert (tmp_path / "counted").read_text() == "2"  # stopped at the second validation
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002"]  # and saved there
     assert "held_out/action" in (tmp_path / "mine/metrics.csv").read_text()
@@ -55,6 +55,6 @@ def test_what_cannot_be_made_is_named(
     recipe_file: Path, tmp_path: Path, console: Console, name: str, said: str
 ) -> None:
     with pytest.raises(UserError, match=said) as error:
-        training.train(recipe_file, tmp_path / "run", [f"trainer.callbacks=['{name}']"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", [f"trainer.callbacks=['{name}']"], console)
     assert error.value.where == "trainer.callbacks"
     assert not (tmp_path / "run").exists()

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import training
-from training import cut_back, same_checkpoint
+import tiny_training
+from tiny_training import cut_back, same_checkpoint
 from xwam_ft.learn.module import TrainingModule
 from xwam_ft.train import budget, look
 from xwam_ft.train.budget import Budget
@@ -56,7 +56,7 @@ def test_a_look_that_there_is_no_time_for_is_left_out_and_said_but_never_the_las
     run = cut_back(finished, tmp_path / "cut", 0)
     (run / "time.json").unlink()
     often = ["validation.every_steps=2", "validation.imagine_every_steps=1", "validation.imagine_clips=1"]
-    training.resume(run, Console(file=shown, width=200), [*often, "validation.budget=0"])
+    tiny_training.resume(run, Console(file=shown, width=200), [*often, "validation.budget=0"])
     looks = sorted(path.name for path in (run / "validation").iterdir())
     assert looks == ["step-000001", "step-000006"]  # the first is not known to be long
     said = [line for line in shown.getvalue().splitlines() if "not looked at" in line]
@@ -84,17 +84,17 @@ def test_ctrl_c_ends_a_look_at_once_and_saves_what_is_done(
     shown = io.StringIO()
     often = ["validation.every_steps=4", "validation.imagine_every_steps=4", "validation.imagine_clips=1"]
     with pytest.raises(KeyboardInterrupt):
-        training.resume(run, Console(file=shown, width=200), often if where != "open_loop" else often[:1])
+        tiny_training.resume(run, Console(file=shown, width=200), often if where != "open_loop" else often[:1])
     assert time.monotonic() - asked < 15
     assert "Ctrl-C: stopping; what is done is saved" in shown.getvalue()
     assert "stopped after step 4, which is saved" in shown.getvalue()
     assert not list((run / "validation").glob("step-000004/*.json"))
     assert not looks(run)
     monkeypatch.undo()
-    training.resume(run, QUIET, often)
+    tiny_training.resume(run, QUIET, often)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
     whole = cut_back(finished, tmp_path / "whole", 3)
-    training.resume(whole, QUIET, often)
+    tiny_training.resume(whole, QUIET, often)
     assert looks(run) == looks(whole)
     assert {step for step, _ in looks(run)} == {4, 6}
 
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_a_look_at_once_and_saves_what_is_done(
 def test_a_look_that_a_kill_halved_is_made_again_as_a_whole(finished: Path, tmp_path: Path) -> None:
     whole = cut_back(finished, tmp_path / "whole", 3)
     imagined = ["validation.imagine_clips=1"]
-    training.resume(whole, QUIET, imagined)
+    tiny_training.resume(whole, QUIET, imagined)
     tables = [path.relative_to(whole) for path in whole.glob("validation/**/metrics.json")]
     assert len(looks(whole)) == len(tables) == 2
     for name in ("rows", "tables"):  # the one was written, and the other was not
@@ -116,7 +116,7 @@ def test_a_look_that_a_kill_halved_is_made_again_as_a_whole(finished: Path, tmp_
             kept = [line for line in lines if not set(json.loads(line)) & {"held_out/total", "imagine/psnr"}]
             (run / "metrics.jsonl").write_text("".join(kept))
             assert not looks(run)
-        training.resume(run, QUIET, imagined)
+        tiny_training.resume(run, QUIET, imagined)
         assert looks(run) == looks(whole)
         for table in tables:
             assert (run / table).read_bytes() == (whole / table).read_bytes()
@@ -146,12 +146,12 @@ def test_the_row_of_a_step_that_a_kill_kept_back_is_told_once(
         with monkeypatch.context() as patched:
             patched.setattr(ExactCheckpoints, "save", _then(ExactCheckpoints.save, killed))
             with pytest.raises(Killed):
-                training.resume(run, QUIET, [steps])
+                tiny_training.resume(run, QUIET, [steps])
         assert [row["step"] for row in rows(run)] == [step for step in (2, 4, 6) if step < told]
         assert checkpoint(run, told)["logged"].keys() == rows(finished)[-1].keys() - {"step"}
-        training.resume(run, QUIET)
+        tiny_training.resume(run, QUIET)
         assert rows(run) == rows(finished)
-        training.resume(run, QUIET)
+        tiny_training.resume(run, QUIET)
         assert rows(run) == rows(finished)
         same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
 
@@ -178,11 +178,11 @@ def test_a_signal_between_micro_batches_keeps_the_steps_done(
 
     monkeypatch.setattr(TrainingModule, "training_step", killed)
     with pytest.raises(SystemExit) as stop:
-        training.resume(run, QUIET)
+        tiny_training.resume(run, QUIET)
     assert stop.value.code == 143
     monkeypatch.undo()
     assert (run / "checkpoints/step-000004").is_dir()
-    training.resume(run, QUIET)
+    tiny_training.resume(run, QUIET)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-import training
+import tiny_training
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.recipe import Recipe
@@ -59,7 +59,7 @@ def runs(changed: Callable[..., Recipe], cache: LatentCache, tmp_path_factory: p
         recipe("one-full", ONE, 2, **FULL),
         recipe("one-optional", ONE, **OPTIONAL),
     ):
-        training.train(path, path.with_suffix(""), [], console)
+        tiny_training.train(path, path.with_suffix(""), [], console)
     two = [recipe("ddp", DDP), recipe("fsdp2", FSDP2), recipe("fsdp2-full", FSDP2, 2, **FULL)]
     two.append(recipe("fsdp2-optional", FSDP2, **OPTIONAL))
     (folder / "script.py").write_text(SCRIPT)
@@ -125,7 +125,7 @@ def test_full_fine_tuning_is_sharded_and_goes_on_in_one_process(runs: Path, tmp_
     same(gradients(run), gradients(one), 1e-6)
     shutil.rmtree(run / "checkpoints/step-000002")
     cut = {**ONE, "devices": 1, "strategy": "auto"}
-    training.resume(run, console, [f"trainer.{key}={value}" for key, value in cut.items()])
+    tiny_training.resume(run, console, [f"trainer.{key}={value}" for key, value in cut.items()])
     for again in (run, runs / "fsdp2-full"):
         ours, theirs = (load_file(each / "checkpoints/step-000002/trainable.safetensors") for each in (again, one))
         same(ours, theirs, 1e-5)

@@ -22,8 +22,8 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import training
-from training import cut_back, same_checkpoint
+import tiny_training
+from tiny_training import cut_back, same_checkpoint
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.learn.data import ClipDataModule
@@ -82,7 +82,7 @@ def test_training_learns(finished: Path) -> None:
 @pytest.mark.slow
 def test_resuming_gives_the_same_bits(finished: Path, tmp_path: Path, console: Console) -> None:
     run = cut_back(finished, tmp_path / "cut", 3)
-    training.resume(run, console)
+    tiny_training.resume(run, console)
     # What was logged after the checkpoint is forgotten, not logged twice.
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train/" in line]
     assert steps == sorted(set(steps))
@@ -97,7 +97,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     finished: Path, tmp_path: Path, console: Console
 ) -> None:
     run = cut_back(finished, tmp_path / "cut", 0)
-    training.resume(run, console)
+    tiny_training.resume(run, console)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
 
 
@@ -145,7 +145,7 @@ def test_adapters_of_another_rank_are_named_as_such(finished: Path, tmp_path: Pa
 def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path, console: Console) -> None:
     run = shutil.copytree(finished, tmp_path / "again")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    training.resume(run, console)
+    tiny_training.resume(run, console)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -162,22 +162,22 @@ def test_a_run_computes_its_float32_products_as_its_recipe_says(
         return step(self, *given)
 
     monkeypatch.setattr(TrainingModule, "training_step", noted)
-    training.train(recipe_file, tmp_path / "run", ["trainer.max_steps=1", "trainer.tf32=true"], console)
+    tiny_training.train(recipe_file, tmp_path / "run", ["trainer.max_steps=1", "trainer.tf32=true"], console)
     assert set(seen) == {"high"}
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_an_existing_run_is_not_overwritten(finished: Path, recipe_file: Path, console: Console) -> None:
     with pytest.raises(UserError, match="the run folder exists already") as error:
-        training.train(recipe_file, finished, [], console)
+        tiny_training.train(recipe_file, finished, [], console)
     assert f"--resume {finished}" in error.value.fix
     with pytest.raises(UserError, match=r"toy.yaml: is a file, and a run is a folder\. Fix: name another by --run"):
-        training.train(recipe_file, recipe_file, [], console)
+        tiny_training.train(recipe_file, recipe_file, [], console)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, console: Console) -> None:
     with pytest.raises(UserError, match=r"is not a run folder \(no recipe.yaml\)"):
-        training.resume(tmp_path, console)
+        tiny_training.resume(tmp_path, console)
 
 
 def test_another_contract_is_refused(finished: Path, tmp_path: Path, console: Console) -> None:
@@ -185,7 +185,7 @@ def test_another_contract_is_refused(finished: Path, tmp_path: Path, console: Co
     text = (run / "contract.json").read_text()
     (run / "contract.json").write_text(text.replace('"embodiment": "test-arm"', '"embodiment": "other-arm"'))
     with pytest.raises(UserError, match="does not hold the contract of") as error:
-        training.resume(run, console)
+        tiny_training.resume(run, console)
     assert "embodiment is 'other-arm' there and 'test-arm' in" in str(error.value)
 
 
@@ -205,7 +205,7 @@ def test_other_surroundings_are_refused(
     state = run / "checkpoints/step-000003/state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {field: "0000"}))
     with pytest.raises(UserError) as error:
-        training.resume(run, console)
+        tiny_training.resume(run, console)
     assert said in str(error.value)
     assert "step-000003" in error.value.where
 
@@ -216,7 +216,7 @@ def test_a_changed_recipe_is_refused(finished: Path, tmp_path: Path, console: Co
     tree["optim"]["lr_lora"] = 1.0
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=r"was trained with optim\.lr_lora [\d.e-]+, and .*recipe\.yaml says 1\.0"):
-        training.resume(run, console)
+        tiny_training.resume(run, console)
 
 
 def test_resuming_refuses_before_it_encodes(finished: Path, tmp_path: Path, console: Console) -> None:
@@ -227,7 +227,7 @@ def test_resuming_refuses_before_it_encodes(finished: Path, tmp_path: Path, cons
     shards = Path(tree["data"]["shards"])
     caches = sorted(shards.glob("latents-*"))
     with pytest.raises(UserError, match=r"was trained with data\.clip_stride \d, and .*recipe\.yaml says 4"):
-        training.resume(run, console)
+        tiny_training.resume(run, console)
     assert sorted(shards.glob("latents-*")) == caches
 
 
@@ -239,7 +239,7 @@ def test_a_look_that_a_kill_prevented_is_made_up_for(
     run = cut_back(finished, tmp_path / "cut", int(kept[-6:]))
     shutil.rmtree(run / "validation")
     (run / "report.html").unlink()
-    training.resume(run, console, ["validation.every_steps=3"])
+    tiny_training.resume(run, console, ["validation.every_steps=3"])
     seen = sorted(path.parent.name for path in run.glob("validation/*/metrics.json"))
     assert seen == sorted({kept, "step-000006"})
     ours, theirs = (folder / "validation/step-000006/metrics.json" for folder in (run, finished))
@@ -250,7 +250,7 @@ def test_a_look_that_a_kill_prevented_is_made_up_for(
 
 def test_a_run_that_cannot_be_made_is_refused_before_any_work(recipe_file: Path, console: Console) -> None:
     with pytest.raises(UserError, match=r"cannot be made: .*toy\.yaml is not a folder"):
-        training.train(recipe_file, recipe_file / "run", [], console)
+        tiny_training.train(recipe_file, recipe_file / "run", [], console)
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off", "other"])
@@ -274,11 +274,11 @@ def test_a_transformer_that_cannot_be_trained_is_refused_before_clips_are_encode
     caches = sorted(shard_set.folder.glob("latents-*"))
     changes = [f"backbone.path={folder}", "data.clip_stride=7"]
     with pytest.raises(UserError, match=told[harm]):
-        training.train(recipe_file, tmp_path / "run", changes, console)
+        tiny_training.train(recipe_file, tmp_path / "run", changes, console)
     assert not (tmp_path / "run").exists()
     run = cut_back(finished, tmp_path / "cut", 3)
     with pytest.raises(UserError, match=told[harm]):
-        training.resume(run, console, [f"backbone.path={folder}"])
+        tiny_training.resume(run, console, [f"backbone.path={folder}"])
     assert sorted(shard_set.folder.glob("latents-*")) == caches
 
 
@@ -288,7 +288,7 @@ def test_weights_of_episodes_are_looked_at_before_any_work(
     caches = sorted(shard_set.folder.glob("latents-*"))
     changes = ["data.clip_stride=7", "data.episode_weights=[{instruction: 'pik *', weight: 2}]"]
     with pytest.raises(UserError, match="fits no training episode"):
-        training.train(recipe_file, tmp_path / "run", changes, console)
+        tiny_training.train(recipe_file, tmp_path / "run", changes, console)
     with pytest.raises(UserError, match="fits no training episode"):
         plan_recipe(load_recipe(recipe_file, changes), console, probe=False, fit=False)
     assert sorted(shard_set.folder.glob("latents-*")) == caches
@@ -298,7 +298,7 @@ def test_resuming_refuses_by_name_what_changes_the_result(finished: Path, consol
     before = (finished / "recipe.yaml").read_bytes()
     changes = ["optim.lr_lora=1", "trainer.workers=2", "seed=7", "model.lora.rank=2"]  # of rank 2 it is already
     with pytest.raises(UserError, match=r"under optim\.lr_lora=1\.0 \(was 0\.001\), seed=7 \(was 0\)\.") as error:
-        training.resume(finished, console, changes)
+        tiny_training.resume(finished, console, changes)
     assert "workers" not in error.value.what
     assert "trainer.workers" in error.value.fix
     assert (finished / "recipe.yaml").read_bytes() == before
@@ -306,7 +306,7 @@ def test_resuming_refuses_by_name_what_changes_the_result(finished: Path, consol
 
 def test_resuming_with_other_clips_a_step_is_refused(finished: Path, console: Console) -> None:
     with pytest.raises(UserError, match="with clips an optimizer step 4, and now it is 8"):
-        training.resume(finished, console, ["trainer.batch_size=4"])
+        tiny_training.resume(finished, console, ["trainer.batch_size=4"])
 
 
 @pytest.mark.slow
@@ -324,13 +324,13 @@ def test_a_signal_saves_the_step_at_hand(
 
     monkeypatch.setattr(TrainingModule, "training_step", killed)
     with pytest.raises(SystemExit) as stop:
-        training.resume(run, console)
+        tiny_training.resume(run, console)
     monkeypatch.undo()
     assert stop.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
     assert not (run / "validation/step-000004").exists()  # a stopping run does not look first
-    training.resume(run, console)
+    tiny_training.resume(run, console)
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
 
 
@@ -346,7 +346,7 @@ def test_a_signal_after_the_last_step_does_not_leave_the_run_unfinished(
         honest(self)
 
     monkeypatch.setattr(TrainingModule, "on_validation_epoch_end", killed)
-    training.resume(run, console)
+    tiny_training.resume(run, console)
     assert (run / "adapter").is_dir()
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
 
@@ -354,7 +354,7 @@ def test_a_signal_after_the_last_step_does_not_leave_the_run_unfinished(
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: Path, console: Console) -> None:
     steps = ["trainer.max_steps=40", "checkpoint.every_steps=4"]
-    whole = training.train(recipe_file, tmp_path / "whole", steps, console)
+    whole = tiny_training.train(recipe_file, tmp_path / "whole", steps, console)
     run = tmp_path / "killed"
     code = (
         "from pathlib import Path; from rich.console import Console; from xwam_ft.recipe import Recipe, load_recipe;"
@@ -369,14 +369,14 @@ def test_a_killed_process_resumes_to_the_same_bits(recipe_file: Path, tmp_path: 
     process.kill()
     process.wait()
     assert not (run / "checkpoints/step-000040").exists()
-    training.resume(run, console, ["trainer.workers=2"])
+    tiny_training.resume(run, console, ["trainer.workers=2"])
     same_checkpoint(run / "checkpoints/step-000040", whole / "checkpoints/step-000040")
 
 
 @pytest.mark.parametrize("path", ["sharinka0715/X-WAM", "sharinka0715/X-WAM-RoboCasa"])
 def test_released_weights_are_refused(recipe_file: Path, tmp_path: Path, console: Console, path: str) -> None:
     with pytest.raises(UserError, match=r"holds X-WAM's own checkpoints, which are imported once") as error:
-        training.train(recipe_file, tmp_path / "run", [f"backbone.path={path}"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", [f"backbone.path={path}"], console)
     assert "data_tools/import_xwam.py CKPT OUT --vae-text FOLDER" in error.value.fix
     assert not (tmp_path / "run").exists()
 
@@ -386,14 +386,14 @@ def test_a_folder_of_released_weights_is_refused(recipe_file: Path, tmp_path: Pa
     states.parent.mkdir(parents=True)
     states.touch()
     with pytest.raises(UserError, match=r"holds weights under the names of .* python data_tools/import_xwam\.py"):
-        training.train(recipe_file, tmp_path / "run", [f"backbone.path={tmp_path / 'weights'}"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", [f"backbone.path={tmp_path / 'weights'}"], console)
 
 
 def test_a_gpu_that_is_not_there_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="is 'gpu', and no CUDA device is available"):
-        training.train(recipe_file, tmp_path / "run", ["trainer.accelerator=gpu"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", ["trainer.accelerator=gpu"], console)
 
 
 def test_pictures_that_are_no_whole_patches_are_refused(
@@ -418,7 +418,7 @@ def test_every_shipped_recipe_parses_and_says_what_it_is_for(path: Path) -> None
 
 def test_a_prefix_as_long_as_a_chunk_is_refused(recipe_file: Path, tmp_path: Path, console: Console) -> None:
     with pytest.raises(UserError, match=r"is 99, and a chunk of .* has \d+ actions"):
-        training.train(recipe_file, tmp_path / "run", ["noise.action_prefix.max=99"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", ["noise.action_prefix.max=99"], console)
     assert not (tmp_path / "run").exists()
 
 
@@ -428,6 +428,6 @@ def test_adapters_that_do_not_move_stop_the_run(
 ) -> None:
     monkeypatch.setattr("xwam_ft.train.callbacks.MOVED_BY", 2)
     with pytest.raises(UserError, match=r"\d+ of \d+ adapters have not moved in 2 steps: depth_branch") as error:
-        training.train(recipe_file, tmp_path / "run", ["loss.depth=0", "trainer.accumulate=1"], console)
+        tiny_training.train(recipe_file, tmp_path / "run", ["loss.depth=0", "trainer.accumulate=1"], console)
     assert "loss.*" in error.value.fix
     assert (tmp_path / "run/report.html").is_file()  # how it came to that

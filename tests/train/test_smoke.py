@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import training
+import tiny_training
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
@@ -29,7 +29,7 @@ def test_a_sound_recipe_passes_and_leaves_nothing(recipe_file: Path, shard_set: 
     folder = shutil.copytree(shard_set.folder, tmp_path / "set", ignore=shutil.ignore_patterns("latents-*"))
     before = sorted(folder.rglob("*"))
     rates = [f"optim.{name}=1e-2" for name in ("lr_lora", "lr_heads", "lr_depth")]
-    training.smoke_test(recipe_file, [*rates, f"data.shards={folder}"], Console(file=shown, width=200))
+    tiny_training.smoke_test(recipe_file, [*rates, f"data.shards={folder}"], Console(file=shown, width=200))
     for said in ("video equal to the bit", "finite gradients", "learned by heart", "reads back"):
         assert said in shown.getvalue()
     assert sorted(folder.rglob("*")) == before  # no latent cache either

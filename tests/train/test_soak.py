@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-import training
+import tiny_training
 from shared import QUIET
 from xwam_ft.encode.cache import LatentCache
 
@@ -42,7 +42,9 @@ def test_a_run_killed_twenty_times_ends_as_one_that_never_was(
     kills, at = 0, []
     while kills < KILLS:
         begins = run.exists()
-        target, args = (training.resume, (run, QUIET)) if begins else (training.train, (recipe_file, run, [], QUIET))
+        target, args = (
+            (tiny_training.resume, (run, QUIET)) if begins else (tiny_training.train, (recipe_file, run, [], QUIET))
+        )
         start = max(losses(run), default=0) if begins else 0
         process = fork.Process(target=target, args=args)
         process.start()
@@ -54,8 +56,8 @@ def test_a_run_killed_twenty_times_ends_as_one_that_never_was(
         process.join()
         assert process.exitcode == -9
         kills, at = kills + 1, [*at, max(losses(run), default=0)]
-    training.resume(run, QUIET)
-    whole = training.train(recipe_file, tmp_path / "whole", [], QUIET)
+    tiny_training.resume(run, QUIET)
+    whole = tiny_training.train(recipe_file, tmp_path / "whole", [], QUIET)
     print(f"{kills} kills, after steps {at}")
     assert losses(run) == losses(whole)
     for name in ("trainable", "ema", "optimizer"):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
-import training
+import tiny_training
 import xwam_ft
-from training import cut_back, same_checkpoint
+from tiny_training import cut_back, same_checkpoint
 from xwam_ft.encode.encode import encode, identify
 from xwam_ft.errors import UserError
 from xwam_ft.locks import sole_writer
@@ -44,12 +44,12 @@ def test_a_run_has_one_writer_and_readers(finished: Path, recipe_file: Path, tmp
     before = everything(finished)
     with sole_writer(finished, "training it"):
         with refused("training it"):
-            training.resume(finished, QUIET, ["trainer.max_steps=8"])
+            tiny_training.resume(finished, QUIET, ["trainer.max_steps=8"])
         assert Run.open(finished).step == 6
         assert open_run(finished, step=3).first_step == 3
     new = tmp_path / "new"
     with sole_writer(new, "training it"), refused("training it"):
-        training.train(recipe_file, new, [], QUIET)
+        tiny_training.train(recipe_file, new, [], QUIET)
     assert everything(finished) == before
     assert not new.exists()
 
@@ -105,7 +105,7 @@ def test_a_cache_may_lie_elsewhere_and_be_moved_between_resumes(
     finished: Path, recipe_file: Path, shard_set: ShardSet, tmp_path: Path
 ) -> None:
     run = cut_back(finished, tmp_path / "run", 3)
-    training.resume(run, QUIET, [f"data.cache_dir={tmp_path / 'here'}"])
+    tiny_training.resume(run, QUIET, [f"data.cache_dir={tmp_path / 'here'}"])
     same_checkpoint(run / "checkpoints/step-000006", finished / "checkpoints/step-000006")
     assert [path.name for path in (tmp_path / "here").iterdir()] == [
         identify(load_recipe(recipe_file), shard_set).folder(Path()).name
