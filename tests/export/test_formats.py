@@ -148,7 +148,7 @@ def on_wan(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     base, wan, run = place / "base", place / "wan", place / "run"
     shutil.copytree(locate_backbone("tiny", ("vae", "text")), base)
     shutil.rmtree(base / "vae")
-    foreign.make_vae().save_pretrained(base / "vae")
+    foreign.make_vae(channels=48).save_pretrained(base / "vae")
     shutil.copytree(trained_run, run)
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["backbone"]["path"] = str(base)

@@ -25,14 +25,14 @@ def golden() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return json.loads(stored.metadata()["config"]), weights
 
 
-def make_vae(seed: int = 0) -> AutoencoderKLWan:
-    """Wan2.2's form of the VAE for the golden network's 8 latent channels."""
+def make_vae(seed: int = 0, channels: int = 8) -> AutoencoderKLWan:
+    """Wan2.2's form of the VAE; the golden network has 8 latent channels."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae = AutoencoderKLWan(
-            base_dim=8, decoder_base_dim=12, z_dim=8, dim_mult=[1, 2, 2, 1], num_res_blocks=2, attn_scales=[],
-            temperal_downsample=[False, True, True], latents_mean=[0.1 * i for i in range(8)],
-            latents_std=[1.0 + 0.1 * i for i in range(8)], is_residual=True, in_channels=12, out_channels=12,
+            base_dim=8, decoder_base_dim=12, z_dim=channels, dim_mult=[1, 2, 2, 1], num_res_blocks=2, attn_scales=[],
+            temperal_downsample=[False, True, True], latents_mean=[0.1 * i for i in range(channels)],
+            latents_std=[1.0 + 0.1 * i for i in range(channels)], is_residual=True, in_channels=12, out_channels=12,
             patch_size=2, scale_factor_temporal=4, scale_factor_spatial=16,
         )  # fmt: skip
         for parameter in vae.parameters():
