@@ -76,6 +76,17 @@ def test_a_file_that_is_cut_off_is_named_before_anything_is_loaded(folder: Path)
         locate_backbone(str(folder), ("text",))
 
 
+def test_an_imported_folder_is_not_mended_with_wan_s_weights(folder: Path) -> None:
+    (folder / "joint").mkdir()
+    (folder / "joint" / "config.json").write_text("{}")
+    path = sorted((folder / "transformer").glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"is cut off or damaged") as error:
+        locate_backbone(str(folder), ("transformer",))
+    assert "import_xwam.py" in error.value.fix
+    assert "hf download" not in error.value.fix
+
+
 def test_a_hub_cache_with_a_blob_missing_is_incomplete(whole: Path, tmp_path: Path) -> None:
     snapshot = make_hub_cache(whole, tmp_path / "hub")
     sorted((snapshot / "transformer").glob("*.safetensors"))[0].resolve().unlink()

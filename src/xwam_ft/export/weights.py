@@ -21,7 +21,7 @@ from xwam_ft.files import read_json
 from xwam_ft.model.adapters import prepare_for_training, stable_name
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import load_backbone, locate_backbone
-from xwam_ft.model.joint import JOINT
+from xwam_ft.model.folder_check import JOINT
 from xwam_ft.model.merge import lora_scale, merged_weight
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.quantize import dequantize_blocks

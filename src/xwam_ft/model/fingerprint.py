@@ -26,8 +26,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_json_atomic
-from xwam_ft.model.folder_check import FOLDERS, Part, again
-from xwam_ft.model.joint import JOINT
+from xwam_ft.model.folder_check import FOLDERS, JOINT, Part, again
 from xwam_ft.model.tiny import UNTRAINED, untrained_transformer
 from xwam_ft.progress import progress_bar
 

@@ -29,6 +29,8 @@ KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
 TRANSFORMER, VAE = "WanTransformer3DModel", "AutoencoderKLWan"
 """What diffusers calls the classes of our parts; relatives such as VACE, Animate and S2V have others."""
+JOINT = "joint"
+"""The folder of X-WAM's own parts, in a backbone that was imported."""
 OLD_CHANNELS = 16
 VIEWS_FILE = "view_embedding.safetensors"
 """Ours, beside a transformer's weights."""
@@ -192,6 +194,8 @@ def again(path: Path) -> str:
             file = f"{quote(path.relative_to(folder).as_posix())} --force-download " if there else ""
             return f"fetch it again, with network: hf download {repo.id} {file}--revision {repo.revision}"
     first = "remove it, and " if there else ""
+    if any((folder / JOINT / "config.json").is_file() for folder in path.parents):  # Wan's weights are not X-WAM's
+        return f"{first}copy it again from where it came, or import the checkpoint again: data_tools/import_xwam.py"
     return f"{first}copy it again from where it came, or fetch it: hf download {PUBLISHED} --local-dir FOLDER"
 
 

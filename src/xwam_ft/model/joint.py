@@ -15,6 +15,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
+from xwam_ft.model.folder_check import JOINT
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from xwam_ft.contract import Contract
 
-JOINT = "joint"
 STREAMS = ("proprio", "action")
 
 

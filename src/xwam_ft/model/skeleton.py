@@ -14,6 +14,7 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import CLIPS_FILE, Backbone, cast_weights, read_clip_lengths
 from xwam_ft.model.folder_check import (
+    JOINT,
     KINDS,
     MAX_TEXT_LEN,
     PUBLISHED,
@@ -21,7 +22,6 @@ from xwam_ft.model.folder_check import (
     require_kin,
     text_positions,
 )
-from xwam_ft.model.joint import JOINT
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
