@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from xwam_ft.errors import UserError
 from xwam_ft.model.tensor_files.source import open_checkpoint
-from xwam_ft.model.tensor_files.stream import Piece, require_written, write_stream
+from xwam_ft.model.tensor_files.stream import Piece, all_finite, require_written, write_stream
 from xwam_ft.policy.bundle import load_policy
 
 
@@ -60,6 +60,20 @@ def test_one_changed_byte_and_wrong_tensors_are_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=part):
             write_stream(tmp_path / "b", [Piece("x", (2,), torch.float32, lambda t=made: t)], {}, lambda _: None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(dtype: torch.dtype) -> None:
+    for count in (1, 7, 70001):
+        numbers = torch.randn(count, generator=torch.Generator().manual_seed(count)).to(dtype)
+        assert all_finite(numbers)
+        for value in (torch.nan, torch.inf, -torch.inf):
+            for place in {0, count // 2, count - 1}:
+                wrong = numbers.clone()
+                wrong[place] = value
+                assert not all_finite(wrong), (count, value, place)
+    assert all_finite(torch.zeros(0, dtype=dtype))
+    assert all_finite(torch.arange(3))
 
 
 @pytest.mark.soak

