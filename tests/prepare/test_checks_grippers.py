@@ -9,6 +9,7 @@ import pytest
 
 from xwam_ft.contract import Slot
 from xwam_ft.prepare.checks.grippers import check_grippers
+from xwam_ft.prepare.findings import Finding
 from xwam_ft.quantiles import Motion
 
 Found = dict[str, tuple[str, str]]
@@ -32,12 +33,16 @@ def follows(command: np.ndarray, speed: float = 0.1, lag: int = 4, held: float =
 
 
 def found(pairs: list[tuple[np.ndarray, np.ndarray]], **more: Any) -> list[Found]:
+    return [{f.check: (f.severity, f.text) for f in findings} for findings in findings_of(pairs, **more)]
+
+
+def findings_of(pairs: list[tuple[np.ndarray, np.ndarray]], **more: Any) -> list[list[Finding]]:
     columns = (more.pop("column", "gripper.pos"),)
     fields = {"units": ("1",), "convention": "absolute", "gripper_open": 1.0, "gripper_closed": 0.0, **more}
     slot = Slot(name="hand", kind="gripper", columns=columns, elements=columns, **fields)
     motions = {n: Motion(s[:, None], c[:, None], np.ones((len(s), 1))) for n, (s, c) in enumerate(pairs)}
     said = check_grippers([slot], motions)
-    return [{f.check: (f.severity, f.text) for f in said.get(n, [])} for n in motions]
+    return [said.get(n, []) for n in motions]
 
 
 def grips(**more: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -69,6 +74,8 @@ def test_commands_against_the_state_and_in_another_range() -> None:
     assert stated[0]["gripper-sense"][1].endswith(
         "; that is right where they are another quantity, as `command_units` says"
     )
+    for finding in findings_of(width, gripper_open=0.08, command_units=("1",))[0]:
+        assert finding.fix.startswith("nothing needs to be done where they are")
     relative = found(width, gripper_open=0.08, convention="relative_to_chunk_start")
     assert {severity for severity, _ in relative[0].values()} == {"error"}
     (percent, *_) = found([(s, 100 * c) for s, c in grips()])

@@ -63,11 +63,13 @@ def _say(slot: Slot, check: str, text: str) -> Finding:
     """A command in units of its own may well be another quantity, an effort say; a difference of the two may not."""
     relative = slot.convention in ("relative_to_chunk_start", "step_delta", "delta_to_state")
     severity: Severity = "error" if relative else "note" if slot.command_units is not None else "warning"
+    fix = ""
     if relative:
         text += f", and `{slot.convention}` subtracts one from the other"
     elif severity == "note":
         text += "; that is right where they are another quantity, as `command_units` says"
-    return Finding(check, severity, f"gripper {slot.name!r}: {text}", slot.name)
+        fix = "nothing needs to be done where they are (an effort, say); else leave `command_units` out"
+    return Finding(check, severity, f"gripper {slot.name!r}: {text}", slot.name, fix=fix)
 
 
 def _stated_range(slot: Slot, low: np.ndarray, high: np.ndarray) -> list[Finding]:
