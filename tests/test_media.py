@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from xwam_ft import decoding, media
-from xwam_ft.decoding import Frames, VideoInfo, keep_open, opened
+from xwam_ft.decoding import FilePart, Frames, VideoInfo, keep_open, opened
 from xwam_ft.errors import UserError
 from xwam_ft.media import count_frames, gray16_bytes, iterate_rgb, probe, read_gray16, read_rgb, rgb_bytes
 
@@ -59,6 +59,12 @@ def movie() -> bytes:
     return rgb_bytes(numbered(60), 30.0)
 
 
+@pytest.fixture
+def movie_file(movie: bytes, tmp_path: Path) -> Path:
+    (tmp_path / "movie.mp4").write_bytes(movie)
+    return tmp_path / "movie.mp4"
+
+
 @pytest.fixture(scope="module")
 def codes() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 65536, (9, 20, 30), dtype=np.uint16)
@@ -74,21 +80,23 @@ def test_probe_reads_the_head(movie: bytes, codes: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "wanted", [None, slice(10, 30, 7), [0], [59], [59, 3, 3, 20, 4], range(14, 18), [], np.array([15, 16, 17])]
 )
-@pytest.mark.parametrize("decoder", ["chosen", "av"])
-def test_frames_come_by_index(movie: bytes, wanted: object, decoder: str) -> None:
-    read = read_rgb if decoder == "chosen" else read_by_av
-    pictures = read(movie, wanted)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("place", ["file", "memory", "file, by PyAV"])
+def test_frames_come_by_index(movie: bytes, movie_file: Path, wanted: object, place: str) -> None:
+    read = read_by_av if place == "file, by PyAV" else read_rgb
+    pictures = read(movie if place == "memory" else movie_file, wanted)  # pyright: ignore[reportArgumentType]
     every = list(range(60))
     expected = every if wanted is None else every[wanted] if isinstance(wanted, slice) else [int(i) for i in wanted]  # pyright: ignore
     assert pictures.shape == (len(expected), HEIGHT, WIDTH, 3)
     assert numbers(pictures) == expected
 
 
-def test_both_decoders_give_the_same_pixels(movie: bytes) -> None:
+def test_both_decoders_give_the_same_pixels(movie: bytes, movie_file: Path) -> None:
     if not HAS_DECORD:
         pytest.skip("decord is not installed")
-    assert media.decoder(movie) == "decord"
-    np.testing.assert_array_equal(read_rgb(movie), read_by_av(movie))
+    part = FilePart(movie_file, 0, len(movie))
+    assert [media.decoder(source) for source in (movie_file, part, movie)] == ["decord", "av", "av"]
+    for source in (part, movie):
+        np.testing.assert_array_equal(read_rgb(movie_file), read_rgb(source))
 
 
 def test_pictures_survive_the_encoder(movie: bytes) -> None:
@@ -243,12 +251,12 @@ def test_equal_pictures_give_equal_bytes(codes: np.ndarray) -> None:
     assert len(depths) == 1
 
 
-def test_widths_decord_cannot_take_are_read_all_the_same() -> None:
+def test_widths_decord_cannot_take_are_read_all_the_same(tmp_path: Path) -> None:
     for width in (24, 48, 72, 100):
         narrow = np.ascontiguousarray(numbered(6).repeat(2, axis=2)[:, :, :width])
-        data = rgb_bytes(narrow, 30.0)
-        assert media.decoder(data) == "av"
-        assert np.abs(read_rgb(data)[..., 1].astype(float) - narrow[..., 1]).mean() < 6
+        media.write_rgb(path := tmp_path / f"{width}.mp4", narrow, 30.0)
+        assert media.decoder(path) == "av"
+        assert np.abs(read_rgb(path)[..., 1].astype(float) - narrow[..., 1]).mean() < 6
 
 
 def test_a_file_replaced_under_its_name_is_scanned_again(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """An open video: what it says of itself, and its pictures by index, decoded forward where they follow one another.
 
-The decoder is chosen by what file and packets say, never by trial: decord for 8-bit H.264, HEVC, MPEG-4 and VP9 where
-it is installed and every group of pictures is closed, PyAV for everything else (decord cannot open AV1, returns wrong
-bytes above 8 bits and other pictures than asked for from open groups, which x265 makes by default). Frames are
-addressed by their index in presentation order and come exactly, also from files that several episodes share.
+The decoder is chosen by what source, file and packets say, never by trial. Both give the same bytes. decord decodes on
+a thread of its own, which suits recordings, read from their first picture to their last: it takes files of 8-bit
+H.264, HEVC, MPEG-4 and VP9 whose groups of pictures are all closed, where it is installed (it cannot open AV1, returns
+wrong bytes above 8 bits and other pictures than asked for from open groups, which x265 makes by default). PyAV takes
+everything else, and what lies within shards or in memory: a few pictures of a video at a time, for two thirds of
+decord's CPU time. Frames are addressed by their index in presentation order and come exactly, also from files that
+several episodes share.
 
 media.py has the functions that open a video for one reading; within `keep_open` they leave it open for the next.
 """
@@ -127,6 +130,8 @@ class Video:
     @cached_property
     def decoder(self) -> Literal["decord", "av"]:
         """Which library reads its pictures; see the module's head."""
+        if not isinstance(self.source, Path):
+            return "av"
         info, packets = self.info, self.packets
         # decord loses count where a group of pictures is open, and takes the padding of a row for pixels at some
         # widths (48, 72), which whole 32s do not have.
@@ -175,12 +180,7 @@ class Video:
         """decord's own, which goes on where it is when the next pictures are asked for."""
         import decord
 
-        source = self.source
-        if isinstance(source, FilePart):
-            with _Window(source) as window:
-                source = window.read()
-        data = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        return decord.VideoReader(data, num_threads=1)
+        return decord.VideoReader(str(self.source), num_threads=1)
 
     def _seek_and_decode(self, packets: PacketIndex, chosen: list[int], layout: Layout) -> Iterator[np.ndarray]:
         """The pictures with these indices, in rising order."""
