@@ -136,7 +136,7 @@ class Day:
     def recipe(self, *overrides: str) -> Recipe:
         """The 24 GB recipe, for this day's backbone and device; `a.b=c` changes more of it."""
         place, backbone = (json.dumps(str(of)) for of in (self.out / "work" / "shards", self.weights or PUBLISHED))
-        contract = [f"data.shards={place}", f"backbone.path={backbone}"]
+        contract = [f"data.shards={place}", f"backbone.path={backbone}", "data.augment.copies=1"]  # an hour's work
         sizes = [f"model.depth.blocks={self.size.depth_blocks}", "trainer.accumulate=1", "trainer.workers=0"]
         here = [f"trainer.accelerator={'cpu' if self.toy else 'gpu'}", f"trainer.precision={self.precision}"]
         dtype = f"backbone.dtype={str(self.dtype).removeprefix('torch.')}"
