@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ class RunWeights:
     def _base(self, name: str) -> Stored:
         if name in self.branch:
             return self.branch[name]
-        first = len_blocks(self.base) - self.config.depth_blocks
+        first = self._blocks - self.config.depth_blocks
         inside = _BRANCH_BLOCK.sub(lambda match: f"transformer.blocks.{int(match[1]) + first}.", name)
         inside = inside.removeprefix("transformer.")
         if inside not in self.base:
@@ -136,6 +137,10 @@ class RunWeights:
                 f"holds no {inside}, which {name} is made from", self.recipe.backbone.path, "restore that backbone"
             )
         return self.base[inside]
+
+    @cached_property
+    def _blocks(self) -> int:
+        return len_blocks(self.base)
 
     def _dtype_of_base(self, stored: Stored) -> torch.dtype:
         # What was unpacked from 8 or 4 bits is float32, since nothing narrower holds it.
