@@ -26,7 +26,7 @@ Outputs: TypeAlias = "dict[Any, Any]"
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _OfAKind:
     """What a block of some kind kept beside what was kept before: bytes, and which of its tensors, in order."""
 
     bytes: int
@@ -61,7 +61,7 @@ class BlocksAlike:
         self.last = deque[tuple[Any, ...]](maxlen=2)  # what the last two blocks were called with
         self._runs, self._checkpointing = runs, checkpointing
         self._run, self._sizes, self._is_kept, self._keep = run, sizes, is_kept, keep
-        self._kinds: dict[Any, _Kept] = {}
+        self._kinds: dict[Any, _OfAKind] = {}
 
     def __call__(self, block: Any, *given: Any) -> Any:
         self.last.append((block, *given))
@@ -78,7 +78,7 @@ class BlocksAlike:
         after = self._sizes()
         self._runs[called] = out
         made = [part for part in _parts(out) if isinstance(part, torch.Tensor)]
-        self._kinds[kind] = _Kept(
+        self._kinds[kind] = _OfAKind(
             after[0] - before[0],
             after[1] - before[1],
             tuple(map(self._is_kept, tensors)),
@@ -87,7 +87,7 @@ class BlocksAlike:
         )
         return out
 
-    def _instead(self, known: _Kept, given: list[Tensor]) -> Any:
+    def _instead(self, known: _OfAKind, given: list[Tensor]) -> Any:
         self.bytes += known.bytes
         self.copies += known.copies
         for tensor, kept in zip(given, known.given, strict=True):
