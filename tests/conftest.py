@@ -86,8 +86,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1800))
 
 
+def pytest_collection() -> None:
+    gc.disable()  # imports leave nothing to collect, and millions of objects to look through: an eighth of their time
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # what imports and collection left behind is looked through no more: a tenth of the suite's time
+    gc.enable()
+    _count_once()
+
+
+def _count_once() -> None:
+    """Every training begins with a plan, and most of that is to count what its network keeps. That depends on what is
+    told apart here and on nothing else, so that trainings alike are counted once. Tests of counting itself call it in
+    its own file (plan/memory.py), where it counts each time."""
+    plans: Any = sys.modules.get("xwam_ft.plan.plan")
+    if plans is None:
+        return
+    count, known = plans.count_activations, {}
+
+    def counted(network: Any, recipe: Any, batch: Any, **how: Any) -> Any:
+        parameters = [
+            (name, tuple(one.shape), one.dtype, one.device, one.requires_grad)
+            for name, one in network.named_parameters()
+        ]
+        shapes = {name: getattr(value, "shape", value) for name, value in vars(batch).items()}
+        sections = recipe.model_dump_json(include={"backbone", "model", "noise", "optim", "trainer"})
+        alike = repr((parameters, network.config, network.transformer.config, shapes, sections, how))
+        if alike not in known:
+            known[alike] = count(network, recipe, batch, **how)
+        return known[alike]
+
+    plans.count_activations = counted
 
 
 def pytest_unconfigure() -> None:

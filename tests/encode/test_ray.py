@@ -122,7 +122,7 @@ def test_the_bytes_are_those_of_one_machine(
         shutil.copy(kept, tmp_path / "back" / name / "segments")
         with monkeypatch.context() as patch:
             patch.setattr(ray_segments, "_send", dies_once)
-            back = encoded(of(folder, cache_dir=str(tmp_path / "back")))
+            back = encoded(of(folder, cache_dir=str(tmp_path / "back")), workers=1)  # each loads torch for seconds
         assert spent.exists()
         assert files_in(back.folder) == whole
         # One whose workers die for good: one sentence, and a rerun makes only what is missing.
@@ -150,7 +150,7 @@ def test_the_bytes_are_those_of_one_machine(
         shard = next(folder.glob("*.tar"))
         shard.write_bytes(shard.read_bytes()[:-2000] + bytes(2000)[:-1] + b"x")
         with pytest.raises(UserError, match=rf"^{shard}: is damaged"):
-            encoded(of(folder, cache_dir=str(tmp_path / "damaged")))
+            encoded(of(folder, cache_dir=str(tmp_path / "damaged")), workers=1)
 
 
 @pytest.mark.slow

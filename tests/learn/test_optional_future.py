@@ -214,19 +214,18 @@ def test_evaluate_and_imagine_say_how_it_acted(made: tuple[Path, Path], shard_se
     assert written["with_future"] is True
 
 
-def test_a_joint_policy_is_asked_for_neither(finished: Path, shard_set: ShardSet, tmp_path: Path) -> None:
-    export_run(finished, tmp_path / "bundle", console=QUIET)
-    config = json.loads((tmp_path / "bundle/config.json").read_text())
+def test_a_joint_policy_is_asked_for_neither(bundle: Path, shard_set: ShardSet) -> None:
+    config = json.loads((bundle / "config.json").read_text())
     assert "future" not in config
     assert "with_future" not in config["sampling"]
-    policy = Policy.load(tmp_path / "bundle", "cpu")
+    policy = Policy.load(bundle, "cpu")
     clip = shard_set.read_clip(shard_set.clips("held_out", 1)[0])
     plain = policy.infer(request_of(policy.contract, clip)).action
     np.testing.assert_array_equal(policy.infer(request_of(policy.contract, clip, future=True)).action, plain)
     with pytest.raises(UserError, match=r"options\.future: is false, and this policy was trained .* model\.future"):
         policy.infer(request_of(policy.contract, clip, future=False))
     with pytest.raises(UserError, match="--with-future: changes nothing"):
-        PolicySource.of(tmp_path / "bundle").with_future().load()
+        PolicySource.of(bundle).with_future().load()
 
 
 def test_what_starts_from_another_kind_of_future_is_told(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,13 +131,17 @@ class RunWeights:
             return self.branch[name]
         inside = name.removeprefix("transformer.")
         if (match := _BRANCH_BLOCK.match(name)) is not None:
-            first = len_blocks(self.base) - self.config.depth_blocks
+            first = self._blocks - self.config.depth_blocks
             inside = f"blocks.{int(match[1]) + first}.{name[match.end() :]}"
         if inside not in self.base:
             raise UserError(
                 f"holds no {inside}, which {name} is made from", self.recipe.backbone.path, "restore that backbone"
             )
         return self.base[inside]
+
+    @cached_property
+    def _blocks(self) -> int:
+        return len_blocks(self.base)
 
     def _dtype_of_base(self, stored: Stored) -> torch.dtype:
         # What was unpacked from 8 or 4 bits is float32, since nothing narrower holds it.

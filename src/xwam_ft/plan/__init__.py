@@ -2,6 +2,7 @@
 
 plan.py         shapes, parts of memory and disk, warnings; plan_report.py `xwam-ft plan`, and the tables for people
 memory.py       activations, counted; what to say when memory runs out
+alike.py        blocks that are alike keep alike
 host_memory.py  a machine's own memory, counted
 probe.py        how long a step takes, measured
 acting.py       what an action call takes without the future

@@ -1,9 +1,10 @@
 """What training holds in memory beside weights: activations, counted; and what to say when memory runs out.
 
 Autograd is asked what it keeps for the backward pass of fake tensors in the recipe's precision: the shapes, dtypes and
-kernels are those of the run, nothing is computed. A storage counts once, and parameters do not count. With gradient
-checkpointing the kept inputs of the blocks stay, and one block at a time is computed again. What a block takes on the
-way back, its gradients above all, lives beside what was kept: it is counted on one block that is gone back through.
+kernels are those of the run, nothing is computed, and of blocks that are alike one is run (alike.py). A storage counts
+once, and parameters do not count. With gradient checkpointing the kept inputs of the blocks stay, and one block at a
+time is computed again. What a block takes on the way back, its gradients above all, lives beside what was kept: it is
+counted on one block that is gone back through.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Set
+from collections.abc import Callable, Generator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.errors import UserError
 from xwam_ft.learn.module import TrainingModule
+from xwam_ft.plan.alike import BlocksAlike, Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,34 +130,62 @@ def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, sc
                 batch, draws = (
                     _map(of, lambda tensor: torch.empty_like(tensor, device="cpu")) for of in (batch, draws)
                 )
-            plain = _kept(module, batch, draws, checkpointing=False, scores=scores, mixed=mixed)
-            with _last_blocks(module.network) as calls:
-                inputs = _kept(module, batch, draws, checkpointing=True, scores=scores, mixed=mixed)
+            runs: Outputs = {}
+            plain, _ = _kept(module, batch, draws, runs, checkpointing=False, scores=scores, mixed=mixed)
+            inputs, calls = _kept(module, batch, draws, runs, checkpointing=True, scores=scores, mixed=mixed)
             back = max(_gone_back(module, call, scores=scores, mixed=mixed) for call in calls)
     finally:
         network.gradient_checkpointing = before[1]
         network.train(before[0])
-    runs = len(network.transformer.blocks) + network.config.depth_blocks
-    one_block = math.ceil((plain[0] - inputs[0]) / runs) + inputs[0] // runs
+    blocks = len(network.transformer.blocks) + network.config.depth_blocks
+    one_block = math.ceil((plain[0] - inputs[0]) / blocks) + inputs[0] // blocks
     whole = plain[0] + max(back - one_block, 0)
     return Activations(whole, min(inputs[0] + max(back, one_block), whole), plain[1], inputs[1])
 
 
 def _kept(
-    module: TrainingModule, batch: Batch, draws: Draws, *, checkpointing: bool, scores: bool, mixed: bool
-) -> tuple[int, int]:
-    """Bytes that grow with the clips, and bytes of autocast's copies of weights, which are there once."""
+    module: TrainingModule,
+    batch: Batch,
+    draws: Draws,
+    runs: Outputs,
+    *,
+    checkpointing: bool,
+    scores: bool,
+    mixed: bool,
+) -> tuple[tuple[int, int], Sequence[tuple[Any, ...]]]:
+    """Bytes that grow with the clips, and bytes of autocast's copies of weights, which are there once; and what the
+    last two blocks were called with, with a depth branch one of either stream.
+
+    Args:
+        runs: what blocks gave that were run before.
+    """
     network = module.network
     network.gradient_checkpointing = checkpointing
     held = _storages(module)
     seen: dict[int, Tensor] = {}
+    counted: dict[int, Tensor] = {}  # what stands for blocks that were not run kept
 
     def note(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in held and (scores or not _is_score(tensor, network)):
+        known = _storage(tensor) in held or _storage(tensor) in counted
+        if not known and (scores or not _is_score(tensor, network)):
             seen.setdefault(_storage(tensor), tensor)  # kept alive, so that no address is used twice
         return tensor
 
+    def sizes() -> tuple[int, int]:
+        bytes_of = {key: tensor.untyped_storage().nbytes() for key, tensor in seen.items()}
+        copies = sum(bytes_of[key] for key in bytes_of.keys() & cast.copies.keys())
+        return sum(bytes_of.values()) - copies, copies
+
+    alike = BlocksAlike(
+        network.run_block,
+        sizes,
+        lambda tensor: any(_storage(tensor) in of for of in (held, seen, counted)),
+        lambda tensor: counted.update({_storage(tensor): tensor}),
+        runs,
+        checkpointing=checkpointing,
+    )
     with (
+        _instead_of_blocks(network, alike),
         _CastWeights(held) as cast,
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=mixed),
@@ -164,25 +193,17 @@ def _kept(
         terms = module.loss_terms(batch, draws, module.predict(module.add_noise(batch, draws), draws))
         total = torch.stack([term.sum for term in terms.values()]).sum()
     del total
-    sizes = {key: tensor.untyped_storage().nbytes() for key, tensor in seen.items()}
-    copies = sum(sizes[key] for key in sizes.keys() & cast.copies.keys())
-    return sum(sizes.values()) - copies, copies
+    plain, copies = sizes()
+    return (plain + alike.bytes, copies + alike.copies), alike.last
 
 
 @contextmanager
-def _last_blocks(network: JointNetwork) -> Generator[deque[tuple[Any, ...]]]:
-    """What the last two blocks that run meanwhile are called with; with a depth branch one of either kind."""
-    run, calls = network.run_block, deque[tuple[Any, ...]](maxlen=2)
-
-    def noted(*call: Any) -> Any:
-        calls.append(call)
-        return run(*call)
-
-    network.run_block = noted
+def _instead_of_blocks(network: JointNetwork, run: Callable[..., Any]) -> Generator[None]:
+    before, network.run_block = network.run_block, run
     try:
-        yield calls
+        yield
     finally:
-        network.run_block = run
+        network.run_block = before
 
 
 def _gone_back(module: TrainingModule, call: tuple[Any, ...], *, scores: bool, mixed: bool) -> int:
