@@ -27,7 +27,7 @@ import numpy as np
 from xwam_ft.errors import UserError, require
 from xwam_ft.policy import messages, wire
 from xwam_ft.policy.metrics import Metrics
-from xwam_ft.policy.novelty import NoveltyWatch
+from xwam_ft.policy.watch import ObservationWatch, watch_of
 
 try:
     from websockets.asyncio.server import ServerConnection, serve
@@ -148,6 +148,8 @@ class PolicyServer:
 
     def _prepare(self) -> tuple[Servable, bytes]:
         policy = self.load()
+        if getattr(policy, "watch", None) is not None:
+            setattr(policy, "watch", None)  # noqa: B010  (every client has its own)
         self.answer_seconds = min(policy.warm_up() for _ in range(2))  # the first call sets things up
         return policy, wire.pack(messages.metadata(policy))
 
@@ -178,12 +180,12 @@ class PolicyServer:
             await self._unless_stopped(self._warm.wait())
             await connection.send(self._metadata)
             before: float | None = None
-            watch = NoveltyWatch(getattr(self.policy, "novelty", None))
+            watch = watch_of(self.policy)
             while True:
                 message = await self._unless_stopped(connection.recv())
                 started = time.perf_counter()
-                answer, infer, crossed = await self._answer(connection, message, before, watch)
-                for sentence in crossed:
+                answer, infer, news = await self._answer(connection, message, before, watch)
+                for sentence in news:
                     LOG.warning("%s: %s", _peer(connection), sentence)
                 await connection.send(answer)
                 before = time.perf_counter() - started
@@ -205,7 +207,7 @@ class PolicyServer:
             self.metrics.connections -= 1
 
     async def _answer(
-        self, connection: ServerConnection, message: str | bytes, before: float | None, watch: NoveltyWatch
+        self, connection: ServerConnection, message: str | bytes, before: float | None, watch: ObservationWatch
     ) -> tuple[bytes, float, list[str]]:
         """Ask the policy on its thread; a client that leaves while it waits is not answered."""
         assert self._loop is not None
@@ -236,9 +238,9 @@ class PolicyServer:
             self._loop.call_soon_threadsafe(count)
 
     def _infer(
-        self, message: str | bytes, before: float | None, watch: NoveltyWatch | None = None
+        self, message: str | bytes, before: float | None, watch: ObservationWatch | None = None
     ) -> tuple[bytes, float, list[str]]:
-        """A message -> the answer's bytes, the policy's seconds, and what is new about what it sees.
+        """A message -> the answer's bytes, the policy's seconds, and what the log has not said of this client yet.
 
         Runs on the policy's thread.
         """
@@ -255,9 +257,12 @@ class PolicyServer:
         timing |= {f"{name}_ms": 1e3 * seconds for name, seconds in output.seconds.items() if name != "total"}
         if before is not None:
             timing["prev_total_ms"] = 1e3 * before
-        crossed = [] if watch is None else watch.sentences(output.novelty)
-        output = replace(output, warnings=(*output.warnings, *crossed))
-        return wire.pack(messages.answer(self.policy.contract, output, timing)), infer, crossed
+        news: list[str] = []
+        if watch is not None:
+            said = watch.sentences(output)
+            news = [*watch.first_of(output.warnings), *said]
+            output = replace(output, warnings=(*output.warnings, *said))
+        return wire.pack(messages.answer(self.policy.contract, output, timing)), infer, news
 
     async def _unless_stopped(self, awaited: Awaitable[_T]) -> _T:
         task = asyncio.ensure_future(awaited)
