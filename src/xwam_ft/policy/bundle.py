@@ -239,6 +239,7 @@ def load_policy(
             "export it again on this machine, or load it with selfcheck=False at your own risk",
         )
     policy = read_parts(bundle, config, device, compile=compile, attention=attention)
+    policy.seen = frozenset(config.get("seen", ()))  # a bundle without it says nothing of its episodes
     if selfcheck:
         check = checks.load(bundle / SELFCHECK, policy)
         check.require(policy, config["dtype"], bundle / SELFCHECK)

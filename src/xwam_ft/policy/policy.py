@@ -116,6 +116,7 @@ class Policy:
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
         self.trained, self.action_prefix, self.future = trained, action_prefix, future
+        self.seen: frozenset[str] = frozenset()  # digests of the episodes it was trained on (seen.py), where known
         self.calls = 0
         self.watch: ObservationWatch | None = watch_of(self)
         """What warns of one robot's observations over time; None where each of several has its own, as in a server."""
