@@ -243,6 +243,7 @@ def load_policy(
     if selfcheck:
         check = checks.load(bundle / SELFCHECK, policy)
         check.require(policy, config["dtype"], bundle / SELFCHECK)
+        policy.recorded = check.inputs
     return policy
 
 

@@ -117,6 +117,7 @@ class Policy:
         self.settings = settings or Settings()
         self.trained, self.action_prefix, self.future = trained, action_prefix, future
         self.seen: frozenset[str] = frozenset()  # digests of the episodes it was trained on (seen.py), where known
+        self.recorded: EncodedObservation | None = None  # an observation of its recordings, for people to compare with
         self.calls = 0
         self.watch: ObservationWatch | None = watch_of(self)
         """What warns of one robot's observations over time; None where each of several has its own, as in a server."""

@@ -54,7 +54,7 @@ class ObservationWatch:
     def __init__(self, contract: Contract, novelty: Novelty | None = None, condition: Condition | None = None) -> None:
         self.contract, self.novelty, self.condition = contract, novelty, condition
         self._strange = NoveltyWatch(novelty)
-        self._looked = False
+        self.looked = False  # whether there was a first observation
         self._known: set[str] = set()
         self._pictures: dict[str, tuple[EncodedObservation, int]] = {}  # the first with this picture, how many after it
         self._state: tuple[ndarray, int] | None = None
@@ -64,9 +64,9 @@ class ObservationWatch:
         said = self._strange.sentences(output.novelty)
         if output.seen is None:
             return said
-        if said or not self._looked:
+        if said or not self.looked:
             said += self._exchanged(output.seen)
-        self._looked = True
+        self.looked = True
         return [*said, *self._frozen_cameras(output.seen), *self._frozen_state(output.seen, output)]
 
     def first_of(self, warnings: tuple[str, ...]) -> list[str]:
