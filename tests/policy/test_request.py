@@ -36,6 +36,7 @@ def test_every_shipped_kind_of_slot_has_an_example(contract: Contract) -> None:
     inputs = observation.encode(other, request.example_observation(other, "x"))
     assert inputs.state[-1] == pytest.approx(0.04)  # the middle of 0 and 0.08, whatever the columns
     assert request.command_columns(other)[-2:] == ["gripper.l", "gripper.r"]
+    assert request.command_units(other) == ["m", "m", "m", "1", "1", "1", "1", "m", "m"]
 
 
 @pytest.mark.parametrize("colour", [0, 128, 255])
@@ -258,5 +259,7 @@ def test_joints_in_degrees_are_told_where_a_pose_is_computed_from_them(contract:
         found = request.implausible(other, observation.encode(other, example), None, example["state"])
         return [sentence for sentence in found if "joint" in sentence]
 
+    assert request.command_units(other) == ["rad", "rad", "m"]
+    assert len(request.command_columns(other)) == 3
     assert said(1.4) == []
     assert said(np.rad2deg(0.4)) == ["tool: joint turn is 22.92; recordings held -0.5 to 0.5 rad: is it in that unit?"]

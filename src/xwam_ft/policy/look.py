@@ -10,6 +10,7 @@ import numpy as np
 from xwam_ft import conventions
 from xwam_ft.errors import listed
 from xwam_ft.files import atomic_path
+from xwam_ft.policy.request import units_of_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,8 +95,6 @@ def _unit(unit: str) -> str:
 def _commanded(slot: Slot) -> str:
     if slot.for_controller:
         return "its controller's units"
-    own = slot.columns if slot.chain is not None else slot.elements
-    units = ("rad",) * len(own) if slot.chain is not None else slot.command_units or slot.units
     if slot.kind == "pose" and slot.chain is None:
         return "m and a quaternion w x y z"
-    return "/".join("its recorded scale" if unit == "1" else unit for unit in dict.fromkeys(units))
+    return "/".join("its recorded scale" if unit == "1" else unit for unit in dict.fromkeys(units_of_commands(slot)))

@@ -206,6 +206,20 @@ def command_columns(contract: Contract) -> list[str]:
     return [f"{slot.name}.{name}" for slot in _commanded(contract) for name in _command_names(slot)]
 
 
+def command_units(contract: Contract) -> list[str]:
+    """The units of `command_columns`: m, rad, 1 (none), or a controller's own."""
+    return [unit for slot in _commanded(contract) for unit in units_of_commands(slot)]
+
+
+def units_of_commands(slot: Slot) -> tuple[str, ...]:
+    """Of what a robot is told of a slot, one a number."""
+    if slot.chain is not None:
+        kinds = {joint.name: "m" if joint.type == "prismatic" else "rad" for joint in slot.chain.joints}
+        return tuple(kinds[name] for name in slot.chain.order)
+    units = slot.command_units or slot.units
+    return units * len(slot.columns) if slot.reduced else units
+
+
 def command_table(contract: Contract, slots: Mapping[str, np.ndarray]) -> Float[ndarray, "ta d"]:
     """What the robot takes as one table, columns as `command_columns` names them."""
     return np.concatenate([slots[slot.name] for slot in _commanded(contract)], axis=1)
