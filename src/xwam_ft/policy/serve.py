@@ -53,9 +53,7 @@ def serve_bundle(
 
     api_key = None if api_key_file is None else read_api_key(api_key_file)
     named, bundle = bundle, bundle if replay is not None else bundle_at(bundle, console)
-    log = logging.getLogger("xwam_ft.serve")
-    log.addHandler(logging.StreamHandler())  # stderr: what failed, with a traceback, and what is strange
-    log.setLevel(logging.WARNING if console.quiet else logging.INFO)  # what each client sends first
+    _log_to(console)
     chosen = {name: value for name, value in (settings or {}).items() if value is not None}
     server = PolicyServer(_loader(bundle, device, compile, chosen, with_future, replay), api_key, looks=looks)
 
@@ -100,6 +98,19 @@ def serve_bundle(
         await server.run(host, port, listening=listening, ready=ready)
 
     asyncio.run(run())
+
+
+def _log_to(console: Console) -> None:
+    """What failed, with a traceback, and what is strange goes to stderr; what clients send first to the console."""
+    log, strange, first = (
+        logging.getLogger("xwam_ft.serve"),
+        logging.StreamHandler(),
+        logging.StreamHandler(console.file),
+    )
+    strange.setLevel(logging.WARNING)
+    first.addFilter(lambda record: record.levelno < logging.WARNING)
+    log.handlers = [strange, *([] if console.quiet else [first])]
+    log.setLevel(logging.INFO)
 
 
 def _leave(console: Console, said: str, code: int) -> None:
