@@ -52,6 +52,27 @@ def test_a_good_observation(contract: Contract) -> None:
     np.testing.assert_array_equal(encoded.pictures[1], resize_pictures(value["images"]["wrist"][None], 32, 64)[0])
 
 
+@pytest.mark.parametrize(
+    ("picture", "fix"),
+    [
+        (np.zeros((3, 8, 6), np.uint8), "channels last, picture.transpose(1, 2, 0)"),
+        (np.full((8, 6, 3), 0.5, np.float32), "(picture * 255).round().astype(np.uint8)"),
+        (np.full((3, 8, 6), 0.5), "picture.transpose(1, 2, 0); from 0 to 1 as here"),
+        (np.full((8, 6, 3), 200.0), "from 0 to 255 as here: picture.round().astype(np.uint8)"),
+        (np.full((8, 6, 3), -2.1), "not scaled or normalised (here -2.1 to -2.1)"),
+        (np.full((8, 6, 3), np.nan), "not scaled or normalised"),
+        (np.zeros((1, 8, 6, 3), np.uint8), "without the dimension of a batch"),
+        (np.zeros((8, 6), np.uint8), "a grey picture"),
+        (np.zeros((8, 6, 4), np.uint8), "without the fourth channel"),
+        (b"\xff\xd8\xff", "decoded: of a JPEG or PNG"),
+    ],
+)
+def test_a_picture_in_another_form_is_told_how_it_becomes_one(contract: Contract, picture: Any, fix: str) -> None:
+    value = observed()
+    value["images"]["front"] = picture
+    assert fix in refused(contract, value)
+
+
 def test_cameras_stand_in_the_contracts_order(contract: Contract) -> None:
     value = observed()
     turned = dict(reversed(list(value["images"].items())))

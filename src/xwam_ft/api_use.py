@@ -270,6 +270,7 @@ def serve(
     action_steps: int | None = None,
     guidance: float | None = None,
     with_future: bool = False,
+    looks: str | Path | None = None,
     progress: bool | Console = False,
 ) -> None:
     """Answer robots over the network, by openpi's protocol, until SIGTERM or Ctrl-C.
@@ -283,7 +284,8 @@ def serve(
         seed: of the first request's noise.
         action_steps, guidance: instead of the bundle's.
         with_future: of a bundle whose future is optional: actions are denoised together with the imagined frames.
-        progress: print where it listens.
+        looks: a folder for a picture of each client's first observation, beside a recorded one.
+        progress: print where it listens, what it expects, and what each client sends first.
 
     Raises:
         UserError: the bundle, the key file or the address is not usable.
@@ -300,6 +302,7 @@ def serve(
         with_future=with_future,
         replay=replay,
         api_key_file=None if api_key_file is None else Path(api_key_file),
+        looks=None if looks is None else Path(looks),
         console=plain_console(progress),
     )
 

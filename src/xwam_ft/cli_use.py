@@ -181,6 +181,10 @@ def serve(
     ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Of text; default the bundle's.")] = None,
     with_future: WithFuture = False,
+    looks: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a picture of each client's first observation, beside a recorded one."),
+    ] = None,
 ) -> None:
     """Answer robots over the network, by openpi's protocol."""
     from xwam_ft import api
@@ -190,7 +194,7 @@ def serve(
         _require_unused(ctx, idle, "leave it out: a replay answers what was recorded")
     options: dict[str, Any] = {"device": device, "compile": compile, "seed": seed, "guidance": guidance}
     options |= {"replay": replay, "api_key_file": api_key_file, "action_steps": action_steps}
-    options["with_future"] = with_future
+    options |= {"with_future": with_future, "looks": looks}
     api.serve(bundle, host=host, port=port, progress=plain_console(), **options)
 
 

@@ -87,17 +87,29 @@ class Limits(Part):
         return Limits(low=both("low", min), high=both("high", max), speed=both("speed", max), joints=joints)
 
 
+Quaternion = Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]
+
+
+class Turns(Part):
+    """Orientations of a pose: the unit quaternion w x y z they are around, and how far from it they go, in radians."""
+
+    around: Quaternion
+    most: Annotated[float, Field(ge=0, le=np.pi)]
+
+
 class Recorded(Part):
     """By slot, what was found in the recordings.
 
     `hemispheres`: of poses, a unit quaternion w x y z: the model is shown the one of q and -q that is nearer to it, so
     that a path through w = 0 does not change its sign. `limits`: how far and fast commands went, and a margin.
+    `turns`: of poses, how the states were turned; None in contracts made before it was kept.
     """
 
-    hemispheres: dict[str, Annotated[tuple[float, ...], Field(min_length=4, max_length=4)]] = Field(
-        default_factory=dict[str, Any]
-    )
+    LATER: ClassVar[tuple[str, ...]] = ("turns",)
+
+    hemispheres: dict[str, Quaternion] = Field(default_factory=dict[str, Any])
     limits: dict[str, Limits] = Field(default_factory=dict[str, Any])
+    turns: dict[str, Turns] | None = None
 
 
 def clamp(

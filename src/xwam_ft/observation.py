@@ -225,11 +225,34 @@ def _picture(name: str, value: Any) -> np.ndarray:
         picture = np.empty(0, dtype=object)  # lists of unlike lengths
     if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
         raise UserError(
-            f"has shape {list(picture.shape)} and type {picture.dtype}",
-            f"{WHERE}.images.{name}",
-            "give RGB pixels as uint8 [height, width, 3]",
+            f"has shape {list(picture.shape)} and type {picture.dtype}", f"{WHERE}.images.{name}", _as_wanted(picture)
         )
     return picture
+
+
+def _as_wanted(picture: np.ndarray) -> str:
+    """How something that is no picture of ours becomes one, where that can be seen of it."""
+    form = "give RGB pixels as uint8 [height, width, 3]"
+    if picture.dtype.kind in "SUO":
+        return f"{form}, decoded: of a JPEG or PNG, np.asarray(PIL.Image.open(file).convert('RGB'))"
+    if 0 in picture.shape:
+        return form
+    if picture.ndim == 4 and len(picture) == 1:
+        return f"{form}: one picture, without the dimension of a batch"
+    if picture.ndim == 2 or (picture.ndim == 3 and picture.shape[-1] == 1):
+        return f"{form}: a grey picture is another camera than the recordings' unless they were grey"
+    if picture.ndim == 3 and picture.shape[-1] == 4:
+        return f"{form}: without the fourth channel, and red first"
+    if picture.ndim == 3 and picture.shape[0] == 3 and picture.shape[-1] != 3:
+        form += ": channels last, picture.transpose(1, 2, 0)"
+    if picture.dtype.kind == "f":
+        least, most = float(picture.min()), float(picture.max())  # not a number is no range, and so told last
+        if least >= 0 and most <= 1:
+            return f"{form}; from 0 to 1 as here: (picture * 255).round().astype(np.uint8)"
+        if least >= 0 and most <= 255:
+            return f"{form}; from 0 to 255 as here: picture.round().astype(np.uint8)"
+        return f"{form}; not scaled or normalised (here {least:.3g} to {most:.3g})"
+    return form
 
 
 def _state(slot: Slot, value: Any) -> np.ndarray:

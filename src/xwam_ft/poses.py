@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float
     from numpy import ndarray
     from scipy.spatial.transform import Rotation  # where it is used: half of the start of what has no poses
@@ -56,6 +58,13 @@ def pose_apply(difference: Float[ndarray, "n 6"], reference: Float[ndarray, "n 7
     turned = Rotation.from_rotvec(difference[:, 3:]) * _rotation(reference)
     quaternion = canonical_quaternion(turned.as_quat(scalar_first=True))
     return np.concatenate([reference[:, :3] + difference[:, :3], quaternion], axis=1)
+
+
+def turned_from(quaternions: Float[ndarray, "*n 4"], reference: Sequence[float]) -> Float[ndarray, "*n"]:
+    """Radians between orientations and a reference, whatever the quaternions' signs."""
+    cosine = np.abs(quaternions @ np.asarray(reference))
+    length = np.linalg.norm(quaternions, axis=-1) * np.linalg.norm(reference)
+    return 2 * np.arccos(np.clip(cosine / length, 0.0, 1.0))
 
 
 def pose_compose(

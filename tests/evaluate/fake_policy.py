@@ -26,6 +26,7 @@ class FakePolicy:
     ) -> None:
         self.contract, self.settings, self.trained = shards.contract, Settings(seed=100), trained
         self.action_prefix, self.novelty, self.acts_with_future = 0, None, True
+        self.seen: frozenset[str] = frozenset()
         self.act, self.dream = act or self.recorded_action, dream or self.recorded_future
         segments = {entry.key: shards.read(entry) for entry in shards.segments()}
         timing = self.contract.timing

@@ -15,12 +15,12 @@ from shared import QUIET
 from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
-from xwam_ft.evaluate.closed_loop import Rollout, closed_loop, episode_seeds, success_interval
+from xwam_ft.evaluate.closed_loop import Rollout, closed_loop, episode_seeds, first_look, success_interval
 from xwam_ft.evaluate.closed_loop_report import evaluate_in_environment
 from xwam_ft.evaluate.environment import GymnasiumEnvironment, Outcome, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.media import probe
-from xwam_ft.policy.policy import Imagined, Settings
+from xwam_ft.policy.policy import Imagined, Policy, Settings
 
 GOAL = 0.5  # metres along x
 
@@ -259,3 +259,18 @@ def test_a_bundle_acts_in_an_environment_of_ones_own(bundle: Path, tmp_path: Pat
         environment_maker(f"{tmp_path / 'broken.py'}:make")
     with pytest.raises(UserError, match="has no function 'other'"):
         evaluate_in_environment(bundle, f"{tmp_path / 'own.py'}:other", episodes=1, seed=0, out=None, **options)
+
+
+def test_what_is_strange_about_the_first_observation_is_told(bundle: Path) -> None:
+    """A simulator that reports millimetres fails at every episode, and looks like a policy that has not learned."""
+    policy = Policy.load(bundle, "cpu", selfcheck=False)
+    environment = Slider(policy.contract)
+    environment.reset(0)
+    usual = first_look(policy, environment)
+    assert not [said for said in usual if "unit" in said]
+    seen = environment.observe()
+    seen["state"] = {**seen["state"], "tool": np.asarray(seen["state"]["tool"]) + np.array([400.0, 0, 0, 0, 0, 0, 0])}
+    environment.observe = lambda: seen  # pyright: ignore[reportAttributeAccessIssue]
+    assert any("tool.x is 40" in said and "is it in that unit?" in said for said in first_look(policy, environment))
+    assert policy.watch is None  # the same observation is asked again and again to take its time
+    assert policy.calls == 0

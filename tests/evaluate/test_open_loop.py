@@ -118,7 +118,10 @@ def test_clips_are_spread_evenly_and_each_has_its_own_seed(shard_set: ShardSet) 
 def test_a_set_without_held_out_clips_is_refused(shard_set: ShardSet, fake: FakePolicy) -> None:
     segments = tuple(segment for segment in shard_set.index.segments if segment.split == "train")
     bare = dataclasses.replace(shard_set, index=shard_set.index.model_copy(update={"segments": segments}))
-    with pytest.raises(UserError, match=r"set: holds no held-out clips\. Fix: prepare again with `held_out` above 0"):
+    with pytest.raises(
+        UserError,
+        match=r"set: holds no held-out clips\. Fix: .*--split train; .*shards resplit \S+ NEW --held-out 0.5`",
+    ):
         open_loop(fake, bare, clips=3)  # pyright: ignore[reportArgumentType]
 
 

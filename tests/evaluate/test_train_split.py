@@ -14,6 +14,7 @@ from rich.console import Console
 from xwam_ft.evaluate import train_split
 from xwam_ft.evaluate.evaluate import evaluate_bundle
 from xwam_ft.policy.policy import Policy
+from xwam_ft.policy.seen import digests
 from xwam_ft.shards import Clip, ShardSet
 
 from .fake_policy import FakePolicy
@@ -85,3 +86,34 @@ def test_the_train_split_itself_is_not_laid_beside_itself(
 ) -> None:
     metrics, _, _ = evaluated(Remembering(shard_set, 0.004), shard_set, tmp_path, monkeypatch, split="train")
     assert "train_split" not in metrics
+
+
+def test_held_out_episodes_that_it_was_trained_on_are_told(
+    shard_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings that were split anew: what is held out now may be what a bundle learned from."""
+    policy = FakePolicy(shard_set, lambda clip: np.zeros((8, 7)))
+    of = digests(shard_set, "train") | digests(shard_set, "held_out")
+    assert len(set(of.values())) == len(shard_set.index.episodes)
+    assert digests(shard_set, "held_out", [-1]) == {}
+    held_out = {entry.index for entry in shard_set.index.episodes if entry.split == "held_out"}
+    for number, (seen, told) in enumerate([(held_out, True), (set(of) - held_out, False), (set(), False)]):
+        policy.seen = frozenset(of[episode] for episode in seen)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        metrics, said, page = evaluated(policy, shard_set, folder, monkeypatch, train_split=False)
+        assert metrics.get("trained_on") == ({"episodes": sorted(held_out), "of": len(held_out)} if told else None)
+        for text in (" ".join(said.split()), page):
+            assert ("held-out episodes are among those this policy was trained on" in text) == told
+    policy.seen = frozenset(of.values())
+    folder = tmp_path / "train"
+    folder.mkdir()
+    metrics, _, _ = evaluated(policy, shard_set, folder, monkeypatch, train_split=False, split="train")
+    assert "trained_on" not in metrics  # that is what was asked for
+
+
+def test_a_bundle_knows_its_training_episodes_in_another_set(bundle: Path, trained_run: Path) -> None:
+    shards = ShardSet.open(trained_run.parent / "shards")
+    policy = Policy.load(bundle, selfcheck=False)
+    assert policy.seen == frozenset(digests(shards, "train").values())
+    assert policy.seen.isdisjoint(digests(shards, "held_out").values())

@@ -130,3 +130,21 @@ def test_a_bundle_says_how_long_an_action_prefix_it_was_trained_with(bundle: Pat
 def test_a_device_that_is_not_there_is_one_sentence(bundle: Path, device: str) -> None:
     with pytest.raises(UserError, match=f"device: is '{device}', and there is no such device here"):
         Policy.load(bundle, device)
+
+
+def test_a_policy_at_work_is_not_changed_by_a_bundle_copied_over_its_own(copy: Path) -> None:
+    """`cp` and `rsync --inplace` write into the very files that were read, which safetensors maps into memory."""
+    policy = Policy.load(copy, "cpu", selfcheck=False)
+
+    def tensors() -> dict[str, torch.Tensor]:
+        parts: dict[str, Any] = {"network": policy.network, "vae": policy.codec.vae}
+        held = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        return {**held, **policy.prompts}
+
+    before = {name: tensor.clone() for name, tensor in tensors().items()}
+    for name in ("model.safetensors", "prompts.safetensors"):
+        size = (copy / name).stat().st_size
+        with (copy / name).open("r+b") as file:
+            file.seek(size // 4)
+            file.write(b"\x11" * (size - size // 4))
+    assert [name for name, tensor in tensors().items() if not torch.equal(tensor, before[name])] == []

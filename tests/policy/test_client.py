@@ -150,3 +150,30 @@ def test_a_server_that_goes_away_is_a_connection_error(policy: GatedPolicy) -> N
         client = PolicyClient(address)
     with pytest.raises(ConnectionError):
         client.infer(example(policy.contract), timeout=0.5)
+
+
+def test_a_server_that_comes_back_with_another_robot_is_refused(policy: GatedPolicy, shard_set: ShardSet) -> None:
+    """A loop holds columns and period from the first time: the same numbers would be sent to other joints."""
+    with serving(policy) as address:
+        client = PolicyClient(address, patience=5)
+        request = example(policy.contract)
+        assert len(client.infer(request)["actions"]) == 8
+    port = int(address.rsplit(":", 1)[1])
+    more = policy.contract.model_copy(update={"prompts": ("pick up the cube", "another")})
+    slower = policy.contract.model_copy(
+        update={"timing": policy.contract.timing.model_copy(update={"fps": policy.contract.timing.fps / 2})}
+    )
+    for contract, refused in ((more, False), (slower, True), (policy.contract, False)):
+        other = GatedPolicy(ReplayPolicy(shard_set, 0))
+        other.contract = contract
+        with serving(other, port=port):
+            with suppress(ConnectionError):  # of the connection that the last server closed
+                client.infer(request)
+            if not refused:
+                assert len(client.infer(request)["actions"]) == 8
+                continue
+            with pytest.raises(Refused, match=r"serves another bundle .*its timing differs.*new PolicyClient"):
+                client.infer(request)
+            with PolicyClient(address, patience=5) as new:
+                assert new.metadata["action_period"] == contract.timing.action_period
+    client.close()

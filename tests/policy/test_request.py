@@ -11,7 +11,8 @@ import pytest
 from xwam_ft import observation
 from xwam_ft.contract import Contract, Limits
 from xwam_ft.errors import UserError
-from xwam_ft.limits import Recorded
+from xwam_ft.kinematics import load_chain
+from xwam_ft.limits import Recorded, Turns
 from xwam_ft.policy import request
 from xwam_ft.policy.policy import Policy
 
@@ -35,6 +36,7 @@ def test_every_shipped_kind_of_slot_has_an_example(contract: Contract) -> None:
     inputs = observation.encode(other, request.example_observation(other, "x"))
     assert inputs.state[-1] == pytest.approx(0.04)  # the middle of 0 and 0.08, whatever the columns
     assert request.command_columns(other)[-2:] == ["gripper.l", "gripper.r"]
+    assert request.command_units(other) == ["m", "m", "m", "1", "1", "1", "1", "m", "m"]
 
 
 @pytest.mark.parametrize("colour", [0, 128, 255])
@@ -196,3 +198,68 @@ def test_a_state_that_no_robot_reports_is_the_observation_s_fault(bundle: Path) 
     example["state"][name] = np.array([1e30, *example["state"][name][1:]])
     with pytest.raises(UserError, match=rf"observation.state.{name}: .* is 1e\+30, 1e\+06 times beyond"):
         policy.infer(example)
+
+
+def turned(contract: Contract, around: tuple[float, ...], degrees: float) -> Contract:
+    found = Recorded(turns={"tool": Turns(around=around, most=float(np.deg2rad(degrees)))})
+    return contract.model_copy(update={"recorded": found})
+
+
+def test_a_quaternion_in_another_order_is_told_with_the_order_that_would_fit(
+    contract: Contract, example: dict[str, Any]
+) -> None:
+    """A tool that points down, to 20 degrees: w x y z is 0 1 0 0, and x y z w is 1 0 0 0."""
+    known = turned(contract, (0.0, 1.0, 0.0, 0.0), 20)
+
+    def said(*quaternion: float) -> tuple[str, ...]:
+        example["state"]["tool"] = np.array([0.0, 0.0, 0.0, *quaternion])
+        return request.implausible(known, observation.encode(known, example))
+
+    assert said(0, 1, 0, 0) == said(0, -1, 0, 0) == ()  # q and -q are one orientation
+    (order,) = said(1, 0, 0, 0)
+    assert order == (
+        "tool is turned 180 degrees from what the recordings are around, which went to 20: read as x y z w it would "
+        "be among them: send w x y z"
+    )
+    (frame,) = said(0, 0, 1, 0)
+    assert "is its quaternion w x y z, and of the recordings' base and tool frame?" in frame
+    for degrees, count in ((63, 0), (67, 1)):  # 45 beyond what was recorded
+        half = np.deg2rad(degrees) / 2
+        assert len(said(0, float(np.cos(half)), float(np.sin(half)), 0)) == count
+    assert request.implausible(contract, observation.encode(contract, example)) == ()  # nothing is known of turns
+    assert request.implausible(known, observation.encode(known, request.example_observation(known, "x"))) == ()
+
+
+def test_one_picture_under_two_names_is_told(contract: Contract, example: dict[str, Any]) -> None:
+    example["images"]["wrist"] = example["images"]["front"]
+    (said,) = request.implausible(contract, observation.encode(contract, example))
+    assert said == "cameras 'front' and 'wrist' give the very same picture: is one of them sent twice?"
+
+
+URDF = """<robot name="arm"><link name="l0"/><link name="l1"/><link name="l2"/>
+<joint name="lift" type="revolute"><parent link="l0"/><child link="l1"/><origin xyz="0 0 .3"/><axis xyz="0 1 0"/>
+<limit lower="-2.8" upper="2.8"/></joint>
+<joint name="turn" type="revolute"><parent link="l1"/><child link="l2"/><origin xyz=".4 0 0"/><axis xyz="0 0 1"/>
+<limit lower="-2.8" upper="2.8"/></joint></robot>"""
+
+
+def test_joints_in_degrees_are_told_where_a_pose_is_computed_from_them(contract: Contract, tmp_path: Path) -> None:
+    """Whatever the joints, the pose lies within the arm's reach, which is not far."""
+    (tmp_path / "arm.urdf").write_text(URDF)
+    chain = load_chain(tmp_path / "arm.urdf", "l0", "l2")
+    changes = {"columns": tuple(chain.movable), "transform": "forward_kinematics", "chain": chain}
+    arm = contract.slot("tool").model_copy(update=changes)
+    joints = Limits(low=(-0.5, -0.5), high=(0.5, 0.5))
+    known = Recorded(limits={"tool": Limits(low=(-0.5,) * 3, high=(0.5,) * 3, joints=joints)})
+    other = contract.model_copy(update={"slots": (arm, contract.slot("gripper")), "recorded": known})
+    example = request.example_observation(other, "x")
+
+    def said(radians: float) -> list[str]:
+        example["state"]["tool"] = np.array([0.1, radians])
+        found = request.implausible(other, observation.encode(other, example), None, example["state"])
+        return [sentence for sentence in found if "joint" in sentence]
+
+    assert request.command_units(other) == ["rad", "rad", "m"]
+    assert len(request.command_columns(other)) == 3
+    assert said(1.4) == []
+    assert said(np.rad2deg(0.4)) == ["tool: joint turn is 22.92; recordings held -0.5 to 0.5 rad: is it in that unit?"]

@@ -15,7 +15,7 @@ from xwam_ft.contract import Limits, load_contract
 from xwam_ft.limits import Recorded
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.checks.quaternions import check_quaternions
-from xwam_ft.prepare.recorded import hemispheres, proposed_limits, recorded_together
+from xwam_ft.prepare.recorded import hemispheres, proposed_limits, recorded_together, turns
 from xwam_ft.quantiles import Motion
 
 
@@ -53,6 +53,24 @@ def test_a_tool_that_points_down_gets_a_half_of_its_own(contract: Any) -> None:
     assert hemispheres(contract, motions, keep=["tool"]) == {}
     (kept,) = check_quaternions(contract, {0: motions[0]})[0]
     assert (kept.severity, "which the model sees as jumps" in kept.text) == ("warning", True)
+
+
+def test_what_orientations_were_recorded_is_kept(contract: Any) -> None:
+    """Turned by 20 degrees at most about an axis across the one it points along; of several preparations, of all."""
+    swung = Rotation.from_rotvec([np.pi, 0, 0]) * Rotation.from_rotvec(
+        np.deg2rad(20) * np.sin(np.linspace(0, 12, 400))[:, None] * np.array([[0.0, 1.0, 0.0]])
+    )
+    found = turns(contract, [episode(swung)])["tool"]
+    assert abs(np.dot(found.around, [0, 1, 0, 0])) == pytest.approx(1, abs=0.01)
+    assert np.rad2deg(found.most) == pytest.approx(20, abs=1)
+    known = Recorded(turns={"tool": found})
+    both = recorded_together(contract, [known, known], [episode(swung), episode(down())])
+    assert both is not None
+    assert both.turns is not None
+    assert np.rad2deg(both.turns["tool"].most) == pytest.approx(20, abs=2)
+    old = recorded_together(contract, [known, Recorded()], [episode(swung)])  # its bytes stay what they were
+    assert old is not None
+    assert "turns" not in old.model_dump(mode="json")
 
 
 def test_a_tool_that_stays_away_from_it_keeps_the_form_of_x_wam(contract: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections import deque
 from pathlib import Path
@@ -25,12 +26,15 @@ from xwam_ft.alias_table import Aliases
 from xwam_ft.aliases import robot_command
 from xwam_ft.policy.from_hub import bundle_at
 from xwam_ft.policy.request import command_columns, command_table
+from xwam_ft.policy.watch import ObservationWatch, watch_of
 
 from lerobot_policy_xwam.configuration_xwam import TRAINED, XwamConfig
 
 BUNDLE = "bundle"
 """Where a folder that was saved by LeRobot's means keeps the bundle."""
 SETTINGS = ("action_steps", "guidance", "seed")
+ROUNDING = 1e-3
+LOG = logging.getLogger("lerobot_policy_xwam")
 
 
 class XwamPolicy(PreTrainedPolicy):
@@ -105,6 +109,7 @@ class XwamPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the commands that are still to be carried out."""
         self._waiting: deque[Tensor] = deque()
+        self._watches: dict[int, ObservationWatch] = {}  # of each robot or scene of a batch
         if self.config.seed is not None:
             self.bundle.calls = 0
 
@@ -141,7 +146,11 @@ class XwamPolicy(PreTrainedPolicy):
                 left = prev_chunk_left_over if prev_chunk_left_over.ndim == 2 else prev_chunk_left_over[index]
                 if (prefix := self._prefix(left, inference_delay)) is not None:
                     request["options"] = {"prefix": prefix}
-            rows = command_table(self.bundle.contract, self.bundle.infer(request).commands.slots)
+            watch = self.bundle.watch = self._watches.setdefault(index, watch_of(self.bundle))
+            output = self.bundle.infer(request)
+            for warning in watch.first_of(output.warnings):
+                LOG.warning("%s", warning)
+            rows = command_table(self.bundle.contract, output.commands.slots)
             chunks.append(np.array([self._robot(row) for row in rows]))
         chunk = torch.from_numpy(np.stack(chunks)).float().repeat_interleave(self.hold, dim=1)
         return chunk.to(self.config.device)
@@ -161,7 +170,7 @@ class XwamPolicy(PreTrainedPolicy):
             one = value[index].detach().cpu()
             if key.startswith(OBS_IMAGES) or key == "observation.image":
                 one = one.movedim(0, -1)
-                one = one if one.dtype == torch.uint8 else (one.float() * 255).round().clamp(0, 255).to(torch.uint8)
+                one = one if one.dtype == torch.uint8 else _whole(one.float(), key)
             request[key] = one.numpy()
         task = batch.get("task", "")
         request["task"] = task[index] if isinstance(task, list | tuple) else str(task)
@@ -221,6 +230,20 @@ def saved_folder(place: str | Path, revision: str | None = None) -> Path | None:
     if (folder / "manifest.json").exists() or not config.is_file():
         return None
     return folder if json.loads(config.read_text(encoding="utf-8")).get("type") == "xwam" else None
+
+
+def _whole(picture: Tensor, key: str) -> Tensor:
+    """A picture of LeRobot's, from 0 to 1, in whole numbers from 0 to 255.
+
+    Raises:
+        UserError: it is in another range: as grey levels, or normalised by mean and spread.
+    """
+    least, most = picture.min().item(), picture.max().item()
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):
+        raise UserError(
+            f"is from {least:.3g} to {most:.3g}", key, "give uint8, or floats from 0 to 1 that are not normalised"
+        )
+    return (picture * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _size(batch: dict[str, Tensor]) -> int:

@@ -242,3 +242,29 @@ def test_what_it_is_not_for_is_said(policy: Any, tmp_path: Path) -> None:
     del batch["observation.images.wrist"]
     with pytest.raises(UserError, match=r"camera 'wrist' is missing.*observation.images.wrist"):
         policy.predict_action_chunk(batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(lambda p: p * 255, r"is from \d+ to \d\d+"), (lambda p: (p - 0.45) / 0.22, "is from -2.05 to")],
+)
+def test_pictures_that_are_not_from_0_to_1_are_refused(policy: Any, change: Any, told: str) -> None:
+    """As white, or as black and white, they would pass for pictures."""
+    batch, _ = seen(task_of(policy), 1)
+    batch["observation.images.wrist"] = change(batch["observation.images.wrist"])
+    with pytest.raises(UserError, match=rf"observation.images.wrist: {told}.*floats from 0 to 1"):
+        policy.predict_action_chunk(batch)
+
+
+def test_what_an_answer_warns_of_is_in_the_log_once_an_episode(policy: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """LeRobot takes actions alone, so a state in another unit would pass in silence."""
+    batch, _ = seen(task_of(policy), 1, 2)
+    batch["observation.state"][1] *= 1000
+    for _ in range(2):
+        policy.reset()
+        caplog.clear()
+        for _ in range(3):
+            policy.predict_action_chunk(batch)
+        units = [record.getMessage() for record in caplog.records if "is it in that unit?" in record.getMessage()]
+        assert units
+        assert len(set(units)) == len(units)

@@ -157,8 +157,8 @@ def _recorded(new: Contract, old: Contract, choice: Choice) -> tuple[Recorded | 
             del shown[slot]
         else:
             said.append(f"quaternions of {slot}: shown with another sign than the weights know; a start")
-    limits = new.recorded.limits if new.recorded else {}
-    return Recorded(hemispheres=shown, limits=limits), said
+    found = new.recorded or Recorded()
+    return found.model_copy(update={"hemispheres": shown}), said
 
 
 def _range(ends: tuple[float, float]) -> str:

@@ -19,6 +19,7 @@ from xwam_ft import observation
 from xwam_ft.evaluate.environment import Outcome, encoded
 from xwam_ft.evaluate.late import AT_ONCE, LateAnswers, as_prefix, joined, under_way
 from xwam_ft.pictures import centre_crop
+from xwam_ft.policy.watch import watch_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -157,6 +158,19 @@ def closed_loop(
             if progress is not None:
                 progress(result)
     return ClosedLoopResult(tuple(results[index] for index in range(len(seeds))), seconds or 0.0)
+
+
+def first_look(policy: Policy, environment: Environment) -> list[str]:
+    """What a policy warns of at the first observation of an environment, which stands reset: units, cameras, scenes.
+
+    Afterwards it watches no more: episodes run side by side, and one observation is asked several times to time it.
+    """
+    request = environment.observe()
+    encoded(policy.contract, environment, request)  # what does not fit is told with its place
+    policy.watch, calls = watch_of(policy), policy.calls
+    output = policy.infer(request, seed=0)
+    policy.watch, policy.calls = None, calls
+    return list(output.warnings)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy as np
 
 from xwam_ft.consoles import marked
 from xwam_ft.errors import UserError
-from xwam_ft.evaluate.closed_loop import Rollout, Trial, closed_loop, episode_seeds
+from xwam_ft.evaluate.closed_loop import Rollout, Trial, closed_loop, episode_seeds, first_look
 from xwam_ft.evaluate.environment import Environment, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
@@ -98,6 +98,9 @@ def evaluate_in_environment(
         seeds = episode_seeds(seed, episodes)
         environments[0].reset(seeds[0])
         require_fit(policy.contract, environments[0], env, policy.prompts)
+        strange = first_look(policy, environments[0])
+        for sentence in strange:
+            console.print(marked("first observation: ", sentence, "bold yellow"), soft_wrap=True)
         limit = environments[0].max_steps
         if max_steps is not None and max_steps > limit:
             raise UserError(f"is {max_steps}, and {env} ends after {limit}", "--max-steps", f"give at most {limit}")
@@ -134,6 +137,7 @@ def evaluate_in_environment(
             "with_future": policy.acts_with_future,
             "max_steps": max_steps or limit,
             "perturb": as_words(perturbed),
+            "warnings": strange,
             "trained_backbone": policy.trained,
             "chunk_seconds": timing.action_steps * timing.action_period,
             "seconds": time.perf_counter() - started,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xwam_ft.errors import spelled
 from xwam_ft.evaluate.baselines import mean_action
 from xwam_ft.evaluate.blackout import blackout
-from xwam_ft.evaluate.familiar import novelty_table
+from xwam_ft.evaluate.familiar import novelty_table, trained_on
 from xwam_ft.evaluate.latency import MOST_CLIPS, STEPS, latency_table
 from xwam_ft.evaluate.lpips import read_lpips
 from xwam_ft.evaluate.open_loop import open_loop
@@ -94,6 +94,8 @@ def evaluate_bundle(
                 "with_future": policy.acts_with_future,
                 **result.metrics(),
             }
+            if split == "held_out" and (known := trained_on(policy, shard_set, result.episodes)):
+                metrics["trained_on"] = known
             if beside:
                 metrics["train_split"] = train_split_table(
                     policy, shard_set, result, clips=clips, mean=mean, advance=advance

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xwam_ft.errors import listed
 from xwam_ft.evaluate.open_loop import BATCH, spread
 from xwam_ft.policy.novelty import Novelty, features, fit
+from xwam_ft.policy.seen import digests
 from xwam_ft.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from jaxtyping import Float
     from rich.console import Console
@@ -56,6 +58,28 @@ def novelty_table(policy: Policy, shards: ShardSet, *, split: Split, clips: int)
             for name, column in zip(policy.novelty.cameras, scores.T, strict=True)
         },
     }
+
+
+def trained_on(policy: Policy, shards: ShardSet, episodes: Collection[int]) -> dict[str, Any]:
+    """{"episodes": those of a held-out split that the policy was trained on, "of": how many were looked at}; empty
+    where there are none, or nobody knows."""
+    if not policy.seen:
+        return {}
+    found = digests(shards, "held_out", set(episodes))
+    known = sorted(episode for episode, digest in found.items() if digest in policy.seen)
+    return {"episodes": known, "of": len(found)} if known else {}
+
+
+def said_of_trained(metrics: Mapping[str, Any]) -> list[str]:
+    """What it means that held-out episodes are not new to the policy, in a sentence."""
+    if (table := metrics.get("trained_on")) is None:
+        return []
+    count, of = len(table["episodes"]), table["of"]
+    return [
+        f"{count} of the {of} held-out episodes are among those this policy was trained on "
+        f"({listed(table['episodes'], 8)}): the errors above say little of new ones. Evaluate it on the split it was "
+        "trained by, or on new recordings"
+    ]
 
 
 def _first_latents(

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 METHODS = ("policy", "mean_action", "hold_still")
 BATCH = 8  # clips a forward pass
+OTHER_SPLIT = (
+    "measure on what it was trained on with --split train; for new recordings that none was held out of, "
+    "`xwam-ft shards resplit {shards} NEW --held-out 0.5`"
+)
 Item = TypeVar("Item")
 
 
@@ -130,7 +134,7 @@ def open_loop(
         raise UserError(
             f"holds no {split.replace('_', '-')} clips",
             shards.folder,
-            "prepare again with `held_out` above 0 in the embodiment file",
+            OTHER_SPLIT.format(shards=shards.folder) if split == "held_out" else "evaluate it on held_out",
         )
     mean = mean_action(shards) if mean is None else mean
     settings = settings or policy.settings

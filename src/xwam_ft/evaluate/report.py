@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xwam_ft.consoles import marked
-from xwam_ft.evaluate.familiar import NOVELTY_SAYS, novelty_rows
+from xwam_ft.evaluate.familiar import NOVELTY_SAYS, novelty_rows, said_of_trained
 from xwam_ft.evaluate.open_loop import METHODS, figure, summary_lines
 from xwam_ft.evaluate.train_split import said_of
 from xwam_ft.evaluate.world_report import sections, world_curves
@@ -72,6 +72,8 @@ def print_table(metrics: Mapping[str, Any], console: Console) -> None:
         word = marked(row["verdict"], style=style)
         table.add_row(row["slot"], row["name"], row["unit"], *row["figures"].values(), word)
     console.print(table)
+    for text in said_of_trained(metrics):
+        console.print(marked("not new: ", text, "bold yellow"), soft_wrap=True)
     tables = {
         "train_split": train_split_rows(metrics),
         "latency": latency_rows(metrics),
@@ -271,6 +273,7 @@ def html(metrics: Mapping[str, Any], contract: Contract, plot: bytes, sheet: byt
         lines=summary_lines(metrics),
         train_split=train_split_rows(metrics),
         said_of_train_split=said_of(metrics),
+        said_of_trained=said_of_trained(metrics),
         latency=latency_rows(metrics),
         blackout=blackout_rows(metrics),
         seams=seam_rows(metrics),

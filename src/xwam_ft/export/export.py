@@ -41,7 +41,7 @@ from xwam_ft.model.quantize import dequantize_blocks
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.model.tensor_files.stream import require_written
 from xwam_ft.model.trainable import trainable_network
-from xwam_ft.policy import novelty, selfcheck, text_encoder
+from xwam_ft.policy import novelty, seen, selfcheck, text_encoder
 from xwam_ft.policy.bundle import NOVELTY, PICTURE, SELFCHECK, load_policy, read_parts, seal, write_parts
 from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
@@ -223,7 +223,7 @@ def _bundle(draft: _Draft, further: list[str]) -> None:
     draft.console.print("embedding instructions")
     prompts, text_len = draft.job.embedded(further)
     pieces = draft.job.pieces()
-    config = draft.job.config(text_len)
+    config = draft.job.config(text_len) | {"seen": sorted(set(seen.digests(draft.shards, "train").values()))}
     lacks = lacking(sum(piece.bytes for piece in pieces), free_memory())
     if lacks is None:
         _proved_bundle(draft, pieces, config, prompts, inputs)

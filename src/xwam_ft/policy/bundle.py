@@ -239,9 +239,11 @@ def load_policy(
             "export it again on this machine, or load it with selfcheck=False at your own risk",
         )
     policy = read_parts(bundle, config, device, compile=compile, attention=attention)
+    policy.seen = frozenset(config.get("seen", ()))  # a bundle without it says nothing of its episodes
     if selfcheck:
         check = checks.load(bundle / SELFCHECK, policy)
         check.require(policy, config["dtype"], bundle / SELFCHECK)
+        policy.recorded = check.inputs
     return policy
 
 
@@ -251,7 +253,7 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
 
     model = bundle / "model.safetensors"
     with safe_open(model, "pt") as stored:
-        state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        state = {name: _owned(stored.get_tensor(name), device) for name in stored.keys()}  # noqa: SIM118
     contract = load_contract(bundle / "contract.json")
     if config.get("text_encoder"):
         options["encoder"] = text_encoder.load(bundle, config["text_len"], device)
@@ -318,7 +320,13 @@ def read_prompts(bundle: Path) -> dict[str, Tensor]:
 
     with safe_open(bundle / "prompts.safetensors", "pt") as stored:
         texts: list[str] = json.loads(stored.metadata()["prompts"])
-        return {text: stored.get_tensor(f"{index:05d}") for index, text in enumerate(texts)}
+        return {text: _owned(stored.get_tensor(f"{index:05d}"), "cpu") for index, text in enumerate(texts)}
+
+
+def _owned(tensor: Tensor, device: str) -> Tensor:
+    """A tensor that stays what was read: safetensors maps the file, so a bundle that is copied over in place would
+    change under a policy on the CPU that is at work. One that goes to another device is copied there anyway."""
+    return tensor.clone() if torch.device(device).type == "cpu" else tensor
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:

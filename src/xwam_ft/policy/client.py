@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 RETRY = 0.5
 """Seconds between attempts to reach a server."""
 GOODBYE = 0.5
+COUNTED = ("quantiles", "prompts", "recorded", "prompt_form")
+"""Of a contract: what another training of the same robot changes, and no command's meaning."""
 MEASURED = 10
 """Answers whose time is remembered; the longest of them is what the next may take."""
 
@@ -77,7 +79,8 @@ class PolicyClient:
     """A connection to a policy server. Any server of openpi's protocol answers; ours says more in its metadata.
 
     After an error the connection is closed, and the next call makes another: so a late answer is never taken for that
-    to a later request.
+    to a later request. A server that then serves a bundle whose commands mean something else is refused: a loop holds
+    columns, units and period from the first time.
 
     Args:
         address: "ws://host:port", or "host:port".
@@ -151,7 +154,14 @@ class PolicyClient:
             if isinstance(said, str):
                 _close(connection)
                 raise Refused(said)
-            self._connection, self.metadata = connection, wire.unpack(said, bounded=False)
+            told = wire.unpack(said, bounded=False)
+            if differing := _differing(self.metadata, told):
+                _close(connection)
+                raise Refused(
+                    f"{self.address}: serves another bundle than when this client first connected (its {differing} "
+                    "differs), so commands would be misread. Fix: hold the robot, and make a new PolicyClient"
+                )
+            self._connection, self.metadata = connection, told
             return
 
     def infer(self, observation: Mapping[str, Any], *, timeout: float | None = None, **options: Any) -> dict[str, Any]:
@@ -165,7 +175,8 @@ class PolicyClient:
         Raises:
             TimeoutError: no answer in time. What the server answers later is thrown away.
             ConnectionError: the connection broke.
-            Refused: the observation does not fit, or the server is too busy; the message says which.
+            Refused: the observation does not fit, the server is too busy, or it serves another bundle since it was
+                started again; the message says which.
         """
         seconds = self.timeout if timeout is None else timeout
         began = time.monotonic()
@@ -253,6 +264,14 @@ class PolicyClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first thing by which commands of two servers' metadata mean something else; None where nothing does."""
+    ours, theirs = (dict(told.get("contract") or {}) for told in (before, now))
+    if not ours:  # the first time, or a server that is not ours
+        return None
+    return next((name for name in ours if name not in COUNTED and ours[name] != theirs.get(name)), None)
 
 
 def _drop(connection: ClientConnection, dropped: threading.Event) -> None:

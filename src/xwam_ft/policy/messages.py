@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import xwam_ft
-from xwam_ft.policy.request import OPTIONS, PolicyOutput, command_columns, command_table, example_observation
+from xwam_ft.policy.request import (
+    OPTIONS,
+    PolicyOutput,
+    command_columns,
+    command_table,
+    command_units,
+    example_observation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,6 +46,7 @@ def metadata(policy: Servable) -> dict[str, Any]:
         "contract_sha256": contract.sha256,
         "prompts": prompts,
         "action_columns": command_columns(contract),
+        "action_units": command_units(contract),
         "action_steps": contract.timing.action_steps,
         "action_period": contract.timing.action_period,
         "action_prefix": getattr(policy, "action_prefix", 0),

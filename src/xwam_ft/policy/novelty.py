@@ -48,6 +48,11 @@ class Novelty:
         """Of pictures' latents, as `Policy.condition` gives them."""
         return _distances(features(latents), self.mean, self.precision) / self.scale
 
+    def crossed(self, latents: Float[Tensor, "1 c v h w"]) -> Float[ndarray, "v v"]:
+        """Of one observation: each camera's picture by every camera's statistics."""
+        rows = features(latents).repeat(len(self.cameras), axis=0).swapaxes(0, 1)  # picture, statistics
+        return _distances(rows, self.mean, self.precision) / self.scale
+
     def by_camera(self, latents: Float[Tensor, "1 c v h w"]) -> dict[str, float]:
         """Of one observation."""
         return {name: float(score) for name, score in zip(self.cameras, self.scores(latents)[0], strict=True)}

@@ -34,6 +34,7 @@ from xwam_ft.pictures import centre_crop
 from xwam_ft.policy.request import PolicyOutput, example_observation, implausible, prefix_actions, read_options
 from xwam_ft.policy.settings import Future, Settings
 from xwam_ft.policy.text import TextCache
+from xwam_ft.policy.watch import watch_of
 from xwam_ft.prompts import find, in_style, nearest
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from xwam_ft.model.network import JointNetwork
     from xwam_ft.policy.novelty import Novelty
     from xwam_ft.policy.request import Options
+    from xwam_ft.policy.watch import ObservationWatch
     from xwam_ft.shards import Clip
 
     Progress = Callable[[int, int], None]
@@ -114,7 +116,11 @@ class Policy:
         self.forward = CompiledForward(network, INDUCTOR if compile is True else compile) if compile else network
         self.settings = settings or Settings()
         self.trained, self.action_prefix, self.future = trained, action_prefix, future
+        self.seen: frozenset[str] = frozenset()  # digests of the episodes it was trained on (seen.py), where known
+        self.recorded: EncodedObservation | None = None  # an observation of its recordings, for people to compare with
         self.calls = 0
+        self.watch: ObservationWatch | None = watch_of(self)
+        """What warns of one robot's observations over time; None where each of several has its own, as in a server."""
 
     @classmethod
     def load(
@@ -174,7 +180,7 @@ class Policy:
                 "observation.options.chunk",
                 "ask for more commands than are given, or leave it out",
             )
-        warnings = implausible(self.contract, inputs, request["images"])
+        warnings = implausible(self.contract, inputs, request["images"], request["state"])
         encoded = time.perf_counter()
         chosen = next((n for n in (seed, options.seed) if n is not None), (self.settings.seed + self.calls) % 2**63)
         result = self._sample([inputs], [chosen], self._settings(options), prefix, actions_only=True)
@@ -186,14 +192,17 @@ class Policy:
         commands = observation.decode(self.contract, action, inputs.state, request, underway=underway)
         done = time.perf_counter()
         seconds = {"observe": encoded - started, "sample": sampled - encoded, "decode": done - sampled}
-        return PolicyOutput(commands, action, seconds | {"total": done - started}, warnings, novelty)
+        output = PolicyOutput(commands, action, seconds | {"total": done - started}, warnings, novelty, inputs)
+        if self.watch is None:
+            return output
+        return replace(output, warnings=(*warnings, *self.watch.sentences(output)))
 
     def warm_up(self) -> float:
         """Answer a made-up observation, so that no robot waits for what a first call sets up; returns its seconds."""
-        calls = self.calls
+        calls, watch, self.watch = self.calls, self.watch, None
         prompt = next(text for text in sorted(self.prompts) if text.strip())
         seconds = self.infer(example_observation(self.contract, prompt), seed=0).seconds["total"]
-        self.calls = calls
+        self.calls, self.watch = calls, watch
         return seconds
 
     def show_future(self, where: str = "--with-future") -> None:

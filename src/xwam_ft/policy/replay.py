@@ -72,7 +72,7 @@ class ReplayPolicy:
                 "was given, and a replay cannot go on from it", "observation.options.prefix", "leave it out"
             )
         inputs = observation.encode(self.contract, request)
-        warnings = implausible(self.contract, inputs)
+        warnings = implausible(self.contract, inputs, request["images"], request["state"])
         found = time.perf_counter()
         self.frame = self._nearest(inputs.proprio)
         timing = self.contract.timing
@@ -85,7 +85,7 @@ class ReplayPolicy:
         commands = observation.decode(self.contract, action, inputs.state, request, along)
         done = time.perf_counter()
         seconds = {"observe": found - started, "sample": 0.0, "decode": done - found, "total": done - started}
-        return PolicyOutput(commands, action, seconds, warnings)
+        return PolicyOutput(commands, action, seconds, warnings, seen=inputs)
 
     def warm_up(self) -> float:
         """Answer a made-up observation once; the episode stays where it is."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from xwam_ft import conventions, observation
 from xwam_ft.errors import UserError, did_you_mean, listed
+from xwam_ft.poses import canonical_quaternion, turned_from
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -29,6 +30,8 @@ MAX_STEPS = 1000
 ASPECT = 0.02  # by which a picture's width to height may differ from the recordings'
 FAR = 3.0
 """A state this far out on the scale where 1 % and 99 % of the recordings lie at -1 and 1 gets a warning."""
+TURNED = np.deg2rad(45)
+"""A pose turned so much farther than any recorded one gets a warning."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class PolicyOutput:
 
     `commands` is what the robot takes; `action` is what the model said, normalised; `seconds` where the time went;
     `warnings` what about the observation looks unlike the recordings; `novelty` how unlike them each camera's picture
-    is (novelty.py), where that is known.
+    is (novelty.py), where that is known; `seen` the observation in the model's terms.
     """
 
     commands: Commands
@@ -68,6 +71,7 @@ class PolicyOutput:
     seconds: dict[str, float]
     warnings: tuple[str, ...] = field(default=())
     novelty: Mapping[str, float] = field(default_factory=dict[str, float])
+    seen: EncodedObservation | None = None
 
 
 def read_options(request: Mapping[str, Any], contract: Contract) -> Options:
@@ -106,12 +110,17 @@ def read_options(request: Mapping[str, Any], contract: Contract) -> Options:
 
 
 def implausible(
-    contract: Contract, inputs: EncodedObservation, images: Mapping[str, Any] | None = None
+    contract: Contract,
+    inputs: EncodedObservation,
+    images: Mapping[str, Any] | None = None,
+    reported: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
-    """What about an observation is unlike anything recorded: degrees, millimetres, a dead camera, another aspect.
+    """What about an observation is unlike anything recorded: degrees, millimetres, another order of a quaternion's
+    numbers, a dead camera, another aspect, one camera's picture under two names.
 
     Args:
         images: the pictures as they came, before they were turned and resized.
+        reported: the state as it came, of which joints are looked at that a pose is computed from.
     """
     found: list[str] = []
     for camera in contract.cameras:
@@ -130,6 +139,7 @@ def implausible(
     for name, picture in zip(contract.camera_names, inputs.pictures, strict=True):
         if picture.min() == picture.max():
             found.append(f"camera {name!r} shows one colour only: is it covered, or not started?")
+    found += _same_pictures(contract, inputs)
     low, high = (conventions.denormalise_proprio(contract, np.full(contract.state_dim, end)) for end in (-1.0, 1.0))
     for slot, place in zip(contract.slots, conventions.state_slices(contract).values(), strict=True):
         if not slot.present:
@@ -143,12 +153,71 @@ def implausible(
                     f"{slot.name}.{slot.elements[index - place.start]} is {inputs.state[index]:.4g}; recordings held "
                     f"{low[index]:.4g} to {high[index]:.4g}{': ' if unit == '1' else ' '}{asked}"
                 )
+        if reported is not None:
+            found += _far_joints(contract, slot, np.asarray(reported[slot.name], dtype=np.float64))
+        if slot.kind == "pose" and (said := _turned(contract, slot, inputs.state[place][3:])):
+            found.append(said)
     return tuple(found)
+
+
+def _far_joints(contract: Contract, slot: Slot, joints: Float[ndarray, " j"]) -> list[str]:
+    """Of joints that a pose is computed from, those far out; as far as numbers of a state may be."""
+    known = contract.recorded.limits.get(slot.name) if contract.recorded else None
+    if slot.chain is None or known is None or known.joints is None or known.joints.low is None:
+        return []
+    low, high = np.array(known.joints.low), np.array(known.joints.high)
+    far = np.abs(joints - (low + high) / 2) > FAR * (high - low) / 2
+    return [
+        f"{slot.name}: joint {slot.columns[index]} is {joints[index]:.4g}; recordings held {low[index]:.4g} to "
+        f"{high[index]:.4g} rad: is it in that unit?"
+        for index in np.flatnonzero(far)
+    ]
+
+
+def _same_pictures(contract: Contract, inputs: EncodedObservation) -> list[str]:
+    """Two cameras never see the same to the last bit, unless they show one colour."""
+    names, pictures = contract.camera_names, inputs.pictures
+    return [
+        f"cameras {names[one]!r} and {names[other]!r} give the very same picture: is one of them sent twice?"
+        for one in range(len(names))
+        for other in range(one + 1, len(names))
+        if pictures[one].min() < pictures[one].max() and np.array_equal(pictures[one], pictures[other])
+    ]
+
+
+def _turned(contract: Contract, slot: Slot, quaternion: Float[ndarray, " 4"]) -> str | None:
+    """What to say of an orientation far from all recorded ones, and how it would not be."""
+    known = (contract.recorded.turns or {}).get(slot.name) if contract.recorded else None
+    if known is None or (angle := float(turned_from(quaternion, known.around))) <= known.most + TURNED:
+        return None
+    asked = "is its quaternion w x y z, and of the recordings' base and tool frame?"
+    if slot.transform == "identity" and turned_from(np.roll(quaternion, 1), known.around) <= known.most:
+        asked = "read as x y z w it would be among them: send w x y z"
+    elif slot.transform == "forward_kinematics":
+        asked = "are its joints in order, with the recordings' signs and zeros?"
+    return (
+        f"{slot.name} is turned {np.rad2deg(angle):.0f} degrees from what the recordings are around, which went to "
+        f"{np.rad2deg(known.most):.0f}: {asked}"
+    )
 
 
 def command_columns(contract: Contract) -> list[str]:
     """Names of the numbers of `actions`, "slot.number", in its order."""
     return [f"{slot.name}.{name}" for slot in _commanded(contract) for name in _command_names(slot)]
+
+
+def command_units(contract: Contract) -> list[str]:
+    """The units of `command_columns`: m, rad, 1 (none), or a controller's own."""
+    return [unit for slot in _commanded(contract) for unit in units_of_commands(slot)]
+
+
+def units_of_commands(slot: Slot) -> tuple[str, ...]:
+    """Of what a robot is told of a slot, one a number."""
+    if slot.chain is not None:
+        kinds = {joint.name: "m" if joint.type == "prismatic" else "rad" for joint in slot.chain.joints}
+        return tuple(kinds[name] for name in slot.chain.order)
+    units = slot.command_units or slot.units
+    return units * len(slot.columns) if slot.reduced else units
 
 
 def command_table(contract: Contract, slots: Mapping[str, np.ndarray]) -> Float[ndarray, "ta d"]:
@@ -204,19 +273,25 @@ def prefix_actions(
 
 
 def example_observation(contract: Contract, prompt: str) -> dict[str, Any]:
-    """An observation that fits the contract and looks like none recorded: a ramp for a picture, mid-range states."""
+    """An observation that fits the contract and looks like none recorded: ramps for pictures, mid-range states."""
     image = contract.image
     ramp = np.broadcast_to(np.linspace(0, 255, image.width).astype(np.uint8)[:, None], (image.height, image.width, 3))
+    # No two cameras see the same.
+    ramps = [
+        np.roll(ramp, index * image.width // len(contract.cameras), axis=1) for index in range(len(contract.cameras))
+    ]
     middle = (np.array(contract.quantiles.proprio_low) + np.array(contract.quantiles.proprio_high)) / 2
     places = conventions.state_slices(contract)
     return {
-        "images": {name: ramp.copy() for name in contract.camera_names},
-        "state": {slot.name: _reported(slot, middle[places[slot.name]]) for slot in contract.slots if slot.present},
+        "images": dict(zip(contract.camera_names, ramps, strict=True)),
+        "state": {
+            slot.name: _reported(contract, slot, middle[places[slot.name]]) for slot in contract.slots if slot.present
+        },
         "prompt": prompt,
     }
 
 
-def _reported(slot: Slot, state: np.ndarray) -> np.ndarray:
+def _reported(contract: Contract, slot: Slot, state: np.ndarray) -> np.ndarray:
     """What a robot in that state would report, roughly."""
     if slot.chain is not None:
         joints = {joint.name: joint for joint in slot.chain.joints}
@@ -226,7 +301,10 @@ def _reported(slot: Slot, state: np.ndarray) -> np.ndarray:
         count = len(slot.columns)
         return np.full(count, state[0] / (np.sqrt(count) if slot.transform == "norm" else 1.0))
     if slot.kind == "pose":
-        return np.concatenate([state[:3], [1.0, 0.0, 0.0, 0.0]])
+        known = (contract.recorded.turns or {}).get(slot.name) if contract.recorded else None
+        return np.concatenate(
+            [state[:3], [1.0, 0.0, 0.0, 0.0] if known is None else canonical_quaternion(np.array(known.around))]
+        )
     return state
 
 

@@ -32,6 +32,7 @@ def serve_bundle(
     with_future: bool = False,
     replay: int | None = None,
     api_key_file: Path | None = None,
+    looks: Path | None = None,
     console: Console,
 ) -> None:
     """Serve a bundle, or with `replay` an episode of a shard set, until SIGTERM or Ctrl-C.
@@ -41,18 +42,20 @@ def serve_bundle(
     Args:
         settings: fields of `Settings` that replace the bundle's; those that are None do not.
         with_future: see `Policy.show_future`.
+        looks: a folder for a picture of each client's first observation beside a recorded one.
 
     Raises:
         UserError: the bundle, the key file or the address is not usable.
     """
     from xwam_ft.policy.from_hub import bundle_at
+    from xwam_ft.policy.look import expected
     from xwam_ft.policy.server import PolicyServer
 
     api_key = None if api_key_file is None else read_api_key(api_key_file)
     named, bundle = bundle, bundle if replay is not None else bundle_at(bundle, console)
-    logging.getLogger("xwam_ft.serve").addHandler(logging.StreamHandler())  # stderr: what failed, with a traceback
+    _log_to(console)
     chosen = {name: value for name, value in (settings or {}).items() if value is not None}
-    server = PolicyServer(_loader(bundle, device, compile, chosen, with_future, replay), api_key)
+    server = PolicyServer(_loader(bundle, device, compile, chosen, with_future, replay), api_key, looks=looks)
 
     def listening(address: str) -> None:
         console.print(marked(address, f" loads {named}", "bold"), soft_wrap=True)
@@ -61,6 +64,8 @@ def serve_bundle(
 
     def ready(policy: Servable) -> None:
         timing = policy.contract.timing
+        for line in expected(policy.contract, policy.prompts):
+            console.print(line, soft_wrap=True)
         takes, lasts = server.answer_seconds, timing.action_steps * timing.action_period
         console.print(
             f"ready: {timing.action_steps} commands an answer, {timing.action_period:.4g} s apart; an answer takes "
@@ -93,6 +98,19 @@ def serve_bundle(
         await server.run(host, port, listening=listening, ready=ready)
 
     asyncio.run(run())
+
+
+def _log_to(console: Console) -> None:
+    """What failed, with a traceback, and what is strange goes to stderr; what clients send first to the console."""
+    log, strange, first = (
+        logging.getLogger("xwam_ft.serve"),
+        logging.StreamHandler(),
+        logging.StreamHandler(console.file),
+    )
+    strange.setLevel(logging.WARNING)
+    first.addFilter(lambda record: record.levelno < logging.WARNING)
+    log.handlers = [strange, *([] if console.quiet else [first])]
+    log.setLevel(logging.INFO)
 
 
 def _leave(console: Console, said: str, code: int) -> None:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from xwam_ft.errors import UserError, require
-from xwam_ft.policy import messages, wire
+from xwam_ft.policy import look, messages, wire
 from xwam_ft.policy.metrics import Metrics
-from xwam_ft.policy.novelty import NoveltyWatch
+from xwam_ft.policy.watch import ObservationWatch, watch_of
 
 try:
     from websockets.asyncio.server import ServerConnection, serve
@@ -38,9 +38,12 @@ except ImportError:
     raise require("websockets", "serve", "serving") from None
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from websockets.http11 import Request, Response
 
     from xwam_ft.policy.messages import Servable
+    from xwam_ft.policy.request import PolicyOutput
 
 LOG = logging.getLogger("xwam_ft.serve")
 _QUIET = logging.getLogger("xwam_ft.serve.websockets")  # logs every broken handshake with a traceback
@@ -70,12 +73,17 @@ class PolicyServer:
     Args:
         load: makes the policy; called on the thread that will answer, while /healthz says 503.
         api_key: clients must send `Authorization: Api-Key KEY`; None: anyone may connect.
+        looks: a folder for a picture of each client's first observation.
     """
 
     def __init__(
-        self, load: Callable[[], Servable], api_key: str | None = None, limits: ServerLimits | None = None
+        self,
+        load: Callable[[], Servable],
+        api_key: str | None = None,
+        limits: ServerLimits | None = None,
+        looks: Path | None = None,
     ) -> None:
-        self.load, self.limits, self.metrics = load, limits or ServerLimits(), Metrics()
+        self.load, self.limits, self.metrics, self.looks = load, limits or ServerLimits(), Metrics(), looks
         self.answer_seconds = 0.0  # what an answer takes, once it is warm
         self._expected = None if api_key is None else f"Api-Key {api_key}".encode()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -148,6 +156,8 @@ class PolicyServer:
 
     def _prepare(self) -> tuple[Servable, bytes]:
         policy = self.load()
+        if getattr(policy, "watch", None) is not None:
+            setattr(policy, "watch", None)  # noqa: B010  (every client has its own)
         self.answer_seconds = min(policy.warm_up() for _ in range(2))  # the first call sets things up
         return policy, wire.pack(messages.metadata(policy))
 
@@ -178,12 +188,12 @@ class PolicyServer:
             await self._unless_stopped(self._warm.wait())
             await connection.send(self._metadata)
             before: float | None = None
-            watch = NoveltyWatch(getattr(self.policy, "novelty", None))
+            watch = watch_of(self.policy)
             while True:
                 message = await self._unless_stopped(connection.recv())
                 started = time.perf_counter()
-                answer, infer, crossed = await self._answer(connection, message, before, watch)
-                for sentence in crossed:
+                answer, infer, news = await self._answer(connection, message, before, watch)
+                for sentence in news:
                     LOG.warning("%s: %s", _peer(connection), sentence)
                 await connection.send(answer)
                 before = time.perf_counter() - started
@@ -205,7 +215,7 @@ class PolicyServer:
             self.metrics.connections -= 1
 
     async def _answer(
-        self, connection: ServerConnection, message: str | bytes, before: float | None, watch: NoveltyWatch
+        self, connection: ServerConnection, message: str | bytes, before: float | None, watch: ObservationWatch
     ) -> tuple[bytes, float, list[str]]:
         """Ask the policy on its thread; a client that leaves while it waits is not answered."""
         assert self._loop is not None
@@ -214,7 +224,7 @@ class PolicyServer:
                 f"has {self.limits.waiting} requests waiting", "the server", "ask again later, or run another server"
             )
         self.metrics.waiting += 1
-        job = self._worker.submit(self._infer, message, before, watch)
+        job = self._worker.submit(self._infer, message, before, watch, _peer(connection))
         job.add_done_callback(self._answered)
         answer = asyncio.wrap_future(job)
         left = asyncio.create_task(connection.wait_closed())
@@ -236,9 +246,9 @@ class PolicyServer:
             self._loop.call_soon_threadsafe(count)
 
     def _infer(
-        self, message: str | bytes, before: float | None, watch: NoveltyWatch | None = None
+        self, message: str | bytes, before: float | None, watch: ObservationWatch | None = None, peer: str = ""
     ) -> tuple[bytes, float, list[str]]:
-        """A message -> the answer's bytes, the policy's seconds, and what is new about what it sees.
+        """A message -> the answer's bytes, the policy's seconds, and what the log has not said of this client yet.
 
         Runs on the policy's thread.
         """
@@ -255,9 +265,28 @@ class PolicyServer:
         timing |= {f"{name}_ms": 1e3 * seconds for name, seconds in output.seconds.items() if name != "total"}
         if before is not None:
             timing["prev_total_ms"] = 1e3 * before
-        crossed = [] if watch is None else watch.sentences(output.novelty)
-        output = replace(output, warnings=(*output.warnings, *crossed))
-        return wire.pack(messages.answer(self.policy.contract, output, timing)), infer, crossed
+        news: list[str] = []
+        if watch is not None:
+            if not watch.looked:
+                self._show(peer, output)
+            said = watch.sentences(output)
+            news = [*watch.first_of(output.warnings), *said]
+            output = replace(output, warnings=(*output.warnings, *said))
+        return wire.pack(messages.answer(self.policy.contract, output, timing)), infer, news
+
+    def _show(self, peer: str, output: PolicyOutput) -> None:
+        """A client's first observation, for a person to compare with the recordings."""
+        if output.seen is None:
+            return
+        shown = ""
+        if self.looks is not None:
+            path = self.looks / f"{peer.replace(':', '-')}.png"
+            try:
+                look.picture(self.policy.contract, output.seen, getattr(self.policy, "recorded", None), path)
+                shown = f"; {path}"
+            except OSError as error:  # a full disk is no reason to leave a robot without an answer
+                LOG.warning("%s: cannot be written (%s)", path, error.strerror)
+        LOG.info("%s: first observation: %s%s", peer, look.sent(self.policy.contract, output.seen), shown)
 
     async def _unless_stopped(self, awaited: Awaitable[_T]) -> _T:
         task = asyncio.ensure_future(awaited)
@@ -321,6 +350,7 @@ def serving(
     *,
     api_key: str | None = None,
     limits: ServerLimits | None = None,
+    looks: Path | None = None,
 ) -> Generator[str]:
     """Serve a policy from a thread while the `with` lasts; gives the address, once it is warm.
 
@@ -330,7 +360,7 @@ def serving(
     Raises:
         UserError: the address cannot be bound, or the policy cannot answer.
     """
-    server = PolicyServer(lambda: policy, api_key, limits)
+    server = PolicyServer(lambda: policy, api_key, limits, looks)
     warm: Future[str] = Future()
     address: list[str] = []
 

@@ -96,6 +96,8 @@ def load(bundle: Path, text_len: int, device: str) -> Callable[[str], Tensor]:
     with torch.device("meta"):
         encoder: Any = UMT5EncoderModel(UMT5Config.from_dict(values))
     state = load_file(bundle / "text_encoder" / MODEL)
+    if torch.device(device).type == "cpu":  # the file is mapped, and may be copied over while this is at work
+        state = {name: tensor.clone() for name, tensor in state.items()}
     for name in [name.removesuffix(f".weight{SCALE}") for name in state if name.endswith(SCALE)]:
         parent, _, leaf = name.rpartition(".")
         setattr(encoder.get_submodule(parent), leaf, Int8Linear(*state[f"{name}.weight"].shape))

@@ -6,6 +6,7 @@ quaternion  q and -q are one orientation. Where w of a pose comes near 0, w >= 0
 limits      0.1 % and 99.9 % quantiles of commands and states, widened by `MARGIN` of what is between them (by
             `FLOOR` at least); the 99.9 % quantile of how far a command is from the one before it and from the state
             it is given in, an action period each, times `FASTER`.
+turns       the first principal axis of all quaternions, and the 99.9 % quantile of the angles of states from it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from xwam_ft import conventions, poses
 from xwam_ft.contract import Contract
 from xwam_ft.errors import listed
-from xwam_ft.limits import Limits, Recorded
+from xwam_ft.limits import Limits, Recorded, Turns
 from xwam_ft.quantiles import MAX_STATES, Motion
 
 if TYPE_CHECKING:
@@ -57,10 +58,29 @@ def hemispheres(contract: Contract, episodes: Sequence[Motion], keep: Sequence[s
             least, outer = min(least, float(np.abs(turns[:, 0]).min(initial=1.0))), outer + turns.T @ turns
         if least >= CLEAR:
             continue
-        around = np.linalg.eigh(outer)[1][:, -1]
-        around = np.round(around / np.linalg.norm(around), 3) + 0.0  # so that it is the same on every machine
-        first = np.flatnonzero(around)[0]
-        found[slot.name] = tuple((around * np.sign(around[first])).tolist())
+        found[slot.name] = _axis(outer)
+    return found
+
+
+def _axis(outer: Float[ndarray, "4 4"]) -> tuple[float, ...]:
+    """The quaternion, of either sign, that those are around whose outer products were summed."""
+    around = np.linalg.eigh(outer)[1][:, -1]
+    around = np.round(around / np.linalg.norm(around), 3) + 0.0  # so that it is the same on every machine
+    first = np.flatnonzero(around)[0]
+    return tuple((around * np.sign(around[first])).tolist())
+
+
+def turns(contract: Contract, episodes: Sequence[Motion]) -> dict[str, Turns]:
+    """By pose slot, what orientations the states have."""
+    found: dict[str, Turns] = {}
+    for slot, place in zip(contract.slots, conventions.state_slices(contract).values(), strict=True):
+        if slot.kind != "pose" or not slot.present or not episodes:
+            continue
+        states = np.concatenate([episode.state[:, place][:, 3:] for episode in episodes])
+        around = _axis(states.T @ states)
+        angles = poses.turned_from(states, around)
+        most = float(np.quantile(angles, EXTREMES[1]))
+        found[slot.name] = Turns(around=around, most=min(np.pi, float(f"{most:.3g}")))
     return found
 
 
@@ -180,7 +200,9 @@ def recorded(
 ) -> Recorded:
     """What `episodes` (of the training split) say."""
     return Recorded(
-        hemispheres=hemispheres(contract, episodes, keep), limits=proposed_limits(contract, episodes, joints)
+        hemispheres=hemispheres(contract, episodes, keep),
+        limits=proposed_limits(contract, episodes, joints),
+        turns=turns(contract, episodes),
     )
 
 
@@ -194,7 +216,8 @@ def recorded_together(
     limits = known[0].limits
     for other in known[1:]:
         limits = {name: own.widened(other.limits[name]) for name, own in limits.items() if name in other.limits}
-    return Recorded(hemispheres=_together(contract, known, episodes), limits=limits)
+    turned = None if any(part.turns is None for part in known) else turns(contract, episodes)
+    return Recorded(hemispheres=_together(contract, known, episodes), limits=limits, turns=turned)
 
 
 def _together(contract: Contract, known: Sequence[Recorded], episodes: Sequence[Motion]) -> Signs:
