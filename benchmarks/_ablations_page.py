@@ -37,6 +37,7 @@ seen this task. Success is the benchmark's own criterion in closed loop, from st
 - **Late** answers (`late=4`) are there after so many commands, of 16 a chunk at 80 a second.
 - **What moves, imagined** is the PSNR of moving pixels of held-out clips, imagined with the actions a row gives.
 - **Held out** is the error of commands on recordings that were not trained on, for position and rotation.
+- **ms a chunk** was taken while other work ran, at another load in each row: it tells steps of one model apart at most.
 - Fewer demonstrations are the first of the same 40. What numbers are normalised by is taken from all of them.
 """
 
@@ -75,6 +76,7 @@ def page_of(folder: Path, questions: Mapping[str, Question], out: Path) -> tuple
             continue
         plot = folder / f"{name}.svg"
         plots[plot] = _plot(rows)
+        parts += [f"{question.read_as}\n"] if question.read_as else []
         parts += [_table(rows), f"![Success and its interval, row by row]({os.path.relpath(plot, out.parent)})\n"]
         if missing := [cell.label for cell in question.cells if not any(key[0] == cell.name for key in kept)]:
             parts.append(f"Not run yet: {'; '.join(missing)}.\n")
@@ -224,30 +226,31 @@ def paired(
     return None if interval is None else (float(each.mean()), interval)
 
 
-ROW, LEFT, WIDTH, TOP = 22, 330, 420, 26
-"""Pixels: a row's height, where the scale begins and how wide it is, and the room above the rows."""
+ROW, WIDTH, TOP, LETTER = 22, 420, 26, 7
+"""Pixels: a row's height, how wide the scale is, the room above the rows, and that of a wide letter of a label."""
 
 
 def _plot(rows: list[Row]) -> str:
     """Dots and intervals, a row each, on a scale from 0 to 100 %."""
     height = TOP + ROW * len(rows) + 12
+    several = len({row.steps for row in rows}) > 1
+    labels = [f"{row.label}, {row.steps} steps" if several else row.label for row in rows]
+    left = 20 + LETTER * max(map(len, labels))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 30}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + WIDTH + 30}" height="{height}" '
         'font-family="system-ui, sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="#fff"/>',
     ]
     for percent in range(0, 101, 25):
-        x = LEFT + WIDTH * percent / 100
+        x = left + WIDTH * percent / 100
         parts.append(f'<line x1="{x:g}" x2="{x:g}" y1="{TOP - 6}" y2="{height - 8}" stroke="#dfe3ea"/>')
         parts.append(f'<text x="{x:g}" y="14" text-anchor="middle" fill="#5b6577">{percent} %</text>')
-    several = len({row.steps for row in rows}) > 1
-    for index, row in enumerate(rows):
+    for index, (row, words) in enumerate(zip(rows, labels, strict=True)):
         y = TOP + ROW * (index + 0.5)
         everything = np.concatenate([*row.outcomes.values()])
-        low, high = (LEFT + WIDTH * edge for edge in success_interval(int(everything.sum()), len(everything)))
-        dot = LEFT + WIDTH * everything.mean()
-        words = f"{row.label}, {row.steps} steps" if several else row.label
-        parts.append(f'<text x="{LEFT - 12}" y="{y + 4:g}" text-anchor="end" fill="#1c2330">{escape(words)}</text>')
+        low, high = (left + WIDTH * edge for edge in success_interval(int(everything.sum()), len(everything)))
+        dot = left + WIDTH * everything.mean()
+        parts.append(f'<text x="{left - 12}" y="{y + 4:g}" text-anchor="end" fill="#1c2330">{escape(words)}</text>')
         parts.append(
             f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:g}" y2="{y:g}" stroke="#9db7e4" stroke-width="6" '
             'stroke-linecap="round"/>'
