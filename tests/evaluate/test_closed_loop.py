@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Walker:
     trained = True
 
     def __init__(self, contract: Contract, stride: float) -> None:
-        self.contract, self.settings, self.stride = contract, Settings(seed=3), stride
+        self.contract, self.settings, self.stride, self.calls = contract, Settings(seed=3), stride, 0
         self.asked: list[tuple[bytes, int]] = []
 
     def infer_batch(self, inputs: Any, seeds: Any) -> np.ndarray:
@@ -77,8 +78,8 @@ class Walker:
             chunks.append(conventions.normalise_action(self.contract, action))
         return np.stack(chunks)
 
-    def infer(self, request: Any, *, seed: int) -> None:
-        pass
+    def infer(self, request: Any, *, seed: int) -> Any:
+        return SimpleNamespace(warnings=())
 
     def imagine(self, inputs: Any, seed: int) -> Imagined:
         timing, (views, height, width, _) = self.contract.timing, inputs.pictures.shape
