@@ -46,6 +46,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="where to write what came out, as JSON")] = None,
 ) -> None:
     """Run EPISODES and print how many succeeded."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         contract = ShardSet.open(shards).contract
         told = closed_loop(pretrained, contract, task, episode_seeds(seed, episodes), max_steps)
@@ -106,7 +107,6 @@ def closed_loop(
 
 def _policy(pretrained: Path, device: str) -> tuple[Any, Any, Any]:
     """LeRobot's policy, and what it does before and after: normalise, and undo that."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         from lerobot.configs.policies import PreTrainedConfig  # pyright: ignore[reportMissingImports]
         from lerobot.policies.factory import (  # pyright: ignore[reportMissingImports]
