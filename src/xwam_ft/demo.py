@@ -24,7 +24,7 @@ EMBODIMENT = "recipes/embodiments/metaworld_sawyer.yaml"
 RECIPE = "recipes/tiny_cpu.yaml"
 TASKS = ("button-press-topdown", "drawer-close")  # of those recordings
 EPISODES, MAX_STEPS, ACTION_STEPS = 5, 200, 4  # closed loop, each task
-# The button takes precision, and the drawer hardly any: twice as often shown, 30 of 30 are pressed, else 25 of 30.
+# The button takes precision, and the drawer hardly any, so it is shown twice as often; what that gives: docs/log.md.
 EPISODE_WEIGHTS = [{"instruction": "press the button*", "weight": 2.0}]
 
 
