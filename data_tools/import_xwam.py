@@ -49,7 +49,6 @@ def main(
     from xwam_ft.progress import progress_bar
 
     console = plain_console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped import takes its half-made folder away
     options = ConvertOptions(
         vae_text=vae_text,
         config=config,
@@ -70,4 +69,5 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped import takes its half-made folder away
     typer.run(main)
