@@ -203,6 +203,17 @@ def test_shapes_that_do_not_go_together_are_refused_before_weights_are_read(
         make_plan(changed(backbone={"path": "absent/folder/x"}), shard_set)
 
 
+@pytest.mark.parametrize(("has", "told"), [(False, True), (True, False)])
+def test_frozen_bfloat16_on_a_cpu_that_has_none_is_told(
+    plan: Plan, recipe: Recipe, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch, has: bool, told: bool
+) -> None:
+    monkeypatch.setattr("xwam_ft.plan.plan.cpu_has_bfloat16", lambda: has)
+    rounded = replace(plan, groups=tuple(replace(row, dtypes=("bfloat16", "float32")) for row in plan.groups))
+    for given, expected in ((plan, False), (rounded, told)):
+        said = any("set backbone.dtype=float32" in line for line in warnings(given, recipe, shard_set))
+        assert said == expected
+
+
 def test_each_warning_names_the_value_to_change(
     plan: Plan, recipe: Recipe, changed: Change, shard_set: ShardSet
 ) -> None:

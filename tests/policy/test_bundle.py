@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from xwam_ft.errors import UserError
 from xwam_ft.observation import EncodedObservation
+from xwam_ft.policy import bundle as bundles
 from xwam_ft.policy import selfcheck
 from xwam_ft.policy.bundle import FILES, MANIFEST, OPTIONAL, verify_bundle
 from xwam_ft.policy.policy import Policy
@@ -119,6 +122,25 @@ def test_a_self_check_that_gives_nan_fails(bundle: Path) -> None:
         policy.network.action_decoder[2].bias.fill_(float("nan"))
     with pytest.raises(UserError, match="gives another action"):
         check.require(policy, "bfloat16", bundle / "selfcheck.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("has", "room", "dtype"),
+    [(False, 1 << 40, torch.float32), (True, 1 << 40, torch.bfloat16), (False, 1, torch.bfloat16)],
+)
+def test_a_cpu_without_bfloat16_computes_in_float32_where_that_fits(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, has: bool, room: int, dtype: torch.dtype
+) -> None:
+    stored = load_file(copy / "model.safetensors")
+    name = next(name for name in stored if name.endswith("blocks.0.attn1.to_q.weight"))
+    stored[name] = stored[name].bfloat16()
+    save_file(stored, copy / "model.safetensors")
+    monkeypatch.setattr(bundles, "cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(bundles, "free_memory", lambda *, gpu: room)
+    policy = bundles.read_parts(copy, json.loads((copy / "config.json").read_text()), "cpu")
+    weight = policy.network.state_dict()[name.removeprefix("network.")]
+    assert weight.dtype == dtype
+    assert torch.equal(weight.bfloat16(), stored[name])
 
 
 def test_a_bundle_says_how_long_an_action_prefix_it_was_trained_with(bundle: Path) -> None:

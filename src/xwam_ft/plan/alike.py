@@ -1,5 +1,7 @@
 """Blocks that are alike keep alike: of each kind one is run, and for the others stands what it kept.
 
+Of a network of shapes alone only the blocks that are run are made into fake tensors (`FakeBlocks`): of 30 alike, a few.
+
 A block is of a kind by its modules, its parameters and what it is called with: shapes, dtypes, and which of these
 tensors something before it has kept already, since those count once. So a first block, and one that follows what
 another stream has kept, is a kind of its own, and the sum over blocks is that of running every one. Under gradient
@@ -8,18 +10,24 @@ checkpointing nothing in a block is kept, so that none is run that was run witho
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 from torch.utils._pytree import tree_map_only
 
 from xwam_ft.model.branch import Twin
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from xwam_ft.learn.module import TrainingModule
+    from xwam_ft.model.network import JointNetwork
 
 Outputs: TypeAlias = "dict[Any, Any]"
 """What blocks gave, by what they are and what they were called with."""
@@ -34,6 +42,47 @@ class _OfAKind:
     given: tuple[bool, ...]
     out: Any
     out_kept: tuple[bool, ...]
+
+
+class FakeBlocks:
+    """A module whose network lies on the meta device, as fake tensors of the CPU: all but its blocks at once, a block
+    when it is first asked for.
+
+    Args:
+        mode: the fake tensors' own.
+        made: called with every block that is made.
+    """
+
+    def __init__(self, module: TrainingModule, mode: FakeTensorMode, made: Callable[[torch.nn.Module], None]) -> None:
+        shared = {id(block): block for blocks in _block_lists(module.network) for block in blocks}
+        self.module = copy.deepcopy(module, shared)
+        self._mode, self._made, self._blocks = mode, made, dict[int, torch.nn.Module]()
+        lists = _block_lists(self.module.network)
+        aside = [list(blocks) for blocks in lists]
+        for blocks in lists:
+            del blocks[:]
+        with mode:
+            self.module.to_empty(device="cpu")
+        for blocks, held in zip(lists, aside, strict=True):
+            blocks.extend(held)
+
+    def __call__(self, block: Any) -> Any:
+        """The fake block of this one; of a `Twin` one with the same table."""
+        if isinstance(block, Twin):
+            return Twin(self(block.block), block)  # pyright: ignore[reportArgumentType] (its table alone is read)
+        if id(block) not in self._blocks:
+            with _disable_current_modes():  # whose counts it is no part of
+                copied = copy.deepcopy(block)
+                with self._mode:
+                    self._blocks[id(block)] = copied.to_empty(device="cpu")
+            self._made(copied)
+        return self._blocks[id(block)]
+
+
+def _block_lists(network: JointNetwork) -> list[torch.nn.ModuleList]:
+    branch = network.depth_branch
+    own = [] if branch is None or network.config.depth_shared else [branch.blocks]
+    return [network.transformer.blocks, *own]
 
 
 class BlocksAlike:

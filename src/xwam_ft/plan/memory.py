@@ -9,11 +9,10 @@ counted on one block that is gone back through.
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Callable, Generator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from xwam_ft.encode.batch import Batch
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.errors import UserError
 from xwam_ft.learn.module import TrainingModule
-from xwam_ft.plan.alike import BlocksAlike, Outputs
+from xwam_ft.plan.alike import BlocksAlike, FakeBlocks, Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,20 +119,19 @@ def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, sc
     before = network.training, network.gradient_checkpointing
     module = module_on_random_clips(network.train(), recipe, batch)
     draws = module.draw(batch, 0.0)
-    mode: AbstractContextManager[object] = nullcontext()
-    if network.device.type == "meta":  # which knows neither autocast nor the kernels that a device has
-        module, mode = copy.deepcopy(module), FakeTensorMode(allow_non_fake_inputs=True)
+    fake = network.device.type == "meta"  # which knows neither autocast nor the kernels that a device has
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
     try:
-        with mode:
-            if network.device.type == "meta":
-                module.to_empty(device="cpu")
+        counting = _Counting.faked(module, mode, scores, mixed) if mode else _Counting(module, scores, mixed)
+        with mode or nullcontext():
+            if fake:
                 batch, draws = (
                     _map(of, lambda tensor: torch.empty_like(tensor, device="cpu")) for of in (batch, draws)
                 )
             runs: Outputs = {}
-            plain, _ = _kept(module, batch, draws, runs, checkpointing=False, scores=scores, mixed=mixed)
-            inputs, calls = _kept(module, batch, draws, runs, checkpointing=True, scores=scores, mixed=mixed)
-            back = max(_gone_back(module, call, scores=scores, mixed=mixed) for call in calls)
+            plain, _ = counting.kept(batch, draws, runs, checkpointing=False)
+            inputs, calls = counting.kept(batch, draws, runs, checkpointing=True)
+            back = max(map(counting.gone_back, calls))
     finally:
         network.gradient_checkpointing = before[1]
         network.train(before[0])
@@ -143,58 +141,81 @@ def count_activations(network: JointNetwork, recipe: Recipe, batch: Batch, *, sc
     return Activations(whole, min(inputs[0] + max(back, one_block), whole), plain[1], inputs[1])
 
 
-def _kept(
-    module: TrainingModule,
-    batch: Batch,
-    draws: Draws,
-    runs: Outputs,
-    *,
-    checkpointing: bool,
-    scores: bool,
-    mixed: bool,
-) -> tuple[tuple[int, int], Sequence[tuple[Any, ...]]]:
-    """Bytes that grow with the clips, and bytes of autocast's copies of weights, which are there once; and what the
-    last two blocks were called with, with a depth branch one of either stream.
+class _Counting:
+    """Counts of one module's micro-batches; `scores` and `mixed` as `count_activations` has them."""
 
-    Args:
-        runs: what blocks gave that were run before.
-    """
-    network = module.network
-    network.gradient_checkpointing = checkpointing
-    held = _storages(module)
-    seen: dict[int, Tensor] = {}
-    counted: dict[int, Tensor] = {}  # what stands for blocks that were not run kept
+    def __init__(self, module: TrainingModule, scores: bool, mixed: bool) -> None:
+        self.module, self.scores, self.mixed = module, scores, mixed
+        self.run: Callable[..., Any] = module.network.run_block
+        self.held = _storages(module)
 
-    def note(tensor: Tensor) -> Tensor:
-        known = _storage(tensor) in held or _storage(tensor) in counted
-        if not known and (scores or not _is_score(tensor, network)):
-            seen.setdefault(_storage(tensor), tensor)  # kept alive, so that no address is used twice
-        return tensor
+    @classmethod
+    def faked(cls, module: TrainingModule, mode: FakeTensorMode, scores: bool, mixed: bool) -> _Counting:
+        """Of a module of shapes alone, as fake tensors."""
+        blocks = FakeBlocks(module, mode, lambda block: counting.held.update(_storages(block)))
+        counting = cls(blocks.module, scores, mixed)
+        of_network = counting.run
+        counting.run = lambda block, *given: of_network(blocks(block), *given)
+        return counting
 
-    def sizes() -> tuple[int, int]:
-        bytes_of = {key: tensor.untyped_storage().nbytes() for key, tensor in seen.items()}
-        copies = sum(bytes_of[key] for key in bytes_of.keys() & cast.copies.keys())
-        return sum(bytes_of.values()) - copies, copies
+    def kept(
+        self, batch: Batch, draws: Draws, runs: Outputs, *, checkpointing: bool
+    ) -> tuple[tuple[int, int], Sequence[tuple[Any, ...]]]:
+        """Bytes that grow with the clips, and bytes of autocast's copies of weights, which are there once; and what the
+        last two blocks were called with, with a depth branch one of either stream.
 
-    alike = BlocksAlike(
-        network.run_block,
-        sizes,
-        lambda tensor: any(_storage(tensor) in of for of in (held, seen, counted)),
-        lambda tensor: counted.update({_storage(tensor): tensor}),
-        runs,
-        checkpointing=checkpointing,
-    )
-    with (
-        _instead_of_blocks(network, alike),
-        _CastWeights(held) as cast,
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=mixed),
-    ):
-        terms = module.loss_terms(batch, draws, module.predict(module.add_noise(batch, draws), draws))
-        total = torch.stack([term.sum for term in terms.values()]).sum()
-    del total
-    plain, copies = sizes()
-    return (plain + alike.bytes, copies + alike.copies), alike.last
+        Args:
+            runs: what blocks gave that were run before.
+        """
+        module, network, held = self.module, self.module.network, self.held
+        network.gradient_checkpointing = checkpointing
+        seen: dict[int, Tensor] = {}
+        counted: dict[int, Tensor] = {}  # what stands for blocks that were not run kept
+
+        def note(tensor: Tensor) -> Tensor:
+            known = _storage(tensor) in held or _storage(tensor) in counted
+            if not known and (self.scores or not _is_score(tensor, network)):
+                seen.setdefault(_storage(tensor), tensor)  # kept alive, so that no address is used twice
+            return tensor
+
+        def sizes() -> tuple[int, int]:
+            bytes_of = {key: tensor.untyped_storage().nbytes() for key, tensor in seen.items()}
+            copies = sum(bytes_of[key] for key in bytes_of.keys() & cast.copies.keys())
+            return sum(bytes_of.values()) - copies, copies
+
+        alike = BlocksAlike(
+            self.run,
+            sizes,
+            lambda tensor: any(_storage(tensor) in of for of in (held, seen, counted)),
+            lambda tensor: counted.update({_storage(tensor): tensor}),
+            runs,
+            checkpointing=checkpointing,
+        )
+        with (
+            _instead_of_blocks(network, alike),
+            _CastWeights(held) as cast,
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=self.mixed),
+        ):
+            terms = module.loss_terms(batch, draws, module.predict(module.add_noise(batch, draws), draws))
+            total = torch.stack([term.sum for term in terms.values()]).sum()
+        del total
+        plain, copies = sizes()
+        return (plain + alike.bytes, copies + alike.copies), alike.last
+
+    def gone_back(self, call: tuple[Any, ...]) -> int:
+        """Bytes that live at most while a block is computed again and its gradient is taken, copies of weights apart.
+
+        Of twice the clips, halved: of one clip some copies are none, since nothing lies between its parts.
+        """
+        block, *given = call
+        x, *rest = _twice(tuple(given), len(given[0]))
+        x = x.detach().requires_grad_()
+        counted = Live(self.held, None if self.scores else lambda tensor: _is_score(tensor, self.module.network))
+        with counted, torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed):
+            out = self.run(block, x, *rest)[0]
+            torch.autograd.grad(out, x, torch.ones_like(out))
+        return -(-counted.peak // 2)
 
 
 @contextmanager
@@ -204,21 +225,6 @@ def _instead_of_blocks(network: JointNetwork, run: Callable[..., Any]) -> Genera
         yield
     finally:
         network.run_block = before
-
-
-def _gone_back(module: TrainingModule, call: tuple[Any, ...], *, scores: bool, mixed: bool) -> int:
-    """Bytes that live at most while a block is computed again and its gradient is taken, copies of weights apart.
-
-    Of twice the clips, halved: of one clip some copies are none, since nothing lies between its parts.
-    """
-    network, (block, *given) = module.network, call
-    x, *rest = _twice(tuple(given), len(given[0]))
-    x = x.detach().requires_grad_()
-    counted = Live(_storages(module), None if scores else lambda tensor: _is_score(tensor, network))
-    with counted, torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
-        out = network.run_block(block, x, *rest)[0]
-        torch.autograd.grad(out, x, torch.ones_like(out))
-    return -(-counted.peak // 2)
 
 
 def _twice(value: Any, clips: int) -> Any:
@@ -303,7 +309,7 @@ def _is_score(tensor: Tensor, network: JointNetwork) -> bool:
     return tensor.ndim == 4 and tensor.shape[1] == heads and tensor.shape[3] != size
 
 
-def _storages(module: TrainingModule) -> set[int]:
+def _storages(module: torch.nn.Module) -> set[int]:
     return {_storage(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
 

@@ -19,7 +19,7 @@ import torch
 from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
-from xwam_ft.machine import free_memory, gigabytes
+from xwam_ft.machine import cpu_has_bfloat16, free_memory, gigabytes
 from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.sharding import Gathered, gathered_bytes, share
 from xwam_ft.model.skeleton import Skeleton, read_skeleton
@@ -214,6 +214,12 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
         said.append(
             f"{plan.batch} clips an optimizer step: below {SMALL_BATCH} losses flatten early, since noise levels "
             f"differ from step to step; set trainer.accumulate={more}"
+        )
+    rounded = any("bfloat16" in row.dtypes for row in plan.groups)  # what trains is float32
+    if rounded and not runs_on_gpu(spec) and not cpu_has_bfloat16():
+        said.append(
+            "what does not train computes in bfloat16, which this CPU has no instructions for: a step took ten times "
+            "as long; set backbone.dtype=float32"
         )
     if recipe.model.depth.branch == "auto" and shard_set.contract.depth.kind == "none":
         said.append(

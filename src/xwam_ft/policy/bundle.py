@@ -34,7 +34,7 @@ from xwam_ft.files import (
     write_json_atomic,
 )
 from xwam_ft.hub import hint
-from xwam_ft.machine import installed_versions
+from xwam_ft.machine import cpu_has_bfloat16, free_memory, installed_versions
 from xwam_ft.model.adapters import prepare_for_training
 from xwam_ft.model.assemble import empty_network, load_network_state, network_config_dict
 from xwam_ft.model.backbone import Backbone
@@ -252,8 +252,9 @@ def read_parts(bundle: Path, config: Mapping[str, Any], device: str, **options: 
     from safetensors import safe_open
 
     model = bundle / "model.safetensors"
+    widen = _computes_wide(model, device)
     with safe_open(model, "pt") as stored:
-        state = {name: _owned(stored.get_tensor(name), device) for name in stored.keys()}  # noqa: SIM118
+        state = {name: _owned(stored.get_tensor(name), device, widen) for name in stored.keys()}  # noqa: SIM118
     contract = load_contract(bundle / "contract.json")
     if config.get("text_encoder"):
         options["encoder"] = text_encoder.load(bundle, config["text_len"], device)
@@ -323,10 +324,20 @@ def read_prompts(bundle: Path) -> dict[str, Tensor]:
         return {text: _owned(stored.get_tensor(f"{index:05d}"), "cpu") for index, text in enumerate(texts)}
 
 
-def _owned(tensor: Tensor, device: str) -> Tensor:
+def _owned(tensor: Tensor, device: str, widen: bool = False) -> Tensor:
     """A tensor that stays what was read: safetensors maps the file, so a bundle that is copied over in place would
     change under a policy on the CPU that is at work. One that goes to another device is copied there anyway."""
+    if widen and tensor.dtype == torch.bfloat16:
+        return tensor.float()
     return tensor.clone() if torch.device(device).type == "cpu" else tensor
+
+
+def _computes_wide(model: Path, device: str) -> bool:
+    """Whether weights in bfloat16 are held in float32: on a CPU that has no instructions for bfloat16, and would take
+    four times as long for the same numbers, if there is room for them."""
+    if torch.device(device).type != "cpu" or cpu_has_bfloat16():
+        return False
+    return 3 * model.stat().st_size < free_memory(gpu=False)
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
