@@ -11,6 +11,8 @@ What that must offer is the protocol of the group: `Reader` in sources/__init__.
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -27,7 +29,7 @@ def plugins(group: str) -> dict[str, EntryPoint]:
         UserError: two distributions give the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, entry.value)):
+    for entry in _entries(group, tuple(sys.path)):
         if entry.name in found and found[entry.name].value != entry.value:
             raise UserError(
                 f"is given twice, as {found[entry.name].value} and {entry.value}",
@@ -36,6 +38,12 @@ def plugins(group: str) -> dict[str, EntryPoint]:
             )
         found[entry.name] = entry
     return found
+
+
+@cache
+def _entries(group: str, path: tuple[str, ...]) -> list[EntryPoint]:
+    # Looked up once a search path: every distribution's file is read for it.
+    return sorted(entry_points(group=group), key=lambda entry: (entry.name, entry.value))
 
 
 def load_plugin(entry: EntryPoint, needs: tuple[str, ...]) -> Any:
