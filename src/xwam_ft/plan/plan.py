@@ -19,6 +19,7 @@ import torch
 from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
+from xwam_ft.learn.apart import said_of_data
 from xwam_ft.machine import free_memory, gigabytes
 from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.sharding import Gathered, gathered_bytes, share
@@ -263,6 +264,7 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
         )
     if (sentence := too_few_clips(plan.steps * plan.batch, shard_set)) is not None:
         said.append(sentence)
+    said += said_of_data(recipe, shard_set)
     if recipe.optim.warmup_steps >= spec.max_steps:
         said.append(f"optim.warmup_steps={recipe.optim.warmup_steps} lasts the whole run of {spec.max_steps} steps")
     if recipe.checkpoint.every_steps > spec.max_steps:
