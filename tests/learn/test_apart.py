@@ -50,9 +50,9 @@ def test_what_a_run_starts_from_was_trained_on_is_told_and_kept(
     recipe: Recipe, recipe_file: Path, finished: Path, shard_set: ShardSet, other_split: Path, tmp_path: Path,
     console: Console,
 ) -> None:  # fmt: skip
-    assert leaks(plan(recipe, init_from=str(finished)).warnings) == []
-    again = {"init_from": str(finished), "data.shards": str(other_split)}
-    (told,) = leaks(plan(recipe, **again).warnings)
+    assert leaks(plan(overridden(recipe, {"init_from": str(finished)})).warnings) == []
+    again: dict[str, object] = {"init_from": str(finished), "data.shards": str(other_split)}
+    (told,) = leaks(plan(overridden(recipe, again)).warnings)
     assert told.startswith(f"1 of 1 held-out episodes are among those that {finished} was trained on (episodes 0)")
     command = re.search(r"shards resplit (\S+) OUT --episodes (\S+),", told)
     assert command is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -86,10 +88,9 @@ def test_columns_in_another_order_are_named() -> None:
         (lambda picture: picture[:, ::-1], "mirrored"),
     ],
 )
-def test_pictures_in_another_form_are_named(change: object, told: str) -> None:
+def test_pictures_in_another_form_are_named(change: Callable[[np.ndarray], np.ndarray], told: str) -> None:
     seen = scene(3)
     seen[:, :4] = np.array([150, 110, 60])
-    assert callable(change)
     days = dataset("monday", episodes(0), front=seen), dataset("friday", episodes(1), front=change(seen))
     assert said(*days) == [(1, "other-pictures", "front")]
     (_, finding), *_ = check_datasets((ARM, HAND), days)

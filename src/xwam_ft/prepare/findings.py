@@ -41,6 +41,8 @@ CHECKS = {
     "jump": "look at the frame: a slipped encoder, a failed read or a re-homed arm teaches a motion that never was",
     "angle-wrap": "unwrap the angle, so that it does not turn back by a full turn within one frame",
     "still": "leave the slot out where it is not part of the task",
+    "idle-start": "cut the starts; or leave clips in which nothing moves out of training, "
+    "`--set data.still_weight=0`, or show them less, `=0.1`",
     "still-gripper": "leave the gripper out where the task needs none; else look at its column",
     "gripper-range": "give `gripper_open` and `gripper_closed` in the state's numbers; where commands are another "
     'quantity (an effort, say), state it with `command_units: "1"`, else bring both into one unit',

@@ -88,11 +88,11 @@ def merge(
     made = {"verb": "merge", "duplicates": duplicates, "held_out": share}
     if again:
         console.print(f"left out, since an earlier set has them: {len(again)} episodes", markup=False)
+    merged = _make(out, Derivation(tuple(picks), offsets, made), sets, dry_run, console, tuple(again))
     places = {str(one.folder): [(one.shards, episode) for episode in one.episodes] for one in sets}
     found = tuple(finding.sentence for finding in compare_sets(places))
     for sentence in found:
         console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
-    merged = _make(out, Derivation(tuple(picks), offsets, made), sets, dry_run, console, tuple(again))
     return replace(merged, warnings=found)
 
 

@@ -12,5 +12,6 @@ Of all episodes together, when they are done
     across.py         swapped cameras, sizes, duplicates
     calibration.py    the end-effector, projected into the pictures
     datasets.py       several datasets against each other: units, columns, colours, turns
+    idle.py           starts at which nothing moves for longer than a chunk
     ranges.py         quantiles against extremes
 """

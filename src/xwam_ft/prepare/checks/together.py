@@ -21,6 +21,7 @@ from xwam_ft.prepare.checks.datasets import SAMPLED, SampledDataset, check_datas
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.followed import check_followed
 from xwam_ft.prepare.checks.grippers import check_grippers
+from xwam_ft.prepare.checks.idle import check_idle_starts
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
@@ -104,6 +105,7 @@ def check_against_contract(
         if camera.kind == "static":
             add({number: [finding] for number, finding in check_drift(camera.name, grids).items()})
     add(check_quaternions(contract, motions))
+    add(check_idle_starts(contract, motions))
     for number, motion in motions.items():
         results[number].findings += check_calibration(contract, motion)
     add(_datasets_apart(contract, accepted, kept))
