@@ -70,3 +70,7 @@ def test_what_a_run_starts_from_was_trained_on_is_told_and_kept(
     assert policy_source(run, console).load().seen == before | own
     shutil.rmtree(other_split)
     assert seen_by(str(run)) == before
+    gone = overridden(recipe, {**again, "init_from": str(tmp_path / "gone"), "data.shards": str(shard_set.folder)})
+    assert said_of_data(gone, shard_set) == []
+    first = sets.resplit(shard_set.folder, tmp_path / "first", episodes="0")
+    assert said_of_data(gone, ShardSet.open(first.path), run)[0].startswith("1 of 1 held-out episodes")

@@ -9,30 +9,32 @@ from __future__ import annotations
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from xwam_ft.errors import listed
+from xwam_ft.errors import UserError, listed
 from xwam_ft.policy.seen import digests
 from xwam_ft.prepare.findings import numbers_text
-from xwam_ft.runs.origin import seen_by
+from xwam_ft.runs.origin import seen_before, seen_by
 from xwam_ft.sets.compared import compare_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from xwam_ft.recipe import Recipe
     from xwam_ft.shard_index import EpisodeEntry
     from xwam_ft.shards import ShardSet
 
 
-def said_of_data(recipe: Recipe, shard_set: ShardSet) -> list[str]:
+def said_of_data(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> list[str]:
     """Sentences about several sets that contradict each other, and about held-out episodes that are trained on.
 
     Args:
         shard_set: all sets of the recipe as one.
+        run: that goes on, where one does: it knows what it started from, which may be gone.
 
     Raises:
-        UserError: a shard that cannot be read; what the recipe starts from is gone.
+        UserError: a shard that cannot be read.
     """
-    return [*_of_sets(recipe, shard_set), *_of_origin(recipe, shard_set)]
+    return [*_of_sets(recipe, shard_set), *_of_origin(recipe, shard_set, run)]
 
 
 def _of_sets(recipe: Recipe, shard_set: ShardSet) -> list[str]:
@@ -55,12 +57,15 @@ def _of_sets(recipe: Recipe, shard_set: ShardSet) -> list[str]:
     return said
 
 
-def _of_origin(recipe: Recipe, shard_set: ShardSet) -> list[str]:
+def _of_origin(recipe: Recipe, shard_set: ShardSet, run: Path | None) -> list[str]:
     """A sentence where held-out episodes were trained on by what the recipe starts from; nothing where none was, or
     where nobody knows."""
     if recipe.init_from is None:
         return []
-    seen = seen_by(recipe.init_from)
+    try:
+        seen = (seen_before(run) if run is not None else frozenset()) or seen_by(recipe.init_from)
+    except UserError:  # gone, of a run that does not know; whoever begins one is refused before
+        return []
     held = digests(shard_set, "held_out")
     known = [number for number, digest in held.items() if digest in seen]
     if not known:
