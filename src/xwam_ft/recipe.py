@@ -98,6 +98,7 @@ class DataSpec(Section):
     cache_dir: str | None = None  # where latent caches lie; None: each in its shard set
     local_gb: PositiveFloat = 50.0  # of this machine's disk for copies of what is read from URLs (copies.py)
     clip_stride: PositiveInt = 4  # source frames between the starts of clips
+    still_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0  # of clips in whose actions nothing moves
     encode_batch: PositiveInt = 4  # clips a VAE call
     augment: AugmentSpec = AugmentSpec()
 

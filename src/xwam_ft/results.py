@@ -68,6 +68,7 @@ class Run:
     max_steps: int
     held_out: dict[str, float]
     report: Path
+    warnings: tuple[str, ...] = ()  # what its plan warned of
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -76,7 +77,8 @@ class Run:
         Raises:
             UserError: it is not one, or its newest checkpoint is damaged.
         """
-        from xwam_ft.runs.folder import open_run
+        from xwam_ft.files import read_json
+        from xwam_ft.runs.folder import PLAN_FILE, open_run
         from xwam_ft.runs.history import History
         from xwam_ft.runs.report import REPORT_FILE
 
@@ -84,7 +86,9 @@ class Run:
         rows = [row for row in History(folder.path).metrics() if "held_out/total" in row]
         held_out = {name: value for name, value in (rows[-1] if rows else {}).items() if name != "step"}
         steps = folder.recipe.trainer.max_steps
-        return cls(folder.path, folder.first_step, steps, held_out, folder.path / REPORT_FILE)
+        plan = read_json(folder.path / PLAN_FILE) if (folder.path / PLAN_FILE).is_file() else {}
+        warned = tuple(plan.get("warnings", ()))
+        return cls(folder.path, folder.first_step, steps, held_out, folder.path / REPORT_FILE, warned)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,20 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Days:
     )
     monday, friday = (prepared([one], folder / one.name.removesuffix("_raw")) for one in raw)
     return Days(raw, monday, friday, prepared(raw, folder / "whole"))
+
+
+@pytest.fixture
+def tuesday_raw(tmp_path: Path) -> Path:
+    """Monday's scenes and nearly its motions, the videos in BGR and two joints in each other's place."""
+    made = [
+        replace(
+            one,
+            columns={name: table[:, [0, 2, 1, 3, 4, 5]] + 1 for name, table in one.columns.items()},
+            videos={name: frames[..., ::-1].copy() for name, frames in one.videos.items()},
+        )
+        for one in recordings([30, 24, 36], 1)
+    ]
+    return write(tmp_path / "tuesday_raw", made)
 
 
 @pytest.fixture(scope="session")

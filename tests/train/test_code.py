@@ -48,6 +48,7 @@ def test_they_are_made_and_called(
     [
         ("math.cos", r"'math.cos' is not of the form my.module:Name"),
         ("absent_module:Name", r"absent_module:Name cannot be made \(ModuleNotFoundError: "),
+        ("collections:OrderedDict", r"collections:OrderedDict\(\) gives a OrderedDict, not a Lightning callback"),
         ("math:absent", r"math:absent cannot be made \(AttributeError: "),
     ],
 )

@@ -11,6 +11,7 @@ segments.py      its files, one a segment; in worker processes
 ray_segments.py  the same on a Ray cluster
 cache.py         the latent cache: its place, its index, reading one clip
 pixels.py        training without one
+still.py         clips in which nothing moves
 clip_source.py   what training asks of either; several as one
 batch.py         clips in batches; dataset.py clips at some positions -> a batch
 """

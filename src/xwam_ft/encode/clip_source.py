@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from xwam_ft.encode.data_sets import clip_weights, episode_weights
+from xwam_ft.encode.still import still_clips
 from xwam_ft.encode.texts import JoinedRows
 from xwam_ft.files import json_bytes
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from numpy import ndarray
     from torch import Tensor
 
@@ -101,7 +102,9 @@ class ClipPool:
                 named = replace(clip, key=sets.prefix(number) + clip.key)
                 self.clips.append(named)
                 self._homes[named.key] = source, clip
-        self.weights = self._weights() if data.episode_weights or sets.shares is not None else None
+        weighted = data.episode_weights or sets.shares is not None or data.still_weight < 1
+        self.still = self._still() if data.still_weight < 1 else None
+        self.weights = self._weights() if weighted else None
         self.prompts = tuple(sorted({prompt for source in self._sources for prompt in source.prompts}))
         self.prompt_index = {prompt: place for place, prompt in enumerate(self.prompts)}
         rows: dict[str, Tensor] = {}
@@ -154,7 +157,16 @@ class ClipPool:
             home = {entry.key: entry.episode for entry in one.index.segments}
             # A clip's key is its segment's and its start's.
             episodes.append([home[clip.key.rpartition("-")[0]] for clip in source.of_split("train")])
-        return clip_weights(self._sets, episode_weights(self._data, self._sets), episodes, self._data.where)
+        factors = None
+        if self.still is not None:
+            factors = [np.where(still, self._data.still_weight, 1.0) for still in self.still]
+        of_episode = episode_weights(self._data, self._sets)
+        return clip_weights(self._sets, of_episode, episodes, self._data.where, factors)
+
+    def _still(self) -> list[Bool[ndarray, " n"]]:
+        """Of each source, in which of its training clips nothing moves."""
+        pairs = zip(self._sources, self._sets.sets, strict=True)
+        return [still_clips(one, source.of_split("train")) for source, one in pairs]
 
 
 def joint_identity(parts: Sequence[CacheIdentity]) -> CacheIdentity:

@@ -27,6 +27,8 @@ from xwam_ft.shard_files import INDEX_FILE
 from xwam_ft.shards import CONTRACT_FILE, ShardSet
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy import ndarray
     from rich.console import Console
 
     from xwam_ft.recipe import DataSpec
@@ -192,21 +194,31 @@ def episode_weights(data: DataSpec, sets: DataSets) -> list[dict[int, float]]:
 
 
 def clip_weights(
-    sets: DataSets, of_episode: Sequence[dict[int, float]], episodes: Sequence[Sequence[int]], where: str
-) -> np.ndarray:
+    sets: DataSets,
+    of_episode: Sequence[dict[int, float]],
+    episodes: Sequence[Sequence[int]],
+    where: str,
+    factors: Sequence[Float[ndarray, " n"]] | None = None,
+) -> Float[ndarray, " n"]:
     """How often each training clip is shown, relative to the others; the sets' clips one after another.
 
     Args:
         of_episode: of each set, what `episode_weights` gave.
         episodes: of each set, the episode of each of its training clips.
+        factors: of each set, by which each of them counts more or less.
 
     Raises:
         UserError: a set of which no clip would be shown.
     """
+    fix = (
+        "change data.episode_weights" if factors is None else "change data.episode_weights, or raise data.still_weight"
+    )
     tables = [np.array([table[n] for n in numbers]) for table, numbers in zip(of_episode, episodes, strict=True)]
+    if factors is not None:
+        tables = [table * factor for table, factor in zip(tables, factors, strict=True)]
     for name, table in zip(sets.names, tables, strict=True):
         if not np.any(table > 0) and (sets.shares is not None or not any(np.any(other > 0) for other in tables)):
-            raise UserError(f"no clip of {name} would ever be shown: all weigh 0", where, "change data.episode_weights")
+            raise UserError(f"no clip of {name} would ever be shown: all weigh 0", where, fix)
     if sets.shares is not None:
         tables = [share * table / table.sum() for share, table in zip(sets.shares, tables, strict=True)]
     return np.concatenate(tables)

@@ -34,6 +34,7 @@ from xwam_ft.prompts import clean_prompt
 from xwam_ft.runs.best import best_checkpoint
 from xwam_ft.runs.checkpoint import still_there
 from xwam_ft.runs.folder import RunFolder, open_run, require_backbone_there, require_sealed
+from xwam_ft.runs.origin import seen_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -203,7 +204,9 @@ def _run_policy(folder: RunFolder, console: Console) -> Policy:
         for piece in pieces:
             state[piece.name] = made(piece, where)
             advance(piece.bytes)
-    return make_policy(job.config(text_len), state, prompts, folder.contract, job.device, folder.path)
+    policy = make_policy(job.config(text_len), state, prompts, folder.contract, job.device, folder.path)
+    policy.seen = seen_in(folder)
+    return policy
 
 
 def _require_base(folder: RunFolder, checkpoint: Checkpoint, *, encoders: bool, console: Console | None) -> None:

@@ -47,6 +47,7 @@ from xwam_ft.policy.policy import Policy, clip_observation
 from xwam_ft.progress import progress_bar
 from xwam_ft.runs.checkpoint import still_there
 from xwam_ft.runs.folder import RunFolder, open_run, require_own_shards, require_sealed, require_shards
+from xwam_ft.runs.origin import seen_before
 from xwam_ft.shards import ShardSet
 
 if TYPE_CHECKING:
@@ -223,7 +224,8 @@ def _bundle(draft: _Draft, further: list[str]) -> None:
     draft.console.print("embedding instructions")
     prompts, text_len = draft.job.embedded(further)
     pieces = draft.job.pieces()
-    config = draft.job.config(text_len) | {"seen": sorted(set(seen.digests(draft.shards, "train").values()))}
+    known = seen_before(draft.job.folder.path) | set(seen.digests(draft.shards, "train").values())
+    config = draft.job.config(text_len) | {"seen": sorted(known)}
     lacks = lacking(sum(piece.bytes for piece in pieces), free_memory())
     if lacks is None:
         _proved_bundle(draft, pieces, config, prompts, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from xwam_ft.encode.batch import Batch, PictureBatch
 from xwam_ft.encode.cache import EMPTY_PROMPT
 from xwam_ft.encode.clips import StepGeometry
 from xwam_ft.encode.dataset import ClipDataset, Unreadable
-from xwam_ft.encode.inputs import open_inputs
+from xwam_ft.encode.inputs import first_rank, open_inputs
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.open_loop import spread
+from xwam_ft.learn.apart import said_of_data
 from xwam_ft.learn.counts import StepCounts
 from xwam_ft.recipe import Recipe, load_recipe
 
@@ -97,11 +99,15 @@ class ClipDataModule(pl.LightningDataModule):
     def from_recipe(cls, recipe: Recipe | str | Path) -> ClipDataModule:
         """The clips of a recipe's shard sets; the latent cache is made where it is missing.
 
+        Warns of sets that contradict each other, and of held-out episodes that are trained on.
+
         Raises:
             UserError: anything wrong with recipe, shards or backbone.
         """
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
         inputs = open_inputs(recipe)
+        for sentence in said_of_data(inputs.recipe, inputs.shard_set) if first_rank() else ():
+            warnings.warn(sentence, stacklevel=2)
         return cls(inputs.clips(), recipe, inputs.contract.sha256)
 
     @property

@@ -3,6 +3,7 @@
 init/trainable.safetensors    every trained tensor before the first step
 init/report.json              what was started from (place, step, SHA-256), what was carried over, new or left behind,
                               the quantiles old and new
+init/seen.json                which episodes it was trained on, by digest (policy/seen.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from xwam_ft.files import atomic_folder, disk_errors, write_json_atomic
 from xwam_ft.learn.carry import Carried, carry, table_rows
 from xwam_ft.model.adapters import load_trainable, trainable_state
 from xwam_ft.model.trainable import brings_depth
-from xwam_ft.runs.origin import Origin, open_origin, require_backbone
+from xwam_ft.runs.origin import SEEN_FILE, Origin, open_origin, require_backbone, seen_by
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,6 +104,7 @@ def begin(
         with disk_errors(run), atomic_folder(run / START) as folder:
             save_file(state, folder / Path(START_FILE).name)
             write_json_atomic(folder / "report.json", report.to_dict())
+            write_json_atomic(folder / Path(SEEN_FILE).name, sorted(seen_by(recipe.init_from)))
 
 
 def read_start(kept: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from xwam_ft.encode.cache import EMPTY_PROMPT, cache_place
 from xwam_ft.encode.encode import wants_depth
 from xwam_ft.errors import UserError
+from xwam_ft.learn.apart import said_of_data
 from xwam_ft.machine import cpu_has_bfloat16, free_memory, gigabytes
 from xwam_ft.model.precision import chosen_precision, runs_on_gpu
 from xwam_ft.model.sharding import Gathered, gathered_bytes, share
@@ -186,7 +187,7 @@ def make_plan(recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> P
         warnings=(),
         acting=acting(network.eval(), batch) if recipe.model.future == "optional" else None,
     )
-    return replace(plan, warnings=tuple(warnings(plan, recipe, shard_set)))
+    return replace(plan, warnings=tuple(warnings(plan, recipe, shard_set, run)))
 
 
 def shape_network(skeleton: Skeleton, recipe: Recipe, shard_set: ShardSet) -> JointNetwork:
@@ -205,7 +206,7 @@ def shape_network(skeleton: Skeleton, recipe: Recipe, shard_set: ShardSet) -> Jo
         return trainable_network(skeleton.backbone, recipe, shard_set.contract)
 
 
-def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
+def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet, run: Path | None = None) -> list[str]:
     """What is likely to disappoint, a sentence each with the value to change."""
     spec, timing = recipe.trainer, shard_set.contract.timing
     said: list[str] = []
@@ -269,6 +270,7 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet) -> list[str]:
         )
     if (sentence := too_few_clips(plan.steps * plan.batch, shard_set)) is not None:
         said.append(sentence)
+    said += said_of_data(recipe, shard_set, run)
     if recipe.optim.warmup_steps >= spec.max_steps:
         said.append(f"optim.warmup_steps={recipe.optim.warmup_steps} lasts the whole run of {spec.max_steps} steps")
     if recipe.checkpoint.every_steps > spec.max_steps:

@@ -28,6 +28,8 @@ CHECKS = {
     "not-a-number": "mend the numbers, or leave the episode out; a learner cannot skip single numbers",
     "wrong-unit": "mend `units` of the slot, or convert the episodes that were recorded in another unit",
     "other-range": "look at these episodes: another unit, calibration or gripper; convert them, or leave them out",
+    "exchanged-columns": "look which of the two has its columns in another order than their names say; give them their "
+    "right names (of LeRobot: `names` in meta/info.json), and prepare it again",
     "not-read": "nothing where it is no recording; else put it where the dataset's list has it, or add it to the list",
     "reader-note": "nothing needs to be done where this is what you expect",
     "time-missing": "nothing needs to be done where the rate was steady",
@@ -39,6 +41,8 @@ CHECKS = {
     "jump": "look at the frame: a slipped encoder, a failed read or a re-homed arm teaches a motion that never was",
     "angle-wrap": "unwrap the angle, so that it does not turn back by a full turn within one frame",
     "still": "leave the slot out where it is not part of the task",
+    "idle-start": "cut the starts; or leave clips in which nothing moves out of training, "
+    "`--set data.still_weight=0`, or show them less, `=0.1`",
     "still-gripper": "leave the gripper out where the task needs none; else look at its column",
     "gripper-range": "give `gripper_open` and `gripper_closed` in the state's numbers; where commands are another "
     'quantity (an effort, say), state it with `command_units: "1"`, else bring both into one unit',
@@ -50,6 +54,8 @@ CHECKS = {
     "black-camera": "look at the camera's cable and exposure; leave the camera out where it stays black",
     "frozen-camera": "the driver repeated pictures while the robot moved; record again, or cut the episode",
     "swapped-camera": "the cameras' files or plugs were exchanged; rename them",
+    "other-pictures": "turn or mirror the videos of one as those of the other are (ffmpeg -vf hflip,vflip or -vf "
+    "hflip), and prepare it again",
     "same-pictures": "two cameras of the embodiment file show the same pictures; mend `source`",
     "other-size": "record every episode at one size; what differs is stretched to the same size",
     "quaternion-sign": "nothing needs to be done for new weights; X-WAM's weights know w >= 0 alone: keep it with "
@@ -95,6 +101,15 @@ class Finding:
     def __post_init__(self) -> None:
         assert self.check in CHECKS, self.check
 
+    @property
+    def remedy(self) -> str:
+        return self.fix or CHECKS[self.check]
+
+    @property
+    def sentence(self) -> str:
+        """What was found and what to do about it."""
+        return f"{self.text}{' ' if self.text.endswith('?') else '; '}{self.remedy}"
+
 
 class Rejected(EpisodeError):
     """Errors among the findings of an episode."""
@@ -115,7 +130,7 @@ class FindingGroup:
 
     @property
     def fix(self) -> str:
-        return self.found[0][1].fix or CHECKS[self.check]
+        return self.found[0][1].remedy
 
     @property
     def episodes(self) -> list[int]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft import hub
 from xwam_ft.contract import load_contract
+from xwam_ft.encode.data_sets import open_sets
 from xwam_ft.errors import UserError
-from xwam_ft.files import sha256
+from xwam_ft.files import read_json, sha256
 from xwam_ft.model.adapters import prepare_for_training, stable_name
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import part_fingerprints
@@ -24,15 +25,21 @@ from xwam_ft.model.tensor_files.source import open_safetensors
 from xwam_ft.places import RECIPE_FILE, neither, run_at
 from xwam_ft.policy.bundle import MANIFEST, verify_bundle
 from xwam_ft.policy.from_hub import bundle_at
+from xwam_ft.policy.seen import digests
 from xwam_ft.recipe_model import DepthSpec, LoraSpec
 from xwam_ft.runs.checkpoint import EMA_FILE, TRAINABLE_FILE
 from xwam_ft.runs.folder import read_run, require_sealed
+from xwam_ft.runs.moved import found_again
 
 if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.model.tensor_files.source import Stored
     from xwam_ft.policy.settings import Future
     from xwam_ft.recipe import BackboneSpec
+    from xwam_ft.runs.folder import RunFolder
+
+SEEN_FILE = "init/seen.json"
+"""In a run: digests of the episodes that what it started from was trained on."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,34 @@ def require_backbone(origin: Origin, spec: BackboneSpec, fingerprint: str | None
             origin.place,
             f"set backbone.path to {origin.backbone_path}: what a run learned means nothing on another",
         )
+
+
+def seen_by(place: str) -> frozenset[str]:
+    """Digests (policy/seen.py) of the episodes that a run or bundle was trained on, and what it started from before
+    it; of a run those of shards that are still there.
+
+    Raises:
+        UserError: it is neither a run nor a bundle.
+    """
+    path, step, is_run = _located(place)
+    if not is_run:
+        return frozenset(read_json(path / "config.json").get("seen", ()))
+    return seen_in(read_run(path, step))
+
+
+def seen_in(run: RunFolder) -> frozenset[str]:
+    """The same of a run that is open."""
+    before = seen_before(run.path)
+    try:
+        shards = open_sets(found_again(run.recipe, run.path).data).joined
+    except UserError:  # moved away, or removed: what it had seen before stands in the run
+        return before
+    return before | set(digests(shards, "train").values())
+
+
+def seen_before(run: Path) -> frozenset[str]:
+    """Those that what a run started from was trained on, as far as the run knows."""
+    return frozenset(read_json(run / SEEN_FILE)) if (run / SEEN_FILE).is_file() else frozenset()
 
 
 def is_bundle(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,6 +12,7 @@ from xwam_ft.errors import UserError, did_you_mean, listed
 from xwam_ft.prepare.assemble import held_out
 from xwam_ft.prepare.findings import numbers_text
 from xwam_ft.sets.choose import parse_numbers, require_known
+from xwam_ft.sets.compared import compare_sets
 from xwam_ft.sets.derive import Derivation, require_free, write_derived
 from xwam_ft.sets.opened import open_set
 from xwam_ft.sets.recount import Pick
@@ -31,13 +32,15 @@ LISTED = 40  # episodes that a listing shows one by one
 
 @dataclass(frozen=True)
 class DerivedSet:
-    """What a verb made, or with `dry_run` would make: folder, episodes and frames of each split, numbers left out."""
+    """What a verb made, or with `dry_run` would make: folder, episodes and frames of each split, numbers left out;
+    `warnings` say where sets that were merged contradict each other."""
 
     path: Path
     train: int
     held_out: int
     frames: int
     left_out: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def episodes(self) -> int:
@@ -85,7 +88,12 @@ def merge(
     made = {"verb": "merge", "duplicates": duplicates, "held_out": share}
     if again:
         console.print(f"left out, since an earlier set has them: {len(again)} episodes", markup=False)
-    return _make(out, Derivation(tuple(picks), offsets, made), sets, dry_run, console, tuple(again))
+    merged = _make(out, Derivation(tuple(picks), offsets, made), sets, dry_run, console, tuple(again))
+    places = {str(one.folder): [(one.shards, episode) for episode in one.episodes] for one in sets}
+    found = tuple(finding.sentence for finding in compare_sets(places))
+    for sentence in found:
+        console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    return replace(merged, warnings=found)
 
 
 def subset(folder: Path, out: Path, choice: Choice, *, drop: bool, dry_run: bool, console: Console) -> DerivedSet:

@@ -26,23 +26,26 @@ def own_code(recipe: Recipe) -> OwnCode:
     """Import and make what a recipe names; the working folder is looked in as well as what is installed.
 
     Raises:
-        UserError: a name of another form, or whose import or call fails.
+        UserError: a name of another form, whose import or call fails, or that gives something else.
     """
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
     spec = recipe.trainer
     return OwnCode(
-        tuple(_made(name, "trainer.callbacks") for name in spec.callbacks),
-        tuple(_made(name, "trainer.loggers") for name in spec.loggers),
+        tuple(_made(name, "trainer.callbacks", Callback) for name in spec.callbacks),
+        tuple(_made(name, "trainer.loggers", Logger) for name in spec.loggers),
     )
 
 
-def _made(path: str, key: str) -> Any:
+def _made(path: str, key: str, kind: type) -> Any:
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise UserError(f"{path!r} is not of the form my.module:Name", key, "name a class or function of a module")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), name)()
+        made = getattr(importlib.import_module(module), name)()
     except Exception as error:  # whatever a user's own code may raise
         raise UserError(
             f"{path} cannot be made ({type(error).__name__}: {error})",
@@ -51,3 +54,10 @@ def _made(path: str, key: str) -> Any:
         ) from error
     finally:
         sys.path.remove(here)
+    if not isinstance(made, kind):
+        raise UserError(
+            f"{path}() gives a {type(made).__name__}, not a Lightning {kind.__name__.lower()}",
+            key,
+            f"name a subclass of lightning.pytorch's {kind.__name__}, or a function that returns one of it",
+        )
+    return made

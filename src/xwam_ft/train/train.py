@@ -279,6 +279,12 @@ def _print_data(inputs: Inputs, clips: ClipPool, console: Console) -> None:
     if inputs.recipe.data.cache != "none":
         later = "; the VAE is, once held-out clips are validated" if clips.of_split("held_out") else ""
         console.print(f"training from the latent cache: VAE and text encoder are not loaded{later}", soft_wrap=True)
+    if clips.still is not None:
+        still = int(sum(part.sum() for part in clips.still))
+        weight = inputs.recipe.data.still_weight
+        times = "left out" if not weight else f"shown {weight:g} times as often as the others"
+        total = len(clips.of_split("train"))
+        console.print(f"nothing moves in {still} of {total} training clips, which are {times}", soft_wrap=True)
     if len(inputs.sets.sets) > 1:
         shares = (f"{name} {100 * share:.3g} % ({count} clips)" for name, count, share in clips.shares())
         console.print(f"clips shown: {', '.join(shares)}", soft_wrap=True)

@@ -11,5 +11,7 @@ Of all episodes together, when they are done
     commands.py       what the recorded actions are, against what the embodiment says
     across.py         swapped cameras, sizes, duplicates
     calibration.py    the end-effector, projected into the pictures
+    datasets.py       several datasets against each other: units, columns, colours, turns
+    idle.py           starts at which nothing moves for longer than a chunk
     ranges.py         quantiles against extremes
 """

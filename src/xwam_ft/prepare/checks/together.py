@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from xwam_ft.errors import UserError
 from xwam_ft.prepare.checks.across import (
     check_aspect,
@@ -19,9 +17,11 @@ from xwam_ft.prepare.checks.across import (
 )
 from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.commands import check_commands
+from xwam_ft.prepare.checks.datasets import SAMPLED, SampledDataset, check_datasets, spread_evenly
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.followed import check_followed
 from xwam_ft.prepare.checks.grippers import check_grippers
+from xwam_ft.prepare.checks.idle import check_idle_starts
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
@@ -46,8 +46,7 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
     sound = [job for job in jobs if results[job.number].reason is None]
     if not sound:
         return
-    some = np.unique(np.linspace(0, len(sound) - 1, min(len(sound), JUDGED)).round().astype(int))
-    motions = {sound[i].number: load_motion(sound[i]) for i in some}
+    motions = {job.number: load_motion(job) for job in spread_evenly(sound, JUDGED)}
     slots = [plan.slot for plan in sound[0].slots]
 
     def add(number: int, finding: Finding) -> None:
@@ -106,9 +105,33 @@ def check_against_contract(
         if camera.kind == "static":
             add({number: [finding] for number, finding in check_drift(camera.name, grids).items()})
     add(check_quaternions(contract, motions))
+    add(check_idle_starts(contract, motions))
     for number, motion in motions.items():
         results[number].findings += check_calibration(contract, motion)
+    add(_datasets_apart(contract, accepted, kept))
     train = [job for job in accepted if job.number not in held_out]
     for finding in check_ranges(contract, Motions(train)):
         for job in train:
             results[job.number].findings.append(finding)
+
+
+def _datasets_apart(
+    contract: Contract, accepted: list[EpisodeJob], results: Mapping[int, EpisodeResult]
+) -> dict[int, list[Finding]]:
+    """What is found between datasets, told of every episode of the later one."""
+    names = list(dict.fromkeys(results[job.number].dataset for job in accepted))
+    jobs = [[job for job in accepted if results[job.number].dataset == name] for name in names]
+    if len(names) < 2:
+        return {}
+    sampled: list[SampledDataset] = []
+    for name, of_it in zip(names, jobs, strict=True):
+        some = spread_evenly(of_it, SAMPLED)
+        pictures = {
+            camera.name: [results[job.number].signatures[camera.name] for job in some] for camera in contract.cameras
+        }
+        sampled.append(SampledDataset(name, [load_motion(job).state for job in some], pictures))
+    found: dict[int, list[Finding]] = {}
+    for place, finding in check_datasets(contract.slots, sampled):
+        for job in jobs[place]:
+            found.setdefault(job.number, []).append(finding)
+    return found

@@ -13,7 +13,10 @@ from xwam_ft.prepare.findings import Finding
 from xwam_ft.prepare.unit_guess import doubt_units
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from jaxtyping import Float
+    from numpy import ndarray
 
     from xwam_ft.contract import Slot
     from xwam_ft.prepare.embodiment.reading import Reading
@@ -95,8 +98,7 @@ def check_episode_ranges(slots: Sequence[Slot], motions: Mapping[int, Motion]) -
     if len(motions) < 2:
         return found
     numbers = list(motions)
-    levels = np.array([np.quantile(np.abs(motions[n].state), 0.9, axis=0) for n in numbers])
-    spans = np.array([np.ptp(np.quantile(motions[n].state, [0.05, 0.95], axis=0), axis=0) for n in numbers])
+    levels, spans = levels_and_spans([motions[n].state for n in numbers])
     at = 0
     for slot in slots:
         width = 3 if slot.kind == "pose" else slot.state_width
@@ -106,9 +108,10 @@ def check_episode_ranges(slots: Sequence[Slot], motions: Mapping[int, Motion]) -
         for row, number in enumerate(numbers if slot.present else []):
             others = np.arange(len(numbers)) != row
             usual = [np.median(part[others, columns], axis=0) for part in (levels, spans)]
-            words = _factor((levels[row, columns], spans[row, columns]), (usual[0], usual[1]))
-            if words is not None:
-                text = f"the state of {slot.name!r} is {words}"
+            told_by = unit_factor((levels[row, columns], spans[row, columns]), (usual[0], usual[1]))
+            if told_by is not None:
+                many, what = told_by
+                text = f"the state of {slot.name!r} is {many} what it is in the other episodes: {what}?"
                 told[number] = Finding("other-range", "warning", text, slot.name)
         if len(told) * 2 < len(numbers) and width >= FEW:
             told = {n: Finding(f.check, "error", f.text, f.subject) for n, f in told.items()}
@@ -117,10 +120,19 @@ def check_episode_ranges(slots: Sequence[Slot], motions: Mapping[int, Motion]) -
     return found
 
 
-def _factor(one: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray]) -> str | None:
-    """In words, the factor between two units by which levels and spans differ from the others'; None where none."""
+def levels_and_spans(states: Iterable[Float[ndarray, "f p"]]) -> tuple[Float[ndarray, "n p"], Float[ndarray, "n p"]]:
+    """Of each episode, where every number usually is at most, from 0, and how far it reaches."""
+    both = [(np.quantile(np.abs(s), 0.9, axis=0), np.ptp(np.quantile(s, [0.05, 0.95], axis=0), axis=0)) for s in states]
+    return np.array([level for level, _ in both]), np.array([span for _, span in both])
+
+
+def unit_factor(
+    one: tuple[Float[ndarray, " c"], Float[ndarray, " c"]], others: tuple[Float[ndarray, " c"], Float[ndarray, " c"]]
+) -> tuple[str, str] | None:
+    """In words, the factor between two units by which levels and spans differ from the others' ("about 57.3 times"),
+    and what it says ("degrees beside radians"); None where there is none."""
     ratios = np.log(np.maximum(np.stack(one), 1e-12)) - np.log(np.maximum(np.stack(others), 1e-12))
-    best: tuple[float, str] | None = None
+    best: tuple[float, str, str] | None = None
     for factor, (least, what) in FACTORS.items():
         moving = np.minimum(one[1], others[1]) > least
         if moving.sum() < max(1, MOST * len(moving)):
@@ -128,5 +140,5 @@ def _factor(one: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.nda
         for sign, many in ((1, f"about {factor:.3g} times"), (-1, f"about 1/{factor:.3g} of")):
             off = np.abs(ratios[:, moving] - sign * np.log(factor))
             if np.mean((off < np.log(LIKE)).all(axis=0)) >= MOST and (best is None or off.mean() < best[0]):
-                best = float(off.mean()), f"{many} what it is in the other episodes: {what}?"
-    return None if best is None else best[1]
+                best = float(off.mean()), many, what
+    return None if best is None else best[1:]
