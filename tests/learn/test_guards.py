@@ -72,6 +72,14 @@ def take_step(module: TrainingModule, batch: Any, optimizer: torch.optim.Optimiz
     module.on_train_batch_end(None, batch, 0)
 
 
+def test_rates_far_too_high_are_told_within_the_first_steps() -> None:
+    guards = Guards("shards", None, waits=False)
+    for step, loss in enumerate((1.0, 900.0, 1.0, 990.0)):
+        guards.total(torch.tensor(loss), step, ["a"])
+    with pytest.raises(UserError, match=r"exploded: 5e\+05 at step 5, 450 in the steps .*lower the learning rates"):
+        guards.total(torch.tensor(5e5), 4, ["a"])
+
+
 def test_a_step_asks_the_device_for_nothing(module: TrainingModule, recipe: Recipe, cache: LatentCache) -> None:
     dataset = ClipDataset(cache, cache.of_split("train"), recipe.seed)
     optimizer = torch.optim.SGD(trained_parameters(module.network).values(), lr=1e-4)

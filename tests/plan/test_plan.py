@@ -234,6 +234,8 @@ def test_each_warning_names_the_value_to_change(
     tight = tuple(replace(part, bytes=1) for part in plan.disk_free)
     assert "raise data.clip_stride" in said(**calm | {"disk_free": tight})
     assert "lower checkpoint.keep" in said(**calm | {"disk_free": tight})
+    silent = changed(loss={"action": 0.0})
+    assert any("loss.action=0: actions are not learned" in line for line in warnings(plan, silent, shard_set))
     late = changed(optim={"warmup_steps": 6}, checkpoint={"every_steps": 7})
     lines = "\n".join(warnings(plan, late, shard_set))
     assert "optim.warmup_steps=6 lasts the whole run" in lines

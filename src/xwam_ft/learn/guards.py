@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 Judge = Callable[[float], None]
 EXPLODED = 100.0
 """A step's loss above this many times the median of the steps before it has exploded."""
+EXPLODED_EARLY = 1000.0
+"""The same while fewer than half of those steps are known: rates that are far too high need no 25 steps."""
 REMEMBERED = 50
-"""Steps that median is taken over; before half of them are known, nothing counts as exploded."""
+"""Steps that median is taken over."""
 
 
 class Late:
@@ -102,9 +104,10 @@ class Guards(Late):
 
         def judge(number: float) -> None:
             known = self.history
-            if len(known) >= REMEMBERED // 2 and number > EXPLODED * median(known):
+            usual = median(known) if known else math.inf
+            if number > (EXPLODED if len(known) >= REMEMBERED // 2 else EXPLODED_EARLY) * usual:
                 self._stop(
-                    f"the loss has exploded: {number:.3g} at step {step + 1}, {median(known):.3g} in the steps "
+                    f"the loss has exploded: {number:.3g} at step {step + 1}, {usual:.3g} in the steps "
                     f"before, in clips {listed(keys)}"
                 )
             known.append(number)

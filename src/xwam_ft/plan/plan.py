@@ -222,6 +222,8 @@ def warnings(plan: Plan, recipe: Recipe, shard_set: ShardSet, run: Path | None =
             "what does not train computes in bfloat16, which this CPU has no instructions for: a step took ten times "
             "as long; set backbone.dtype=float32"
         )
+    if not recipe.loss.action:
+        said.append("loss.action=0: actions are not learned: a bundle acts as what the run starts from, or by chance")
     if recipe.model.depth.branch == "auto" and shard_set.contract.depth.kind == "none":
         said.append(
             "the shards hold no depth, so no depth branch is trained: actions and video alone; prepare with --depth "
