@@ -13,6 +13,7 @@ from rich.console import Console
 import tiny_training
 from xwam_ft import Run, plan, sets
 from xwam_ft.export.checkpoint import policy_source
+from xwam_ft.export.export import export_run
 from xwam_ft.learn.apart import said_of_data
 from xwam_ft.learn.data import ClipDataModule
 from xwam_ft.policy.seen import digests
@@ -68,6 +69,11 @@ def test_what_a_run_starts_from_was_trained_on_is_told_and_kept(
     assert set(json.loads((run / "init/seen.json").read_text())) == before
     assert seen_by(str(run)) == before | own
     assert policy_source(run, console).load().seen == before | own
+    bundle = export_run(run, tmp_path / "bundle", console=console)
+    assert set(json.loads((bundle / "config.json").read_text())["seen"]) == before | own
+    for shard in other_split.glob("*.tar"):  # as large as before
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert seen_by(str(run)) == before
     shutil.rmtree(other_split)
     assert seen_by(str(run)) == before
     gone = overridden(recipe, {**again, "init_from": str(tmp_path / "gone"), "data.shards": str(shard_set.folder)})

@@ -116,9 +116,9 @@ def seen_in(run: RunFolder) -> frozenset[str]:
     before = seen_before(run.path)
     try:
         shards = open_sets(found_again(run.recipe, run.path).data).joined
-    except UserError:  # moved away, or removed: what it had seen before stands in the run
+        return before | set(digests(shards, "train").values())
+    except UserError:  # moved away, removed or damaged: what it had seen before stands in the run
         return before
-    return before | set(digests(shards, "train").values())
 
 
 def seen_before(run: Path) -> frozenset[str]:
