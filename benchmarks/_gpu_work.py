@@ -21,8 +21,9 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.learn.module import TrainingModule
 from xwam_ft.model.backbone import Backbone, cast_weights, load_backbone, locate_backbone
-from xwam_ft.model.folder_check import PARTS, PUBLISHED, Part
+from xwam_ft.model.folder_check import PARTS, Part
 from xwam_ft.model.precision import uses_tf32
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.plan.memory import is_out_of_memory, module_on_random_clips
 from xwam_ft.recipe import Recipe, load_recipe

@@ -10,7 +10,7 @@ import pytest
 
 from xwam_ft import hub
 from xwam_ft.bundled import bundled
-from xwam_ft.model.folder_check import PUBLISHED
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.recipe import load_recipe
 
 FILES = sorted(bundled("recipes/slurm").glob("*.sbatch"))

@@ -30,9 +30,9 @@ from xwam_ft.export.export import export_run
 from xwam_ft.learn.draws import draw, futures_hidden
 from xwam_ft.learn.warm_start import other_future
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.folder_check import PUBLISHED
 from xwam_ft.model.noise import sample_sigmas
 from xwam_ft.model.skeleton import read_skeleton
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.plan.acting import acting
 from xwam_ft.plan.memory import count_activations, random_batch

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import Backbone, load_backbone
 from xwam_ft.model.embed import embed_prompts
-from xwam_ft.model.load_part import require_as_stored
+from xwam_ft.model.stored_part import StoredPart
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from published import make_published
@@ -62,14 +62,14 @@ def test_an_embedding_that_a_library_left_as_it_was_is_refused(folder: Path, tex
         torch.full_like(encoder.embed_tokens.weight, value), requires_grad=False
     )
     with pytest.raises(UserError, match=r"embed_tokens.weight is not what its file holds once transformers 5.0"):
-        require_as_stored(text.text_encoder, folder / "text_encoder", "transformers 5.0")
+        StoredPart.find(folder / "text_encoder").require_loaded(text.text_encoder, "transformers 5.0")
 
 
 def test_only_the_last_row_differs(folder: Path, text: Backbone) -> None:
     with torch.no_grad():
         text.text_encoder.shared.weight[-1, -1] += 1
     with pytest.raises(UserError, match="not what its file holds"):
-        require_as_stored(text.text_encoder, folder / "text_encoder", "transformers")
+        StoredPart.find(folder / "text_encoder").require_loaded(text.text_encoder, "transformers")
 
 
 def test_a_weight_that_no_file_holds_is_refused(folder: Path, tmp_path: Path) -> None:

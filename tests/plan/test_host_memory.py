@@ -14,8 +14,8 @@ from rich.console import Console
 
 from xwam_ft.bundled import bundled
 from xwam_ft.learn.start import start_network
-from xwam_ft.model.folder_check import PUBLISHED
 from xwam_ft.model.skeleton import read_skeleton
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.model.summary import memory_need, summary_table
 from xwam_ft.plan import plan as plans
 from xwam_ft.plan.host_memory import PROCESS_BYTES, HostMemory, host_memory, in_files, too_little

@@ -21,9 +21,9 @@ from xwam_ft.contract import Contract, Image
 from xwam_ft.encode.cache import LatentCache
 from xwam_ft.errors import UserError
 from xwam_ft.model.backbone import load_backbone
-from xwam_ft.model.folder_check import PUBLISHED
 from xwam_ft.model.sharding import gathered_bytes, shard, share
 from xwam_ft.model.skeleton import read_skeleton
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.model.summary import summary_table
 from xwam_ft.model.trainable import trainable_network
 from xwam_ft.plan.memory import count_activations, is_out_of_memory, random_batch

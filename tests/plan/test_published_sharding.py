@@ -16,9 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from _sizes import SIZES
 from xwam_ft.bundled import bundled
-from xwam_ft.model.folder_check import PUBLISHED
 from xwam_ft.model.sharding import gathered_bytes, shard
 from xwam_ft.model.skeleton import read_skeleton
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.plan.plan import make_plan, shape_network
 from xwam_ft.recipe import load_recipe
 from xwam_ft.shards import ShardSet

@@ -24,9 +24,10 @@ from xwam_ft.errors import UserError, listed
 from xwam_ft.files import disk_errors, json_bytes, link_tree, read_json, require_room
 from xwam_ft.locks import sole_folder
 from xwam_ft.model.assemble import empty_network
-from xwam_ft.model.folder_check import JOINT, PUBLISHED, check_part
+from xwam_ft.model.folder_check import check_part
 from xwam_ft.model.network import NetworkConfig
 from xwam_ft.model.reference import from_reference, to_reference
+from xwam_ft.model.stored_part import JOINT, PUBLISHED
 from xwam_ft.model.tensor_files.shards import Move, write_shards
 from xwam_ft.model.tensor_files.source import Stored, StoredTensors, open_checkpoint, refuse_bundle
 from xwam_ft.progress import Advance

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xwam_ft import hub
 from xwam_ft.files import read_json
-from xwam_ft.model.folder_check import PUBLISHED
+from xwam_ft.model.stored_part import PUBLISHED
 from xwam_ft.model.tiny import TINY, UNTRAINED
 from xwam_ft.policy.text_encoder import stated_licence
 from xwam_ft.prepare.fingerprint import RECORD

@@ -22,10 +22,10 @@ from xwam_ft.files import read_json
 from xwam_ft.model.adapters import prepare_for_training, stable_name
 from xwam_ft.model.assemble import empty_network
 from xwam_ft.model.backbone import load_backbone, locate_backbone
-from xwam_ft.model.folder_check import JOINT
 from xwam_ft.model.merge import lora_scale, merged_weight
 from xwam_ft.model.network import JointNetwork, NetworkConfig
 from xwam_ft.model.quantize import dequantize_blocks
+from xwam_ft.model.stored_part import JOINT
 from xwam_ft.model.tensor_files.source import Stored, open_checkpoint
 from xwam_ft.model.tensor_files.stream import Piece
 from xwam_ft.model.tiny import UNTRAINED

@@ -27,7 +27,6 @@ from xwam_ft.model.folder_check import (
     KINDS,
     MAX_TEXT_LEN,
     PARTS,
-    VIEWS_FILE,
     Part,
     check_part,
     refuse_unimported,
@@ -37,6 +36,7 @@ from xwam_ft.model.folder_check import (
 from xwam_ft.model.joint import JointWeights, read_joint
 from xwam_ft.model.load_part import cast_weights, load_text, load_tokenizer, load_transformer, load_vae, load_views
 from xwam_ft.model.quantize import Quantize, quantize_blocks, require_bitsandbytes
+from xwam_ft.model.stored_part import VIEWS_FILE
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder, untrained_transformer
 from xwam_ft.prompts import clean_prompt
 

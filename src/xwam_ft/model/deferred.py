@@ -6,7 +6,6 @@ ever. Under FSDP2 each process then reads its own rows alone (sharding.py), and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from xwam_ft.errors import UserError, listed
-from xwam_ft.model.folder_check import weight_files
-from xwam_ft.model.load_part import cast_weights, require_all_used
+from xwam_ft.model.load_part import cast_weights
+from xwam_ft.model.stored_part import StoredPart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,15 +75,15 @@ def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, 
     from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
     from safetensors import safe_open
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    part = StoredPart.find(folder)
     with torch.device("meta"):
-        transformer: Any = WanTransformer3DModel.from_config(config)
+        transformer: Any = WanTransformer3DModel.from_config(part.config())
     of = transformer.config  # its tables are reckoned, and in no file
     transformer.rope = WanRotaryPosEmbed(of.attention_head_dim, tuple(of.patch_size), of.rope_max_seq_len)
     cast_weights(transformer, dtype)
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder):
+    for file in part.files:
         with safe_open(file, "pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - a file handle, not a dict
                 files[name], shapes[name] = file, tuple(stored.get_slice(name).get_shape())
@@ -99,7 +98,7 @@ def defer_transformer(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, 
     ]
     if odd:
         raise UserError(f"{listed(odd, 3)}: of another shape than its config.json says", folder, fix)
-    require_all_used(transformer, files, folder)
+    part.require_used(transformer, files)
     rows = {name: StoredRows(shapes[name], p.dtype, _taker(files[name], name)) for name, p in wanted.items()}
     return transformer, rows
 

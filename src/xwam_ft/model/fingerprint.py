@@ -26,7 +26,8 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import write_json_atomic
-from xwam_ft.model.folder_check import FOLDERS, JOINT, Part, again
+from xwam_ft.model.folder_check import FOLDERS, Part
+from xwam_ft.model.stored_part import JOINT, again
 from xwam_ft.model.tiny import UNTRAINED, untrained_transformer
 from xwam_ft.progress import progress_bar
 

@@ -6,21 +6,18 @@ Wan 2.2 two transformers, and the image-to-video models further inputs that a jo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
-from xwam_ft import hub
-from xwam_ft.errors import UserError, listed
-from xwam_ft.files import read_json, stand_in
+from xwam_ft.errors import UserError
+from xwam_ft.files import read_json
+from xwam_ft.model.stored_part import PUBLISHED, StoredPart, again, incomplete
 from xwam_ft.model.tensor_files.source import needs_import, refuse_bundle
 from xwam_ft.model.tiny import TINY
 
 Part = Literal["transformer", "vae", "text"]
 PARTS: tuple[Part, ...] = ("transformer", "vae", "text")
-PUBLISHED = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 FOLDERS: dict[Part, tuple[str, ...]] = {
     "transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer"),
 }  # fmt: skip
@@ -29,19 +26,11 @@ KINDS = ("model_index.json", "transformer/config.json", "vae/config.json")
 """Files that tell the kind; each may be missing."""
 TRANSFORMER, VAE = "WanTransformer3DModel", "AutoencoderKLWan"
 """What diffusers calls the classes of our parts; relatives such as VACE, Animate and S2V have others."""
-JOINT = "joint"
-"""The folder of X-WAM's own parts, in a backbone that was imported."""
 OLD_CHANNELS = 16
-VIEWS_FILE = "view_embedding.safetensors"
-"""Ours, beside a transformer's weights."""
-STEMS = ("diffusion_pytorch_model", "model")
-"""What diffusers and transformers call the files of a part's weights."""
 MAX_TEXT_LEN = 512
 """Text positions of the Wan models."""
-INDEX = ".safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "spiece.model")
 """Either holds a tokenizer's words; one of bytes needs none."""
-_NUMBERED = re.compile(r"(.+-)(\d{5})-of-(\d{5})\.safetensors")
 
 
 def require_kin(folder: Path, fix: str) -> None:
@@ -81,8 +70,7 @@ def check_part(folder: Path, part: Part) -> None:
         if name == "tokenizer":
             _require_words(folder / name, read_json(config))
             continue
-        for path in weight_files(folder / name):
-            require_whole(path)
+        StoredPart.find(folder / name).require_whole()
 
 
 def _require_words(place: Path, config: Mapping[str, Any]) -> None:
@@ -117,86 +105,9 @@ def refuse_unimported(path: Path) -> None:
         )
 
 
-def weight_files(part: Path) -> list[Path]:
-    """The files that hold the weights of a part: those of its index, or its one file, and none beside them.
-
-    Raises:
-        UserError: some are missing, or it cannot be told which they are.
-    """
-    for stem in STEMS:
-        one, index = part / f"{stem}.safetensors", part / f"{stem}{INDEX}"
-        if one.is_file() and index.is_file():
-            raise UserError(
-                f"holds one file of weights ({one.name}) and an index of several: two downloads in one folder",
-                part,
-                "remove the older of them",
-            )
-        if one.is_file() or one.is_symlink():
-            return [one]
-        if index.is_file():
-            return [part / name for name in _require_there(part, _indexed(index))]
-    numbered = [found for path in sorted(part.glob("*.safetensors")) if (found := _NUMBERED.fullmatch(path.name))]
-    if numbered:
-        stem, total = numbered[0][1], numbered[0][3]
-        _require_there(part, {f"{stem}{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1)})
-        raise incomplete(part, f"{stem.rstrip('-')}{INDEX}")
-    others = [path.name for path in sorted(part.glob("*.safetensors")) if path.name != VIEWS_FILE]
-    wanted = " nor ".join(f"{stem}.safetensors" for stem in STEMS)
-    raise incomplete(part, f"{wanted}, but {listed(others, 2)}" if others else "*.safetensors")
-
-
-def _indexed(index: Path) -> set[str]:
-    try:
-        return {str(name) for name in read_json(index)["weight_map"].values()}
-    except (KeyError, TypeError, AttributeError):
-        raise UserError("is no index of safetensors (no weight_map)", index, again(index)) from None
-
-
-def _require_there(part: Path, names: set[str]) -> list[str]:
-    if absent := sorted(name for name in names if not (part / name).is_file()):
-        raise incomplete(part, listed([absent[0], *(f"{part.name}/{name}" for name in absent[1:])], 3))
-    return sorted(names)
-
-
-def incomplete(part: Path, names: str) -> UserError:
-    """That files of a part are missing."""
-    return UserError(f"the part {part.name!r} is incomplete (no {part.name}/{names})", part.parent, again(part))
-
-
 def text_positions(longest: float | None) -> int:
     """Text positions that are fed, by a tokenizer's `model_max_length`: fewer than the models have, or nothing said."""
     return min(int(longest or MAX_TEXT_LEN), MAX_TEXT_LEN)
-
-
-def require_whole(path: Path) -> None:
-    """Raise a `UserError` unless a safetensors file is there to its last byte, as its own header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt"):
-            return
-    except (SafetensorError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        found = stand_in(path) or (f"is cut off or damaged ({reason})", "")
-        fix = found[1] if found[1].startswith("run `git") else again(path)
-        raise UserError(found[0], path, fix) from error
-
-
-def again(path: Path) -> str:
-    """How a file that is damaged, or what a folder lacks, is downloaded again.
-
-    A file that is there counts as downloaded, however little of it is, and in the hub's cache it is a link to a blob
-    that stays: so it is removed first, or the download forced.
-    """
-    there = path.is_file()
-    for folder in path.parents:
-        if (repo := hub.fetched_from(folder)) is not None:
-            file = f"{quote(path.relative_to(folder).as_posix())} --force-download " if there else ""
-            return f"fetch it again, with network: hf download {repo.id} {file}--revision {repo.revision}"
-    first = "remove it, and " if there else ""
-    if any((folder / JOINT / "config.json").is_file() for folder in path.parents):  # Wan's weights are not X-WAM's
-        return f"{first}copy it again from where it came, or import the checkpoint again: data_tools/import_xwam.py"
-    return f"{first}copy it again from where it came, or fetch it: hf download {PUBLISHED} --local-dir FOLDER"
 
 
 def _config(path: Path) -> dict[str, Any]:

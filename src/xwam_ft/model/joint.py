@@ -15,8 +15,8 @@ import torch
 
 from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
-from xwam_ft.model.folder_check import JOINT
 from xwam_ft.model.network import JointNetwork, NetworkConfig
+from xwam_ft.model.stored_part import JOINT
 
 if TYPE_CHECKING:
     from torch import Tensor

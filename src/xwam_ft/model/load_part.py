@@ -1,34 +1,22 @@
-"""One part of a backbone from its folder, and what was loaded against the files it was loaded from.
-
-diffusers and transformers go on, with a line in a log at most, where a weight of the module has no counterpart in the
-files: it stays as it was drawn. transformers 5.0 to 5.2 leave the embedding of Wan's text encoder so (untied, and its
-file holds `shared.weight` alone), and every instruction then means the same. Hence this look, whatever the version.
-"""
+"""One part of a backbone from its folder, as its files hold it."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xwam_ft.errors import UserError, listed
-from xwam_ft.model.folder_check import again, weight_files
+from xwam_ft.errors import UserError
+from xwam_ft.model.stored_part import EMBEDDING, SHARED, StoredPart, again
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARED, EMBEDDING = "shared.weight", "encoder.embed_tokens.weight"
-"""Names of the token embedding: as UMT5's file holds it, and as its encoder reads it."""
 SENTENCE = "pick up the cube"
 """What a text encoder's tokenizer knows."""
-OTHER_NAME = {SHARED: EMBEDDING, EMBEDDING: SHARED}
-CHUNK = 16384
-"""Rows of the embedding compared at a time."""
 NO_KEYS_OF_OURS = ("clip_output",)
 """Keys of the published VAE's configuration that diffusers warns about: it clips what it decodes in any case."""
 
@@ -43,13 +31,13 @@ def load_text(folder: Path, dtype: torch.dtype) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours is the one to look at
-    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
-    names = stored_names(folder / "text_encoder")
+    part = StoredPart.find(folder / "text_encoder")
+    encoder = UMT5EncoderModel.from_pretrained(part.folder, dtype=dtype, use_safetensors=True)
+    names = part.places()
     if SHARED not in names and EMBEDDING in names:  # as other versions save it; the encoder itself reads the second
         encoder.shared.weight = encoder.encoder.embed_tokens.weight
-    require_as_stored(encoder, folder / "text_encoder", f"transformers {version('transformers')}")
-    own = [name for name in names if name.startswith("encoder.")]  # a whole UMT5 has a decoder too
-    require_all_used(encoder, own, folder / "text_encoder")
+    part.require_loaded(encoder, f"transformers {version('transformers')}")
+    part.require_used(encoder, [name for name in names if name.startswith("encoder.")])  # a whole UMT5 has a decoder
     return encoder
 
 
@@ -61,9 +49,10 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> Any:
     """
     from diffusers import WanTransformer3DModel
 
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype, use_safetensors=True)
-    require_as_stored(transformer, folder / "transformer", f"diffusers {version('diffusers')}")
-    require_all_used(transformer, stored_names(folder / "transformer"), folder / "transformer")
+    part = StoredPart.find(folder / "transformer")
+    transformer = WanTransformer3DModel.from_pretrained(part.folder, torch_dtype=dtype, use_safetensors=True)
+    part.require_loaded(transformer, f"diffusers {version('diffusers')}")
+    part.require_used(transformer, part.places())
     return transformer
 
 
@@ -75,15 +64,14 @@ def load_vae(folder: Path) -> Any:
     """
     from safetensors.torch import load_file
 
+    part = StoredPart.find(folder / "vae")
     with torch.device("meta"):
-        vae = make_vae(json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8")))
-    weights = {
-        name: tensor.float() for path in weight_files(folder / "vae") for name, tensor in load_file(path).items()
-    }
+        vae = make_vae(part.config())
+    weights = {name: tensor.float() for path in part.files for name, tensor in load_file(path).items()}
     vae.load_state_dict(weights, strict=False, assign=True)
-    require_as_stored(vae, folder / "vae", f"diffusers {version('diffusers')}")
-    require_all_used(vae, weights, folder / "vae")
-    _require_statistics(vae.config, folder / "vae" / "config.json")
+    part.require_loaded(vae, f"diffusers {version('diffusers')}")
+    part.require_used(vae, weights)
+    _require_statistics(vae.config, part.folder / "config.json")
     return vae
 
 
@@ -157,74 +145,3 @@ def make_vae(config: Mapping[str, Any]) -> Any:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan.from_config({name: v for name, v in config.items() if name not in NO_KEYS_OF_OURS})
-
-
-def stored_names(folder: Path) -> list[str]:
-    """The names of all weights of a part."""
-    from safetensors import safe_open
-
-    found: list[str] = []
-    for path in weight_files(folder):
-        with safe_open(path, "pt") as stored:
-            found += stored.keys()
-    return found
-
-
-def require_all_used(module: Any, stored: Iterable[str], folder: Path) -> None:
-    """Raise a `UserError` where files hold weights that a module has no place for: it is built as another model.
-
-    A configuration with fewer blocks than the files have gives a network that runs and is not the trained one.
-    """
-    known, ignored = set(module.state_dict()), module._keys_to_ignore_on_load_unexpected or ()
-    strange = [name for name in stored if name not in known and not any(re.search(each, name) for each in ignored)]
-    if strange:
-        what = f"its files hold {listed(sorted(strange), 3)}, which its config.json has no place for"
-        raise UserError(what, folder, again(folder / "config.json"))
-
-
-def require_as_stored(module: Any, folder: Path, libraries: str) -> None:
-    """Compare a freshly loaded module with the safetensors files of its folder.
-
-    Of each tensor the first row is compared, of the token embedding all of them; a tensor without a counterpart in the
-    files is refused. Numbers of the file are rounded to the dtype they were loaded in.
-
-    Args:
-        libraries: what loaded it, for the sentence: "transformers 5.24.0".
-
-    Raises:
-        UserError: a weight that is not what the files hold.
-    """
-    from safetensors import safe_open
-
-    handles = [safe_open(path, "pt") for path in weight_files(folder)]
-    stored: dict[str, Any] = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-    absent: list[str] = []
-    for name, tensor in module.state_dict().items():
-        source = other if (other := OTHER_NAME.get(name)) in stored and name not in stored else name
-        if source not in stored:
-            absent.append(name)
-        elif not _equal(tensor, stored[source].get_slice(source), whole=name in (SHARED, EMBEDDING)):
-            if not torch.isfinite(stored[source].get_tensor(source).float()).all():
-                raise UserError(f"its files hold {name}, not all of whose numbers are finite", folder, again(folder))
-            raise _differs(f"{name} is not what its file holds once {libraries} has loaded it", folder)
-    if absent:
-        raise _differs(f"{listed(absent, 3)} {'is' if len(absent) == 1 else 'are'} in none of its files", folder)
-
-
-def _equal(tensor: Tensor, stored: Any, *, whole: bool) -> bool:
-    if list(tensor.shape) != list(stored.get_shape()):
-        return False
-    if tensor.ndim == 0:
-        return bool(torch.equal(tensor.detach(), stored[...].to(tensor.dtype)))
-    rows = len(tensor) if whole else min(len(tensor), 1)
-    parts = [slice(first, min(first + CHUNK, rows)) for first in range(0, rows, CHUNK)]
-    return all(torch.equal(tensor[part].detach(), stored[part].to(tensor.dtype)) for part in parts)
-
-
-def _differs(what: str, folder: Path) -> UserError:
-    return UserError(
-        what,
-        folder,
-        "install the versions that were tried (pip install -U xwam-ft), or download the folder again: it may be of "
-        "another model",
-    )

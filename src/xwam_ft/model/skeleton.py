@@ -14,16 +14,15 @@ from xwam_ft.errors import UserError
 from xwam_ft.files import read_json
 from xwam_ft.model.backbone import CLIPS_FILE, Backbone, cast_weights, read_clip_lengths
 from xwam_ft.model.folder_check import (
-    JOINT,
     KINDS,
     MAX_TEXT_LEN,
-    PUBLISHED,
     refuse_unimported,
     require_kin,
     text_positions,
 )
 from xwam_ft.model.load_part import make_vae
 from xwam_ft.model.published import WAN22_5B_TRANSFORMER, WAN22_5B_VAE
+from xwam_ft.model.stored_part import JOINT, PUBLISHED
 from xwam_ft.model.tiny import TINY, UNTRAINED, tiny_folder
 
 if TYPE_CHECKING:
