@@ -133,6 +133,7 @@ def test_a_shard_set_is_a_sequence(shard_set: ShardSet) -> None:
     assert len(opened) == len(keys) > 2
     assert [segment.key for segment in opened] == keys
     assert opened[-1].key == keys[-1]
+    assert [segment.key for segment in opened[1:3]] == keys[1:3]
     with pytest.raises(IndexError):
         opened[len(keys)]
 

@@ -10,7 +10,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from xwam_ft.errors import UserError
-from xwam_ft.kinematics import SEARCH_VARIABLE, Chain, ChainJoint, find_urdf, load_chain
+from xwam_ft.kinematics import SEARCH_VARIABLE, Chain, ChainJoint, find_urdf, load_chain, velocity_limits
 
 PLANAR = """<robot name="planar">
   <link name="base"/><link name="upper"/><link name="gripper"/><link name="tool"/><link name="rail"/>
@@ -249,6 +249,31 @@ def test_joints_that_one_number_cannot_drive(planar: Path) -> None:
     assert "joint 'gripper' has the type 'floating'" in refused(planar, "base", "tool")
     planar.write_text(PLANAR.replace('xyz="0 0 2"', 'xyz="0 0 0"'))
     assert "joint 'one' has the axis 0 0 0" in refused(planar, "base", "tool")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ('lower="-2" upper="1.5"', 'lower="1.5" upper="-2"', "joint 'one' goes from 1.5 up to -2"),
+        ('lower="-2"', 'lower="-${pi}"', r"joint 'one' has lower='-${pi}', which is no number"),
+        ('lower="-2"', 'lower=""', "joint 'one' has lower='', which is no number"),
+        ('upper="1.5"', 'upper="nan"', "joint 'one' has upper='nan', which is no number"),
+        ('xyz="0.5 0 0"', 'xyz="nan 0 0"', "xyz='nan 0 0' is not three numbers"),
+        ('xyz="0.5 0 0"', 'xyz="500 0 0"', "joint 'gripper' stands 500 m from the one before it"),
+        ('joint name="gripper"', 'joint name="one"', "two joints between 'base' and 'tool' are called 'one'"),
+        ('<child link="aside"/>', '<child link="tool"/>', "link 'tool' hangs on two joints, 'end', 'copy'"),
+    ],
+)
+def test_numbers_and_names_that_mean_nothing(planar: Path, right: str, wrong: str, said: str) -> None:
+    planar.write_text(PLANAR.replace(right, wrong, 1))
+    assert said in refused(planar, "base", "tool")
+
+
+def test_a_speed_that_is_no_number_and_limits_without_end(planar: Path) -> None:
+    planar.write_text(PLANAR.replace('velocity="1"', 'velocity="fast"').replace('lower="-2"', 'lower="-inf"'))
+    assert load_chain(planar, "base", "tool").joints[0].lower is None
+    with pytest.raises(UserError, match="joint 'one' has velocity='fast', which is no number"):
+        velocity_limits(planar, ["one"])
 
 
 def test_files_that_are_no_urdf(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ Front doors
     diagnosis.py      what this machine has and lacks, on one page to paste
 
 The hall
+    arguments.py      what a function is given against what it takes
     errors.py         UserError: what is wrong, where, the fix; one sentence, exit code 2
     consoles.py       where verbs print: names as people named them, commands that can be pasted
     places.py         how a checkpoint of a run is named

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xwam_ft.api_use import doctor, evaluate, export, imagine, runs, serve, view
+from xwam_ft.arguments import checked, place_of, plain
 from xwam_ft.consoles import plain_console, setting, typed
 from xwam_ft.errors import UserError
-from xwam_ft.results import EncodedSet, Inspection, PreparedSet, Run, place_of
+from xwam_ft.results import EncodedSet, Inspection, PreparedSet, Run
 
 __all__ = [
     "doctor",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from xwam_ft.results import Bundle, Made
 
 
+@checked()
 def inspect(raw: str | Path, write: str | Path | None = None, *, progress: bool | Console = False) -> Inspection:
     """What recordings hold, and how to read them.
 
@@ -62,6 +64,7 @@ def inspect(raw: str | Path, write: str | Path | None = None, *, progress: bool 
     return Inspection(Path(raw), console.export_text(), starter)
 
 
+@checked(workers=0)
 def prepare(
     raws: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -97,6 +100,8 @@ def prepare(
     from xwam_ft.prepare.pipeline import prepare as work
 
     several = [raws] if isinstance(raws, str | Path) else raws
+    if not several:
+        raise UserError("got no recordings", "raws of prepare", "give a folder or file of recordings, or several")
     report = work(
         [Path(raw) for raw in several],
         Path(out),
@@ -108,12 +113,13 @@ def prepare(
         console=plain_console(progress),
         depth_check=depth_check,
         ray=ray,
-        overrides=overrides,
+        overrides={name: plain(value) for name, value in overrides.items()},
     )
     page = report.out / "report.html"
     return PreparedSet(report.out, report.episodes, report.frames, len(report.rejected), report.count("warning"), page)
 
 
+@checked()
 def plan(
     recipe: str | Path | Recipe,
     *,
@@ -139,6 +145,7 @@ def plan(
     return plan_recipe(_recipe(recipe, overrides), plain_console(progress), probe=probe, fit=fit)
 
 
+@checked(workers=1)
 def encode(
     shards: str | Path | Made,
     recipe: str | Path | Recipe,
@@ -172,6 +179,7 @@ def encode(
     return EncodedSet(cache.folder, len(cache.clips))
 
 
+@checked()
 def train(
     recipe: str | Path | Recipe | None = None,
     run: str | Path | None = None,
@@ -208,7 +216,8 @@ def train(
             raise UserError(
                 "goes with a new run", "--init", "leave it out: a run that goes on has what it started from"
             )
-        resume_run(place_of(resume), plain_console(progress), overrides)
+        values = {name: plain(value) for name, value in overrides.items()}
+        resume_run(place_of(resume), plain_console(progress), values)
         return Run.open(place_of(resume))
     assert recipe is not None
     if init is not None:
@@ -226,6 +235,7 @@ def train(
 def _recipe(recipe: str | Path | Recipe, overrides: Mapping[str, object]) -> Recipe:
     from xwam_ft.recipe import load_recipe, overridden
 
+    overrides = {name: plain(value) for name, value in overrides.items()}
     if isinstance(recipe, str | Path):
         return load_recipe(Path(recipe), overrides)
     return overridden(recipe, overrides)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.arguments import checked, place_of
 from xwam_ft.consoles import plain_console
 from xwam_ft.errors import UserError, spelled
-from xwam_ft.results import Bundle, Evaluation, ImaginedEpisode, Run, Runs, place_of
+from xwam_ft.results import Bundle, Evaluation, ImaginedEpisode, Run, Runs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from xwam_ft.shard_index import Split
 
 
+@checked(step=0)
 def export(
     run: str | Path | Run,
     out: str | Path,
@@ -96,6 +98,7 @@ def export(
     return Bundle(Path(out), format, step, page if page.is_file() else None, pushed)
 
 
+@checked()
 def runs(
     folder: str | Path = "runs",
     *,
@@ -125,6 +128,7 @@ def runs(
     return Runs(place, (), keys)
 
 
+@checked(episode=0)
 def imagine(
     bundle: str | Path | Bundle | Run,
     shards: str | Path | Made,
@@ -156,6 +160,7 @@ def imagine(
     return ImaginedEpisode(Path(out), Path(out) / "imagined.mp4", Path(out) / "contact_sheet.png", metrics)
 
 
+@checked(clips=1, episodes=1, seed=0, execute=1, max_steps=1, action_steps=1, answer_delay=0, films=0)
 def evaluate(
     bundle: str | Path | Bundle | Run | None = None,
     shards: str | Path | Made | None = None,
@@ -257,6 +262,7 @@ def evaluate(
     return Evaluation(metrics, place, None if place is None else place / "report.html")
 
 
+@checked(port=0, replay=0, seed=0, action_steps=1)
 def serve(
     bundle: str | Path | Bundle,
     *,
@@ -307,6 +313,7 @@ def serve(
     )
 
 
+@checked(episode=0, port=0)
 def view(
     target: str | Path | Made,
     *,
@@ -368,6 +375,7 @@ def _source(place: str | Path | Made, console: Console, with_future: bool) -> Po
     return source.with_future() if with_future else source
 
 
+@checked()
 def doctor(*, progress: bool | Console = False) -> Diagnosis:
     """What this machine has and lacks: libraries, processors, decoders, room. Nothing is fetched, written or sent.
 

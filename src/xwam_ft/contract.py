@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from xwam_ft.alias_table import Aliases
+from xwam_ft.arguments import checked
 from xwam_ft.errors import UserError
 from xwam_ft.files import json_bytes, write_bytes_atomic
 from xwam_ft.kinematics import Chain
@@ -364,6 +365,7 @@ class Contract(Part):
         write_bytes_atomic(path, self.to_bytes())
 
 
+@checked()
 def load_contract(path: str | Path) -> Contract:
     """Read contract.json.
 

@@ -7,6 +7,7 @@ a pose is the 4x4 matrix that takes points of the tip frame to the base frame; j
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 SEARCH_VARIABLE = "XWAM_FT_URDF_PATH"
+FARTHEST = 10.0  # metres from a joint to the next; no arm is so long
 
 # Where the makers publish them: a URDF is the user's, never ours to ship. Matched by a part of the file name.
 PUBLISHED = {
@@ -173,8 +175,9 @@ def load_chain(urdf_path: Path, base: str, tip: str, joint_order: list[str] | No
         joint_order: the movable joints in the order the recording gives them; None takes the URDF's, base first.
 
     Raises:
-        UserError: not a URDF; a link is absent; `tip` is not below `base`; a joint on the way cannot be driven by one
-            number of its own (mimic, floating, planar); `joint_order` and the joints on the way are not the same.
+        UserError: not a URDF; a link is absent, or hangs on two joints; `tip` is not below `base`; a joint on the way
+            cannot be driven by one number of its own (mimic, floating, planar), or its numbers mean nothing;
+            `joint_order` and the joints on the way are not the same.
     """
     root = _parse(urdf_path)
     # Links and joints are looked up apart: in real files one of each may share a name.
@@ -185,7 +188,12 @@ def load_chain(urdf_path: Path, base: str, tip: str, joint_order: list[str] | No
             raise UserError(
                 f"there is no link {link!r}{hint}", urdf_path, f"name one of its links: {listed(links, 40)}"
             )
-    above = {_attribute(j, "child", "link", urdf_path): j for j in root.findall("joint")}
+    above: dict[str, ElementTree.Element] = {}
+    for joint in root.findall("joint"):
+        link = _attribute(joint, "child", "link", urdf_path)
+        if (other := above.setdefault(link, joint)) is not joint:
+            names = listed([repr(other.get("name")), repr(joint.get("name"))])
+            raise UserError(f"link {link!r} hangs on two joints, {names}", urdf_path, "mend the URDF: a link has one")
     path: list[ElementTree.Element] = []
     link = tip
     while link != base:
@@ -198,6 +206,9 @@ def load_chain(urdf_path: Path, base: str, tip: str, joint_order: list[str] | No
         link = _attribute(above[link], "parent", "link", urdf_path)
     joints = tuple(_joint(element, urdf_path) for element in reversed(path))
     movable = [joint.name for joint in joints if joint.type != "fixed"]
+    if twice := [name for place, name in enumerate(movable) if name in movable[:place]]:
+        what = f"two joints between {base!r} and {tip!r} are called {twice[0]!r}"
+        raise UserError(what, urdf_path, "mend the URDF: a joint has a name of its own")
     order = movable if joint_order is None else joint_order
     for name in order:
         if name not in movable:
@@ -216,13 +227,15 @@ def load_chain(urdf_path: Path, base: str, tip: str, joint_order: list[str] | No
 
 
 def velocity_limits(urdf_path: Path, joints: list[str]) -> tuple[float | None, ...]:
-    """The URDF's velocity limit of each joint, rad/s or m/s; None where it gives none, or 0."""
+    """The URDF's velocity limit of each joint, rad/s or m/s; None where it gives none, or 0.
+
+    Raises:
+        UserError: what stands there is no number.
+    """
     elements = {element.get("name", ""): element.find("limit") for element in _parse(urdf_path).findall("joint")}
     found: list[float | None] = []
     for name in joints:
-        limit = elements.get(name)
-        text = None if limit is None else limit.get("velocity")
-        found.append((float(text) or None) if text else None)
+        found.append(_number(elements.get(name), "velocity", name, urdf_path) or None)
     return tuple(found)
 
 
@@ -275,8 +288,11 @@ def _joint(element: ElementTree.Element, path: Path) -> ChainJoint:
         )
     from scipy.spatial.transform import Rotation
 
-    limit = element.find("limit")
-    bounded = kind in ("revolute", "prismatic") and limit is not None
+    limit = element.find("limit") if kind in ("revolute", "prismatic") else None
+    lower, upper = (_number(limit, end, name, path, 0.0) for end in ("lower", "upper"))
+    if lower is not None and upper is not None and lower > upper:
+        what = f"joint {name!r} goes from {lower:g} up to {upper:g}"
+        raise UserError(what, path, "mend the URDF: `lower` is the smaller of the two")
     axis = np.array(_numbers(element.find("axis"), "xyz", (1.0, 0.0, 0.0), path))
     if kind != "fixed" and not np.linalg.norm(axis):
         raise UserError(f"joint {name!r} has the axis 0 0 0", path, "mend the URDF")
@@ -285,14 +301,34 @@ def _joint(element: ElementTree.Element, path: Path) -> ChainJoint:
     place = element.find("origin")
     origin[:3, :3] = Rotation.from_euler("xyz", _numbers(place, "rpy", (0.0, 0.0, 0.0), path)).as_matrix()
     origin[:3, 3] = _numbers(place, "xyz", (0.0, 0.0, 0.0), path)
+    if (far := float(np.linalg.norm(origin[:3, 3]))) > FARTHEST:
+        what = f"joint {name!r} stands {far:.4g} m from the one before it, which looks like millimetres"
+        raise UserError(what, path, "write the URDF's lengths in metres")
     return ChainJoint(
         name=name,
         type=kind,
         origin=tuple(tuple(float(value) for value in row) for row in origin),
         axis=(float(axis[0]), float(axis[1]), float(axis[2])),
-        lower=float(limit.get("lower", 0.0)) if bounded and limit is not None else None,
-        upper=float(limit.get("upper", 0.0)) if bounded and limit is not None else None,
+        lower=lower,
+        upper=upper,
     )
+
+
+def _number(
+    limit: ElementTree.Element | None, attribute: str, joint: str, path: Path, default: float | None = None
+) -> float | None:
+    """A number of a joint's <limit>; None where there is no such element, and for an infinite one."""
+    text = None if limit is None else limit.get(attribute)
+    if text is None:
+        return None if limit is None else default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        what = f"joint {joint!r} has {attribute}={text!r}, which is no number"
+        raise UserError(what, path, "mend the URDF (a .xacro must be expanded)")
+    return value if math.isfinite(value) else None
 
 
 def _numbers(
@@ -305,7 +341,7 @@ def _numbers(
         values = tuple(float(part) for part in text.split())
     except ValueError:
         values = ()
-    if len(values) != 3:
+    if len(values) != 3 or not all(map(math.isfinite, values)):
         raise UserError(f"{attribute}={text!r} is not three numbers", path, "mend the URDF (a .xacro must be expanded)")
     return values
 

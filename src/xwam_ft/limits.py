@@ -64,6 +64,9 @@ class Limits(Part):
     def _something(self) -> Limits:
         if (self.low is None) != (self.high is None):
             raise ValueError("`low` and `high` go together")
+        for low, high in zip(self.low or (), self.high or (), strict=False):
+            if low > high:
+                raise ValueError(f"limits whose `low` {low:g} is above `high` {high:g}")
         if self.low is None and self.speed is None and self.joints is None:
             raise ValueError("limits without a number: give `low` and `high`, or `speed`")
         return self

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from xwam_ft.arguments import checked
 from xwam_ft.bundled import named_file
 from xwam_ft.errors import listed
 from xwam_ft.recipe_model import ModelSpec
@@ -295,6 +296,7 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+@checked()
 def load_recipe(path: str | Path, overrides: Overrides | None = None) -> Recipe:
     """Read, override and check a recipe.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from xwam_ft.arguments import checked
+
 if TYPE_CHECKING:
     from xwam_ft.policy.policy import Policy
     from xwam_ft.runs.runs import RunSummary
@@ -17,11 +19,6 @@ class Made(Protocol):
 
     @property
     def path(self) -> Path: ...
-
-
-def place_of(given: str | Path | Made) -> Path:
-    """Where something lies that is named by its path, or by what made it."""
-    return Path(given) if isinstance(given, str | Path) else given.path
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ class Run:
     warnings: tuple[str, ...] = ()  # what its plan warned of
 
     @classmethod
+    @checked()
     def open(cls, path: str | Path) -> Run:
         """A run that lies on disk.
 

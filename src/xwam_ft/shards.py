@@ -24,12 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import ValidationError
 
+from xwam_ft.arguments import checked
 from xwam_ft.contract import Contract, Timing, load_contract, require_compatible
 from xwam_ft.copies import LOCAL_GB
 from xwam_ft.errors import UserError, did_you_mean, listed
@@ -134,8 +135,16 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.index.segments)
 
-    def __getitem__(self, number: int) -> Segment:
-        """A segment, decoded; iterating goes through all of them, in the order of the index."""
+    @overload
+    def __getitem__(self, number: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Segment]: ...
+
+    def __getitem__(self, number: int | slice) -> Segment | list[Segment]:
+        """A segment, decoded, or those of a slice; iterating goes through all of them, in the order of the index."""
+        if isinstance(number, slice):
+            return [self.read(entry) for entry in self.index.segments[number]]
         return self.read(self.index.segments[number])
 
     @property
@@ -145,6 +154,7 @@ class ShardSet:
         return whole if not self.left_out else hashlib.sha256(json_bytes([whole, *self.left_out])).hexdigest()
 
     @classmethod
+    @checked()
     def open(cls, folder: str | Path, *, sizes: bool = True, local_gb: float = LOCAL_GB) -> ShardSet:
         """Read contract and index, and check that every shard is there with its size.
 

@@ -12,7 +12,9 @@ from xwam_ft import conventions
 from xwam_ft.contract import Contract
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import closed_loop
+from xwam_ft.evaluate.doubts import doubts, side_by_side
 from xwam_ft.evaluate.environments import environment_maker
+from xwam_ft.evaluate.late import LateAnswers
 from xwam_ft.policy.policy import Settings
 
 OWN = """\
@@ -167,7 +169,14 @@ def test_a_mistake_is_a_sentence_with_file_and_line(
 
 @pytest.mark.parametrize(
     ("field", "said"),
-    [("period = 'fast'", "period 'fast'"), ("max_steps = 0", "max_steps 0"), ("instruction = None", "no instruction")],
+    [
+        ("period = 'fast'", "period 'fast'"),
+        ("period = float('nan')", "period nan"),
+        ("period = True", "period True"),
+        ("max_steps = 0", "max_steps 0"),
+        ("max_steps = 4.5", "max_steps 4.5"),
+        ("instruction = None", "no instruction"),
+    ],
 )
 def test_a_field_that_means_nothing_is_named(contract: Contract, tmp_path: Path, field: str, said: str) -> None:
     with pytest.raises(UserError, match=rf"makes a Mine with .*{said}.*give it `{field.split()[0]}`"):
@@ -213,3 +222,115 @@ def test_what_is_right_runs_and_counts(contract: Contract, tmp_path: Path) -> No
     assert evaluated(contract, tmp_path, lines).rate == 1.0
     lines = "def make(contract):\n    return gym(contract, last=(0, 0.0, False, False, {'success': False}))\n"
     assert [(run.success, run.steps) for run in evaluated(contract, tmp_path, lines).episodes] == [(False, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "done"),
+    [
+        ("True", True),
+        ("np.bool_(False)", False),
+        ("1.0", True),
+        ("np.array([False])", False),
+        ("'False'", None),
+        ("0.3", None),
+        ("float('nan')", None),
+        ("np.array([False, True])", None),
+    ],
+)
+def test_success_is_a_yes_or_a_no(contract: Contract, tmp_path: Path, said: str, done: bool | None) -> None:
+    """A text or a share of success is true to Python, and would make a rate of 100 %."""
+    last = f"(0, 0.0, True, False, {{'success': {said}}})"
+    by_info = f"def make(contract):\n    return gym(contract, last={last})\n"
+    by_function = f"def make(contract):\n    return gym(contract, success=lambda t, i: {said})\n"
+    for lines in (by_info, by_function):
+        if done is None:
+            with pytest.raises(UserError, match=r"which is neither true nor false.*returns True or False"):
+                evaluated(contract, tmp_path, lines)
+        else:
+            assert evaluated(contract, tmp_path, lines).successes == 2 * done
+
+
+SCENE = """\
+SCENE = {}
+class Scene(Own):
+    where = SCENE
+    def reset(self, seed):
+        self.where["x"], self.done = seed % 97 / 100, False
+    def observe(self):
+        seen = super().observe()
+        seen["state"]["tool"][0] = self.where["x"]
+        return seen
+    def step(self, command):
+        self.where["x"] = command["tool"][0] + 0.001
+        return Outcome.GOES_ON
+class Apart(Scene):
+    def __init__(self, contract):
+        self.where = {}
+ONE = []
+def shared(contract):
+    return Scene(contract)
+def apart(contract):
+    return Apart(contract)
+def same(contract):
+    ONE.append(Scene(contract))
+    return ONE[0]
+class Repeated(Apart):
+    def reset(self, seed):
+        super().reset(3)
+class Deaf(Apart):
+    def step(self, command):
+        return Outcome.GOES_ON
+class Done(Apart):
+    def step(self, command):
+        return Outcome.SUCCESS
+class Converts(Apart):
+    sent = []
+    def step(self, command):
+        self.sent.append(float(command["tool"][0]))
+        command["tool"] *= 1000
+        return Outcome.GOES_ON
+"""
+
+
+def test_environments_in_one_scene_are_refused_and_the_same_one_acts_alone(contract: Contract, tmp_path: Path) -> None:
+    file = tmp_path / "scene.py"
+    file.write_text(OWN + SCENE)
+
+    def made(name: str) -> int:
+        make = environment_maker(f"{file}:{name}")
+        return len(side_by_side(lambda: make(contract), 3, [4, 5, 6], contract))
+
+    assert made("apart") == 3
+    assert made("same") == 1
+    with pytest.raises(UserError, match=r"scene.py:\d+ \(reset\): two environments that shared made share one scene"):
+        made("shared")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Apart", []),
+        ("Repeated", ["all 4 episodes began with the same observation"]),
+        ("Deaf", ["never changed after its start"]),
+        ("Done", ["4 of 4 episodes succeeded with their first command"]),
+    ],
+)
+def test_a_rate_that_means_nothing_is_doubted(contract: Contract, tmp_path: Path, name: str, said: list[str]) -> None:
+    file = tmp_path / "scene.py"
+    file.write_text(OWN + SCENE + f"def make(contract):\n    return {name}(contract)\n")
+    make = environment_maker(f"{file}:make")
+    policy: Any = Still(contract)
+    found = closed_loop(policy, [make(contract), make(contract)], [0, 1, 2, 3], execute=2)
+    told = doubts(found.episodes)
+    assert [start in text for start, text in zip(said, told, strict=True)] == [True] * len(said)
+
+
+def test_a_command_that_is_converted_in_place_is_sent_as_it_was(contract: Contract, tmp_path: Path) -> None:
+    """`hold` sends the last command of a chunk again."""
+    file = tmp_path / "scene.py"
+    file.write_text(OWN + SCENE + "def make(contract):\n    return Converts(contract)\n")
+    environment: Any = environment_maker(f"{file}:make")(contract)
+    policy: Any = Still(contract)
+    closed_loop(policy, [environment], [50], execute=1, late=LateAnswers(2, "hold"))
+    assert len(environment.made.sent) == 4
+    np.testing.assert_allclose(environment.made.sent, 0.5, atol=1e-6)

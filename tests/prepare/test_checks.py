@@ -224,6 +224,54 @@ def test_jumps_beyond_the_urdfs_speed(parts: Any, tmp_path: Path, lerobot: Any) 
     assert "between frames 59 and 60; its URDF allows 2" in found.text
 
 
+def test_joints_where_their_urdf_has_none(parts: Any, tmp_path: Path, lerobot: Any) -> None:
+    """A sign or a zero that is wrong gives poses of another place, each of which looks like one."""
+    from dataclasses import replace
+
+    from xwam_ft.kinematics import load_chain
+
+    urdf = tmp_path / "two.urdf"
+    urdf.write_text(lerobot.urdf.replace('lower="-3" upper="3"', 'lower="-0.1" upper="1.5"', 1))
+    chain = load_chain(urdf, "base", "hand")
+    source, _, _, (plan, *_) = parts
+    table = source.episodes()[0].table.read()
+
+    def found(j1: np.ndarray) -> list[Finding]:
+        columns = {**table.columns, "observation.state/j1": j1, "observation.state/j2": 0.1 * smooth(len(j1))}
+        slot = plan.slot.model_copy(update={"chain": chain})
+        state = np.stack([j1, columns["observation.state/j2"]], axis=1)
+        told = check_numbers(replace(table, columns=columns), [replace(plan, slot=slot)], state, state, 10)
+        return [finding for finding in told if finding.check == "outside-limits"]
+
+    rising = np.linspace(0.0, 1.6, 14)  # 0.1 rad over: what a calibration is off by
+    assert found(rising) == []
+    (told,) = found(-rising)
+    assert told.text == "joint 'shoulder' of 'arm' is at -1.6; its URDF allows -0.1 to 1.5"
+    assert told.frame == 13
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"low": -0.4, "high": 0.4}, "% of the recorded commands of 'j1' of 'arm' are outside `low` to `high`"),
+        ({"speed": 0.1}, "% of the recorded commands of 'j1' of 'arm' are faster than `speed`"),
+        ({"low": -1, "high": 1, "speed": 3}, ""),
+    ],
+)
+def test_stated_limits_that_would_hold_what_was_recorded(parts: Any, limits: dict[str, float], said: str) -> None:
+    from dataclasses import replace
+
+    from xwam_ft.contract import Limits
+
+    slot = parts[3][0].slot
+    stated = Limits(**{name: (value, value) for name, value in limits.items()})
+    held = (*parts[:3], [replace(parts[3][0], slot=slot.model_copy(update={"limits": stated})), *parts[3][1:]])
+    told = [f for f in numbers(held, **arm(smooth()), state__grip=smooth()) if f.check == "outside-limits"]
+    assert [said in finding.sentence and "widen `limits`" in finding.sentence for finding in told] == [True] * bool(
+        said
+    )
+
+
 def test_the_instruction_is_found_by_value_then_listed_then_given(parts: Any) -> None:
     from dataclasses import replace
 

@@ -219,6 +219,69 @@ def test_joints_and_links_that_are_not_there_are_told(tmp_path: Path, lerobot: A
         plans(tmp_path, {"s": {**arm, "urdf": "three.urdf"}})
 
 
+def test_columns_named_as_other_joints_than_they_are_read_as_are_refused(tmp_path: Path, lerobot: Any) -> None:
+    """ROS lists joints by the alphabet: poses of joints in another order are wrong, and none of them looks it."""
+    (tmp_path / "two.urdf").write_text(lerobot.urdf)
+    arm = {**ARM, "kind": "pose", "from": "joints", "urdf": "two.urdf", "base": "base", "tip": "hand"}
+    arm["command"] = "next_state"
+
+    def planned(columns: tuple[str, ...], **more: Any) -> Any:
+        spec, path = load(tmp_path, {"s": {**arm, "columns": list(columns), **more}})
+        return plan_slots(spec, info(columns), path, [])
+
+    for names in (("elbow", "shoulder"), ("Elbow.pos", "Shoulder.pos"), ("left_elbow_joint", "left_shoulder_joint")):
+        fix = rf"column '{names[0]}' would be read as 'shoulder'. Fix: write `joints: \[elbow, shoulder\]`"
+        with pytest.raises(UserError, match=fix):
+            planned(names)
+        assert planned(names, joints=["elbow", "shoulder"])
+        with pytest.raises(UserError, match=r"would be read as 'elbow'. Fix: write `joints: \[shoulder, elbow\]`"):
+            planned(names[::-1], joints=["elbow", "shoulder"])
+        assert planned(names[::-1])
+    assert planned(("j2", "j1"), joints=["shoulder", "elbow"])  # other names say nothing
+    with pytest.raises(UserError, match=r"column 'shoulder' would be read as 'elbow'. Fix: give `joints` in the col"):
+        planned(("base_turn", "shoulder"))
+
+
+@pytest.mark.parametrize(("units", "said"), [("m", "turns"), ("rad/s", "turns"), (["rad", "mm"], "turns")])
+def test_a_unit_that_a_joint_has_not_is_refused(tmp_path: Path, lerobot: Any, units: Any, said: str) -> None:
+    (tmp_path / "two.urdf").write_text(lerobot.urdf)
+    (tmp_path / "lift.urdf").write_text(lerobot.urdf.replace('type="revolute"', 'type="prismatic"', 1))
+    arm = {**ARM, "kind": "pose", "from": "joints", "urdf": "two.urdf", "base": "base", "tip": "hand"}
+    with pytest.raises(UserError, match=f"is stated in m.*{said}|is stated in rad/s.*{said}"):
+        plans(tmp_path, {"s": {**arm, "units": units}})
+    with pytest.raises(UserError, match=r"'j1' is stated in deg, and joint 'shoulder' slides. Fix: write m or mm"):
+        plans(tmp_path, {"s": {**arm, "urdf": "lift.urdf", "units": "deg"}})
+    assert plans(tmp_path, {"s": {**arm, "urdf": "lift.urdf", "units": ["mm", "deg"]}})
+
+
+@pytest.mark.parametrize(
+    ("columns", "rotation", "right"),
+    [
+        (("y", "x", "z", "qw", "qx", "qy", "qz"), "wxyz", "x y z"),
+        (("px", "py", "pz", "yaw", "pitch", "roll"), "rpy", "roll pitch yaw"),
+        (("px", "py", "pz", "roll", "pitch", "yaw"), "intrinsic_zyx", "yaw pitch roll"),
+        (("px", "py", "pz", "rz", "ry", "rx"), "rotvec", "rx ry rz"),
+    ],
+)
+def test_axes_named_in_another_order_than_they_are_read(
+    tmp_path: Path, columns: tuple[str, ...], rotation: str, right: str
+) -> None:
+    with pytest.raises(UserError, match=rf"slots.hand.columns: names .*Fix: name them as {right}$"):
+        quaternion(tmp_path, columns, rotation=rotation)
+    wanted = right.split()
+    put = iter(wanted)
+    mended = tuple(next(put) if name in wanted else name for name in columns)
+    assert quaternion(tmp_path, mended, rotation=rotation)
+
+
+def test_commands_named_as_other_columns_and_columns_named_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'j1' would be commanded by 'j2'. Fix: write `command_columns: \[j1, j2\]`"):
+        plans(tmp_path, {"s": {**ARM, "command_columns": ["action/j2", "action/j1"]}})
+    assert plans(tmp_path, {"s": {**ARM, "command_columns": ["j1", "j2"]}})
+    with pytest.raises(UserError, match="names column 'j1' twice"):
+        plans(tmp_path, {"s": {**ARM, "columns": ["j1", "j1"]}})
+
+
 def test_units_become_si_and_columns_keep_their_recorded_names(tmp_path: Path) -> None:
     rows = table()
     found = plans(tmp_path, {"arm": {**ARM, "units": ["deg", "mm"]}, "hand": {"kind": "gripper", "columns": ["grip"]}})
@@ -288,6 +351,10 @@ def test_limits_reach_the_contract_and_wrong_ones_are_told(tmp_path: Path) -> No
         ({**ARM, "limits": {"speed": [1, 1, 1]}}, "a speed of 3 numbers, not 2"),
         ({**absent, "limits": {"speed": 1}}, "a speed of 1 numbers, not 2: metres and radians a second"),
         ({**ARM, "command_units": "1", "limits": {"speed": 1}}, "are for commands in the state's units"),
+        ({**ARM, "limits": {"low": [0, 3], "high": [1, -3]}}, "limits whose `low` 3 is above `high` -3"),
+        ({**ARM, "limits": {"low": -180, "high": 180}}, "`limits.low` is -180 rad, which looks like degrees"),
+        ({**ARM, "limits": {"speed": 90}}, "`limits.speed` is 90 rad/s, which looks like degrees/s"),
+        ({**absent, "limits": {"low": -1, "high": [1, 400, 1]}}, "`limits.high` is 400 m, which looks like mill"),
     ]:
         with pytest.raises(UserError, match=sentence) as error:
             plans(tmp_path, {"s": slot, **({"arm": ARM} if slot["kind"] == "pose" else {})})

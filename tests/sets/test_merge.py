@@ -18,6 +18,7 @@ from shared import files_in, members_in
 from xwam_ft import sets
 from xwam_ft.errors import UserError
 from xwam_ft.locks import sole_writer
+from xwam_ft.prepare.findings import numbers_text
 from xwam_ft.shards import ShardSet
 
 if TYPE_CHECKING:
@@ -129,6 +130,17 @@ def test_an_episode_of_both_sets_is_refused_unless_asked(days: Days, tmp_path: P
 
 
 @pytest.mark.slow
+def test_an_episode_that_is_kept_twice_and_held_out_once_is_told(days: Days, tmp_path: Path) -> None:
+    held = next(episode.index for episode in ShardSet.open(days.monday).index.episodes if episode.split == "held_out")
+    other = next(number for number in range(3) if number != held)
+    sets.resplit(days.monday, tmp_path / "again", episodes=[other])
+    kept = sets.merge([days.monday, tmp_path / "again"], tmp_path / "kept", duplicates="keep")
+    [said] = [text for text in kept.warnings if "held-out episodes" in text]
+    assert said.startswith(f"held-out episodes {numbers_text([held, 3 + other])} are training episodes too")
+    whole = sets.merge([days.monday, days.friday], tmp_path / "whole", duplicates="keep")
+    assert not [text for text in whole.warnings if "held-out episodes" in text]
+
+
 def test_sets_of_other_contracts_are_refused_by_name(
     days: Days, tmp_path: Path, prepare_small: Callable[..., Path]
 ) -> None:

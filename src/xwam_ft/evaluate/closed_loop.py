@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xwam_ft import observation
+from xwam_ft.evaluate.doubts import digest
 from xwam_ft.evaluate.environment import Outcome, encoded
 from xwam_ft.evaluate.late import AT_ONCE, LateAnswers, as_prefix, joined, under_way
 from xwam_ft.pictures import centre_crop
@@ -36,11 +37,16 @@ TIMED = 5  # chunks answered alone, to take their time
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode: the environment's seed, whether the task was done, and after how many commands it ended."""
+    """One episode: the environment's seed, whether the task was done, and after how many commands it ended.
+
+    `start` tells its first observation from others; `moved` says whether a later one differed, None where none was.
+    """
 
     seed: int
     success: bool
     steps: int
+    start: str = ""
+    moved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,8 @@ def closed_loop(
             running.append(_Run(index, seed, environment, limit, Rollout(seed) if index < filmed else None))
         requests = [run.environment.observe() for run in running]
         inputs = [encoded(policy.contract, run.environment, seen) for run, seen in zip(running, requests, strict=True)]
+        for run, item in zip(running, inputs, strict=True):
+            run.looks(digest(item))
         noise = [_noise_seed(policy, run) for run in running]
         if seconds is None:
             seconds = _time_alone(policy, requests[0], noise[0])
@@ -152,7 +160,9 @@ def closed_loop(
             free.append(run.environment)
             if run.outcome is not Outcome.SUCCESS and hasattr(run.environment, "require_told"):
                 run.environment.require_told()  # pyright: ignore[reportAttributeAccessIssue]
-            results[run.index] = result = Trial(run.seed, run.outcome is Outcome.SUCCESS, run.steps)
+            results[run.index] = result = Trial(
+                run.seed, run.outcome is Outcome.SUCCESS, run.steps, run.start, run.moved
+            )
             if run.rollout is not None and on_rollout is not None:
                 on_rollout(run.rollout, result)
             if progress is not None:
@@ -184,6 +194,8 @@ class _Run:
     rollout: Rollout | None
     steps: int = 0
     chunks: int = 0
+    start: str = ""
+    moved: bool | None = None
     outcome: Outcome = Outcome.GOES_ON
     _ahead: Any = None  # pictures imagined for the chunk at hand [V, T, h, w, 3]
     _chunk: Commands | None = None  # the one under way; None before the first
@@ -191,6 +203,12 @@ class _Run:
     @property
     def over(self) -> bool:
         return self.outcome is not Outcome.GOES_ON or self.steps >= self.limit
+
+    def looks(self, seen: str) -> None:
+        """Take note of what an observation is told by."""
+        if self.start:
+            self.moved = bool(self.moved) or seen != self.start
+        self.start = self.start or seen
 
     def imagine(self, policy: Policy, item: EncodedObservation, seed: int) -> None:
         assert self.rollout is not None
@@ -231,7 +249,8 @@ class _Run:
 
     def _step(self, commands: Commands, row: int) -> bool:
         """Do one command; whether the episode goes on."""
-        self.outcome = self.environment.step({name: table[row] for name, table in commands.slots.items()})
+        # Copies: an environment that converts its command in place changed what is sent again, or gone on from.
+        self.outcome = self.environment.step({name: table[row].copy() for name, table in commands.slots.items()})
         self.steps += 1
         return self.outcome is Outcome.GOES_ON
 

@@ -18,6 +18,7 @@ import numpy as np
 from xwam_ft.consoles import marked
 from xwam_ft.errors import UserError
 from xwam_ft.evaluate.closed_loop import Rollout, Trial, closed_loop, episode_seeds, first_look
+from xwam_ft.evaluate.doubts import doubts, side_by_side
 from xwam_ft.evaluate.environment import Environment, require_fit
 from xwam_ft.evaluate.environments import environment_maker
 from xwam_ft.evaluate.imagine import UNTRAINED
@@ -91,12 +92,14 @@ def evaluate_in_environment(
                 f"give at most {timing.action_steps}",
             )
         late = read_late(answer_delay, meanwhile, policy, execute)
-        environments: list[Environment] = []
-        for _ in range(min(SIDE_BY_SIDE, episodes)):
-            environments.append(make(policy.contract))
-            stack.callback(environments[-1].close)
         seeds = episode_seeds(seed, episodes)
-        environments[0].reset(seeds[0])
+
+        def closing() -> Environment:
+            made = make(policy.contract)
+            stack.callback(made.close)
+            return made
+
+        environments = side_by_side(closing, min(SIDE_BY_SIDE, episodes), seeds, policy.contract)
         require_fit(policy.contract, environments[0], env, policy.prompts)
         strange = first_look(policy, environments[0])
         for sentence in strange:
@@ -138,6 +141,7 @@ def evaluate_in_environment(
             "max_steps": max_steps or limit,
             "perturb": as_words(perturbed),
             "warnings": strange,
+            "doubts": (doubtful := doubts(result.episodes)),
             "trained_backbone": policy.trained,
             "chunk_seconds": timing.action_steps * timing.action_period,
             "seconds": time.perf_counter() - started,
@@ -148,6 +152,8 @@ def evaluate_in_environment(
             write_json_atomic(folder / "metrics.json", metrics)
             write_text_atomic(folder / "report.html", _html(metrics))
     console.print(success_line(metrics), soft_wrap=True)
+    for sentence in doubtful:
+        console.print(marked("warning: ", sentence, "bold yellow"), soft_wrap=True)
     console.print(
         f"{metrics['seconds']:.0f} s; one chunk of {metrics['chunk_seconds']:.2f} s takes "
         f"{metrics['seconds_a_chunk']:.3f} s ({metrics['action_steps']} action steps, {execute} commands executed)",

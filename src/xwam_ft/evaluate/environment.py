@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from xwam_ft import observation
 from xwam_ft.errors import UserError, listed
 from xwam_ft.prompts import find
@@ -119,11 +121,11 @@ class GymnasiumEnvironment:
 
     def _done(self, terminated: bool, info: Mapping[str, Any]) -> bool:
         if self.success is not None:
-            return bool(self.success(terminated, info))
+            return _verdict(self.success(terminated, info), "`success` of GymnasiumEnvironment")
         self._keys = tuple(map(str, info))
-        said = [info[key] for key in SUCCESS if key in info]
+        said = [key for key in SUCCESS if info.get(key) is not None]
         self._told = self._told or bool(said)
-        return bool(said and said[0])
+        return bool(said) and _verdict(info[said[0]], f"info[{said[0]!r}]")
 
     def require_told(self) -> None:
         """Raise a `UserError` where the episode ended and nothing ever said whether the task was done."""
@@ -137,6 +139,19 @@ class GymnasiumEnvironment:
 
     def close(self) -> None:
         self.env.close()
+
+
+def _verdict(said: Any, what: str) -> bool:
+    """A yes or a no, also as 0 and 1 and as one of them in an array; a share, a text or several are none."""
+    value = np.asarray(said)
+    if value.size == 1 and value.dtype.kind in "biuf" and float(value.item()) in (0.0, 1.0):
+        return bool(value.item())
+    text = repr(said)
+    raise UserError(
+        f"{what} is {text if len(text) <= 60 else text[:57] + '...'}, which is neither true nor false",
+        "env",
+        "give GymnasiumEnvironment `success=lambda terminated, info: ...` that returns True or False",
+    )
 
 
 def _kinds(answer: Any) -> str:

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 METHODS = ("reset", "observe", "step", "close")
 ATTRIBUTES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "instruction": (str, "the task in words"),
-    "period": ((int, float), "seconds between two commands"),
-    "max_steps": (int, "after how many commands an episode has failed"),
+    "period": (Real, "seconds between two commands"),
+    "max_steps": (Integral, "after how many commands an episode has failed"),
 }
 SIGNATURES = {
     "reset": "write `def reset(self, seed):`",
@@ -73,14 +74,13 @@ class UserEnvironment:
         where = f"{path}:{name}"
         for key, (kind, meaning) in ATTRIBUTES.items():
             value = getattr(made, key, None)
-            if not isinstance(value, kind) or isinstance(value, bool) or value in (0, ""):
-                told = "no" if value is None else f"the {key} {value!r}, not a"
-                raise UserError(
-                    f"makes a {type(made).__name__} with {told} {key}", where, f"give it `{key}`: {meaning}"
-                )
+            told_well = isinstance(value, kind) and not isinstance(value, bool)
+            if not told_well or not (value if isinstance(value, str) else float(value) > 0):  # pyright: ignore[reportArgumentType]
+                told = f"no {key}" if value is None else f"the {key} {value!r}"
+                raise UserError(f"makes a {type(made).__name__} with {told}", where, f"give it `{key}`: {meaning}")
         self.instruction: str = made.instruction
         self.period = float(made.period)
-        self.max_steps: int = made.max_steps
+        self.max_steps = int(made.max_steps)
 
     def reset(self, seed: int) -> None:
         with self._told("reset", "mend what it calls"):

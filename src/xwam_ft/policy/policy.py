@@ -22,6 +22,7 @@ import torch
 
 from xwam_ft import conventions, observation
 from xwam_ft.aliases import resolved
+from xwam_ft.arguments import checked
 from xwam_ft.depth_code import picture_to_code
 from xwam_ft.errors import UserError, listed
 from xwam_ft.model.attention import choose_attention
@@ -123,6 +124,7 @@ class Policy:
         """What warns of one robot's observations over time; None where each of several has its own, as in a server."""
 
     @classmethod
+    @checked()
     def load(
         cls,
         bundle: Path | str,

@@ -38,6 +38,8 @@ CHECKS = {
     "jittered-time": "resample pictures and numbers to a steady rate",
     "wrong-rate": "write the true frames per second into the recording's metadata",
     "failed-reads": "remove the episode, or fill the failed reads before recording is finished",
+    "outside-limits": "look at `signs`, `zeros`, `units`, the columns' order and the URDF's version: the poses that "
+    "are computed from such joints are another place's",
     "jump": "look at the frame: a slipped encoder, a failed read or a re-homed arm teaches a motion that never was",
     "angle-wrap": "unwrap the angle, so that it does not turn back by a full turn within one frame",
     "still": "leave the slot out where it is not part of the task",

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xwam_ft.arguments import checked, place_of
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["drop", "export_lerobot", "merge", "resplit", "split", "subset"]
 
 
+@checked()
 def merge(
     shards: Sequence[Any],
     out: str | Path,
@@ -47,11 +50,12 @@ def merge(
     from xwam_ft.consoles import plain_console
     from xwam_ft.sets import verbs
 
-    folders = [_place(one) for one in shards]
+    folders = [place_of(one) for one in shards]
     console = plain_console(progress)
     return verbs.merge(folders, Path(out), share=held_out, duplicates=duplicates, dry_run=dry_run, console=console)
 
 
+@checked()
 def subset(
     shards: Any,
     out: str | Path,
@@ -81,6 +85,7 @@ def subset(
     return _subset(shards, out, choice, drop=False, dry_run=dry_run, progress=progress)
 
 
+@checked()
 def drop(
     shards: Any,
     out: str | Path,
@@ -98,6 +103,7 @@ def drop(
     return _subset(shards, out, choice, drop=True, dry_run=dry_run, progress=progress)
 
 
+@checked()
 def split(
     shards: Any,
     out: str | Path,
@@ -117,9 +123,10 @@ def split(
 
     choice = _choice(episodes, instruction, finding, split, share)
     console = plain_console(progress)
-    return verbs.split(_place(shards), Path(out), Path(rest), choice, dry_run=dry_run, console=console)
+    return verbs.split(place_of(shards), Path(out), Path(rest), choice, dry_run=dry_run, console=console)
 
 
+@checked()
 def resplit(
     shards: Any,
     out: str | Path,
@@ -143,9 +150,10 @@ def resplit(
     from xwam_ft.sets import verbs
 
     options = {"share": held_out, "episodes": _numbers(episodes), "dry_run": dry_run}
-    return verbs.resplit(_place(shards), Path(out), **options, console=plain_console(progress))  # pyright: ignore[reportArgumentType]
+    return verbs.resplit(place_of(shards), Path(out), **options, console=plain_console(progress))  # pyright: ignore[reportArgumentType]
 
 
+@checked()
 def export_lerobot(
     shards: Any, out: str | Path, *, depth: bool = True, progress: bool | Console = False
 ) -> ExportedSet:
@@ -160,7 +168,7 @@ def export_lerobot(
     from xwam_ft.consoles import plain_console
     from xwam_ft.sets.lerobot import export
 
-    return export(_place(shards), Path(out), depth=depth, console=plain_console(progress))
+    return export(place_of(shards), Path(out), depth=depth, console=plain_console(progress))
 
 
 def _subset(shards: Any, out: str | Path, choice: Choice, *, drop: bool, dry_run: bool, progress: Any) -> DerivedSet:
@@ -168,7 +176,7 @@ def _subset(shards: Any, out: str | Path, choice: Choice, *, drop: bool, dry_run
     from xwam_ft.sets import verbs
 
     console = plain_console(progress)
-    return verbs.subset(_place(shards), Path(out), choice, drop=drop, dry_run=dry_run, console=console)
+    return verbs.subset(place_of(shards), Path(out), choice, drop=drop, dry_run=dry_run, console=console)
 
 
 def _choice(episodes: Any, instruction: Any, finding: Any, split: str | None, share: float | None) -> Choice:
@@ -180,8 +188,3 @@ def _choice(episodes: Any, instruction: Any, finding: Any, split: str | None, sh
 
 def _numbers(episodes: str | Sequence[int] | None) -> str | None:
     return episodes if episodes is None or isinstance(episodes, str) else ",".join(map(str, episodes))
-
-
-def _place(given: Any) -> Path:
-    """Where a set lies that is named by its path, or by what made it."""
-    return Path(given) if isinstance(given, str | Path) else given.path

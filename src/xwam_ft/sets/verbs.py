@@ -71,7 +71,7 @@ def merge(
     picks = [
         Pick(one, episode, offsets[id(one)] + episode.index, episode.split) for one in sets for episode in one.episodes
     ]
-    again = {} if duplicates == "keep" else _again(picks, console)
+    again = _again(picks, console)
     if again and duplicates == "refuse":
         number, twin = next(iter(again.items()))
         mine, theirs = _pick(picks, number), _pick(picks, twin)
@@ -81,6 +81,8 @@ def merge(
             mine.source.folder,
             "leave one out with --duplicates skip, or take both with --duplicates keep",
         )
+    twins = again if duplicates == "keep" else {}
+    again = {} if twins else again
     picks = [pick for pick in picks if pick.number not in again]
     if share is not None:
         _require_share(share)
@@ -90,7 +92,7 @@ def merge(
         console.print(f"left out, since an earlier set has them: {len(again)} episodes", markup=False)
     merged = _make(out, Derivation(tuple(picks), offsets, made), sets, dry_run, console, tuple(again))
     places = {str(one.folder): [(one.shards, episode) for episode in one.episodes] for one in sets}
-    found = tuple(finding.sentence for finding in compare_sets(places))
+    found = (*_torn(picks, twins), *(finding.sentence for finding in compare_sets(places)))
     for sentence in found:
         console.print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
     return replace(merged, warnings=found)
@@ -211,6 +213,16 @@ def _again(picks: Sequence[Pick], console: Console) -> dict[int, int]:
             if first.source is not pick.source:
                 found[pick.number] = first.number
     return found
+
+
+def _torn(picks: Sequence[Pick], twins: dict[int, int]) -> list[str]:
+    """A sentence where one of two equal episodes is held out and the other trained on."""
+    split = {pick.number: pick.split for pick in picks}
+    torn = sorted(one if split[one] == "held_out" else two for one, two in twins.items() if split[one] != split[two])
+    if not torn:
+        return []
+    what = f"held-out episodes {numbers_text(torn)} are training episodes too, so held-out numbers mean nothing of them"
+    return [f"{what}; give --duplicates skip, or `xwam-ft shards drop` one of each"]
 
 
 def _derivation(opened: OpenedSet, kept: Sequence[EpisodeEntry], made: dict[str, object]) -> Derivation:

@@ -4,7 +4,7 @@ Of one episode, while it is worked on
     files.py          files there, videos as long as the table, long enough
     table.py          columns there and finite; the instruction
     timing.py         dropped frames, jitter, the wrong rate
-    numbers.py        failed reads, jumps, what never moves
+    numbers.py        failed reads, jumps, what never moves, what is outside limits
     pictures.py       black and frozen cameras
     depth.py          holes; the scale of depth, compared over episodes
 Of all episodes together, when they are done

@@ -1,4 +1,4 @@
-"""Failed reads, jumps, and what never moves.
+"""Failed reads, jumps, what never moves, and what lies outside the limits that are stated or that a URDF has.
 
 A jump is a step faster than the joint can go (the URDF's velocity limit, where the slot has a URDF), or, for positions
 without a limit, one that stands far out of that episode's own steps: `OUT` times the step that 95 % of the steps stay
@@ -26,6 +26,9 @@ OUT = 12.0
 SIZE = {"rad": 0.2, "m": 0.05}
 TOLERANCE = 1.2  # of a velocity limit: rates are differences of sampled positions
 WRAP = 0.3  # rad around a full turn
+HELD = "a policy's commands are held there: widen `limits` (metres and radians), unless that is what you want"
+BEYOND = {"prismatic": 0.05, "revolute": 0.2}  # m or rad outside a URDF's range: more than a calibration is off by
+OFTEN = 0.05  # share of an episode's commands, from which stated limits change what was taught
 
 
 def check_numbers(
@@ -42,6 +45,7 @@ def check_numbers(
         if plan.state is None or len(part) < 2:
             continue
         found += _still(slot, part) + _failed_reads(plan, table)
+        found += _out_of_range(plan, table) + _held(slot, orders, fps)
         if plan.speed and any(plan.speed):
             found += _too_fast(plan, plan.state.read(table), fps)
         elif slot.kind in ("pose", "joints"):
@@ -88,6 +92,51 @@ def _too_fast(plan: SlotPlan, joints: np.ndarray, fps: float) -> list[Finding]:
             f"and {at + 1}; its URDF allows {limit:g}"
         )
         found.append(Finding("jump", "warning", text, plan.slot.name, frame=at + 1))
+    return found
+
+
+def _out_of_range(plan: SlotPlan, table: Table) -> list[Finding]:
+    """Joints where the URDF says that its robot cannot be: a sign, a zero, or another joint's numbers."""
+    found: list[Finding] = []
+    if plan.slot.chain is None or plan.state is None:
+        return found
+    joints = {joint.name: joint for joint in plan.slot.chain.joints}
+    for name, values in zip(plan.slot.chain.movable, plan.state.read(table).T, strict=True):
+        joint = joints[name]
+        if joint.lower is None or joint.upper is None:
+            continue
+        off = np.maximum(joint.lower - values, values - joint.upper)
+        at = int(off.argmax())
+        if off[at] > BEYOND.get(joint.type, np.inf):
+            text = f"joint {name!r} of {plan.slot.name!r} is at {values[at]:.3g}; its URDF allows {joint.lower:.3g} to "
+            text += f"{joint.upper:.3g}"
+            found.append(Finding("outside-limits", "warning", text, f"{plan.slot.name} {name}", frame=at))
+    return found
+
+
+def _held(slot: Slot, orders: np.ndarray, fps: float) -> list[Finding]:
+    """Recorded commands that the limits of the embodiment file would change."""
+    found: list[Finding] = []
+    if slot.limits is None or not orders.shape[1]:
+        return found
+    columns = 3 if slot.kind == "pose" else orders.shape[1]
+    told = orders[:, :columns]
+    outside = np.zeros_like(told, dtype=bool)
+    if slot.limits.low is not None and slot.limits.high is not None:
+        outside = (told < np.array(slot.limits.low) - 1e-9) | (told > np.array(slot.limits.high) + 1e-9)
+    fast = np.zeros((len(told) - 1, 1), dtype=bool)
+    if slot.limits.speed is not None:
+        rates = np.abs(np.diff(told, axis=0)) * fps
+        if slot.kind == "pose":
+            rates = np.linalg.norm(rates, axis=1, keepdims=True)
+        fast = rates > TOLERANCE * np.array(slot.limits.speed[: rates.shape[1]])
+    for what, where in (("outside `low` to `high`", outside), ("faster than `speed`", fast)):
+        share = where.mean(axis=0)
+        if share.max() > OFTEN:
+            worst = int(share.argmax())
+            of = "" if where.shape[1] == 1 else f" of {slot.elements[worst]!r}"
+            text = f"{share[worst]:.0%} of the recorded commands{of} of {slot.name!r} are {what} of its `limits`"
+            found.append(Finding("outside-limits", "warning", text, slot.name, fix=HELD))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Limits, Slot
 from xwam_ft.errors import UserError, listed
 from xwam_ft.kinematics import find_urdf, load_chain, velocity_limits
 from xwam_ft.observation import slot_state
+from xwam_ft.prepare.embodiment.order import check_joint_units, check_limits, check_pose, check_same_order
 from xwam_ft.prepare.embodiment.reading import Reading, command_reading, find_columns, plain, si_units, state_reading
 from xwam_ft.prepare.embodiment.schema import DeltaSpec, Embodiment, LimitsSpec, SlotSpec
 
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
     from xwam_ft.prepare.episode import Table
     from xwam_ft.prepare.sources import SourceInfo
-
-
-# A column's last word that names an element of a quaternion: `qx`, `quat_x`, `pose.orientation.x`; and, where a
-# quaternion is expected, also the letter alone.
-QUATERNION = re.compile(r"(?:^|[^a-z])(?:q|(?:quat|quaternion|orientation)[^a-z]?)([wxyz])$", re.IGNORECASE)
-LETTER = re.compile(r"(?:^|[^a-z])[qr]?([wxyz])$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,9 +71,12 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
     if not spec.present:
         return SlotPlan(_build(name, spec, (), (), None, place), None, None)
     state_names = find_columns(spec.columns, info.state_columns, f"{place}.columns")
+    if twice := [name for at, name in enumerate(state_names) if name in state_names[:at]]:
+        raise UserError(f"names column {plain(twice[0])!r} twice", f"{place}.columns", "name each column once")
     names = tuple(plain(column) for column in state_names)
     if spec.kind == "pose" and spec.from_ == "recorded":
-        _check_order(spec.rotation, state_names, f"{place}.columns", "rotation")
+        check_pose(spec.rotation, state_names, f"{place}.columns", "rotation")
+    check_same_order(names, spec.motors or (), "motors", "read by the calibration of", place)
     state = state_reading(spec, state_names, place, where)
     command = _command(spec, state_names, info, place, where)
     chain, speed = None, ()
@@ -96,6 +93,9 @@ def _plan_slot(name: str, spec: SlotSpec, info: SourceInfo, where: Path, urdf_di
                 place,
                 "give one column a joint, and `joints` in the columns' order",
             )
+        check_same_order(names, chain.movable, "joints", "read as", place)
+        for reading in filter(None, (state, command)):
+            check_joint_units(chain, reading.columns, reading.units, place)
     return SlotPlan(_build(name, spec, names, state_names, chain, place), state, command, spec.delta, speed)
 
 
@@ -123,35 +123,11 @@ def _command(spec: SlotSpec, state_names: tuple[str, ...], info: SourceInfo, pla
         )
     if own_form:
         form = spec.command_rotation or spec.rotation
-        _check_order(form, names, f"{place}.command_columns", "command_rotation")
+        check_pose(form, names, f"{place}.command_columns", "command_rotation")
+    elif len(names) == len(state_names):
+        own = [plain(name) for name in state_names]
+        check_same_order(own, [plain(name) for name in names], "command_columns", "commanded by", place)
     return command_reading(spec, names, place, where)
-
-
-def _check_order(form: str, names: Sequence[str], place: str, key: str) -> None:
-    """Columns of a recorded pose whose names say another order of the quaternion than `form`: read so, every
-    orientation would be wrong, and none of them looks it.
-
-    Args:
-        key: of the embodiment file, that states the form.
-
-    Raises:
-        UserError: where all four elements are named, in another order or at another place.
-    """
-    if form not in ("wxyz", "xyzw") or len(names) != 7:
-        return
-    told = [QUATERNION.search(name) for name in names]
-    if sum(match is not None for match in told) < 4:  # x y z of a position may come before a quaternion's x y z w
-        told = [None] * 3 + [LETTER.search(name) for name in names[3:]]
-    named = [(at, match[1].lower()) for at, match in enumerate(told) if match]
-    order = "".join(letter for _, letter in named)
-    if sorted(order) != sorted("wxyz") or (order == form and named[0][0] == 3):
-        return
-    columns = listed([plain(names[at]) for at, _ in named])
-    if order in ("wxyz", "xyzw") and named[0][0] == 3:
-        fix = f"write `{key}: {order}`"
-    else:
-        fix = f"name the columns x y z first, then the quaternion as {' '.join(form)}"
-    raise UserError(f"has the quaternion as {columns}, and would be read as {form}", place, fix)
 
 
 def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str], chain: Any, place: str) -> Slot:
@@ -170,7 +146,7 @@ def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str
         command_units = si_units(spec.command_units, len(elements))
     try:
         limits = _limits(spec.limits, 3 if spec.kind == "pose" else len(elements), len(names), spec.kind)
-        return Slot(
+        slot = Slot(
             name=name,
             kind=spec.kind,
             columns=columns,
@@ -190,6 +166,8 @@ def _build(name: str, spec: SlotSpec, names: tuple[str, ...], full: Sequence[str
         )
     except ValidationError as error:
         raise UserError(error.errors()[0]["msg"].removeprefix("Value error, "), place, "mend the slot") from None
+    check_limits(slot, place)
+    return slot
 
 
 def _elements(spec: SlotSpec, names: tuple[str, ...], full: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
