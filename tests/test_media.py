@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from xwam_ft import decoding, media
-from xwam_ft.decoding import FilePart, Frames, VideoInfo, keep_open, opened
+from xwam_ft.decoding import Frames, Video, VideoInfo, keep_open, opened
 from xwam_ft.errors import UserError
+from xwam_ft.files import FilePart
 from xwam_ft.media import count_frames, gray16_bytes, iterate_rgb, probe, read_gray16, read_rgb, rgb_bytes
 
 HEIGHT, WIDTH, BITS = 32, 64, 8
@@ -99,6 +101,31 @@ def test_both_decoders_give_the_same_pixels(movie: bytes, movie_file: Path) -> N
         np.testing.assert_array_equal(read_rgb(movie_file), read_rgb(source))
 
 
+def test_pictures_far_apart_are_those_of_the_whole_and_some_between_are_not_decoded(
+    movie: bytes, movie_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, decoded = read_rgb(movie), list[int]()
+    decode = decoding._decode  # pyright: ignore[reportPrivateUsage]
+
+    def counted(*given: Any) -> Iterator[Any]:
+        for frame in decode(*given):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decoding, "_decode", counted)
+    for source in (movie, FilePart(movie_file, 0, len(movie))):
+        for step in (2, 3, 4, 8):
+            for first in range(0, 60, 7):
+                video = Video(source)
+                # What was passed over is wanted next, one by one and all together.
+                for wanted in (range(first, 60, step), [first], range(first + 1, 60, step), range(60), [59, 3, 20]):
+                    np.testing.assert_array_equal(video.rgb(wanted), whole[list(wanted)])
+                video.close()
+        decoded.clear()
+        read_rgb(source, range(0, 60, 4))
+        assert 15 <= len(decoded) < 57
+
+
 def test_pictures_survive_the_encoder(movie: bytes) -> None:
     error = np.abs(read_rgb(movie).astype(float) - numbered(60))
     assert error[..., 1].mean() < 3
@@ -166,8 +193,8 @@ def test_pictures_in_a_row_are_decoded_once(tmp_path: Path, monkeypatch: pytest.
     media.write_rgb(path, numbered(60), 30.0)
     plain = decoding._decode  # pyright: ignore[reportPrivateUsage]
 
-    def counting(container: object, source: Path | bytes) -> Iterator[object]:
-        for frame in plain(container, source):
+    def counting(*given: Any) -> Iterator[object]:
+        for frame in plain(*given):
             decoded[0] += 1
             yield frame
 

@@ -17,10 +17,9 @@ import bisect
 import importlib.util
 import io
 import itertools
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,20 +29,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import stand_in
+from xwam_ft.files import FilePart, PartReader, stand_in
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
     from numpy import ndarray
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """A video within a file: `size` bytes from `offset`."""
-
-    path: Path
-    offset: int
-    size: int
 
 
 Source = Path | FilePart | bytes
@@ -89,6 +79,7 @@ class Video:
             _ = self._container  # opening it says what is wrong
         self._decoding: Iterator[Any] | None = None
         self._position = -1  # index of the last picture PyAV decoded
+        self._sparse = False  # and it passed over others
 
     def close(self) -> None:
         self._decoding = None
@@ -185,12 +176,18 @@ class Video:
     def _seek_and_decode(self, packets: PacketIndex, chosen: list[int], layout: Layout) -> Iterator[np.ndarray]:
         """The pictures with these indices, in rising order."""
         times, keys = packets.times, packets.keys
+        # Of the shards' H.264, every fourth picture say does not need all of those between.
+        sparse = not isinstance(self.source, Path) and self.info.codec == "h264"
+        sparse = sparse and len(chosen) > 1 and len(chosen) <= chosen[-1] - chosen[0]
+        if sparse or self._sparse:
+            self._decoding = None  # pictures were passed over that may be wanted now
+        self._sparse, wanted = sparse, {times[index] for index in chosen} if sparse else None
         for index in chosen:
             # Before the first key frame that is shown, an edit list hides the one that pictures depend on.
             key = keys[before - 1] if (before := bisect.bisect_right(keys, index)) else 0
             if self._decoding is None or key > self._position + 1 or index <= self._position:
                 self._container.seek(times[key], stream=self._stream, backward=True)
-                self._decoding = _decode(self._container, self.source)
+                self._decoding = _decode(self._container, self.source, wanted)
             for frame in self._decoding:
                 if frame.pts >= times[index]:
                     break
@@ -312,35 +309,6 @@ def _told_of(source: Source) -> dict[str, Any]:
     return found
 
 
-class _Window(io.RawIOBase):
-    """A part of a file as a file."""
-
-    def __init__(self, part: FilePart) -> None:
-        self._file, self._part, self._at = part.path.open("rb", buffering=0), part, 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        left = max(0, self._part.size - self._at)
-        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._part.offset + self._at)
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + (0, self._at, self._part.size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    seekable = readable
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def _open(source: Source) -> Any:
     import av
 
@@ -349,7 +317,7 @@ def _open(source: Source) -> Any:
         raise UserError(what, source, fix)
     try:
         if isinstance(source, FilePart):
-            container = av.open(_Window(source))
+            container = av.open(PartReader(source))
         else:
             container = av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source))
     except (av.FFmpegError, OSError) as error:
@@ -360,11 +328,17 @@ def _open(source: Source) -> Any:
     return container
 
 
-def _decode(container: Any, source: Source) -> Iterator[Any]:
+def _decode(container: Any, source: Source, wanted: Collection[int] | None = None) -> Iterator[Any]:
+    """Its pictures from here on; with the times that are wanted, without others that no picture depends on."""
     import av
 
+    context, skipping = container.streams.video[0].codec_context, "DEFAULT"
+    context.skip_frame = skipping
     try:
-        yield from container.decode(video=0)
+        for packet in container.demux(video=0):
+            if wanted is not None and (skip := "DEFAULT" if packet.pts in wanted else "NONREF") != skipping:
+                context.skip_frame = skipping = skip
+            yield from packet.decode()
     except av.FFmpegError as error:
         raise unreadable(source, str(error)) from None
 

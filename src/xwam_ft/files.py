@@ -6,14 +6,17 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from xwam_ft.errors import UserError, spelled
 from xwam_ft.machine import gigabytes
@@ -58,6 +61,28 @@ def atomic_folder(target: Path) -> Generator[Path]:
             move_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def sent_on(stream: IO[bytes]) -> Generator[Callable[[], None]]:
+    """Yield what to call after each writing: the disk takes what is written so far beside the work that goes on.
+
+    So that a sync at the end has little left to wait for.
+    """
+    going: Future[None] | None = None
+    with ThreadPoolExecutor(1) as beside:
+
+        def send() -> None:
+            nonlocal going
+            if going is None or going.done():
+                if going is not None:
+                    going.result()  # the system tells of a failed write once
+                stream.flush()
+                going = beside.submit(os.fsync, stream.fileno())
+
+        yield send
+        if going is not None:
+            going.result()
 
 
 def require_local(target: Path, what: str = "what is made or read here") -> None:
@@ -299,6 +324,44 @@ def stand_in(path: Path) -> tuple[str, str] | None:
     if PAGE.match(head):
         return "is a web page, not the file itself", "download the file itself: a login may be needed"
     return next((told for mark, told in POINTERS.items() if head.startswith(mark)), None)
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file within a file: `size` bytes from `offset`."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+class PartReader(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, part: FilePart) -> None:
+        self._file, self._part, self._at = part.path.open("rb", buffering=0), part, 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(0, self._part.size - self._at)
+        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._part.offset + self._at)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + (0, self._at, self._part.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    seekable = readable
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def sha256(path: Path) -> str:

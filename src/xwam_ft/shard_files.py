@@ -19,9 +19,9 @@ from google_crc32c import value as crc32c
 
 from xwam_ft import remote
 from xwam_ft.copies import LOCAL_GB, Copies, copies_folder
-from xwam_ft.decoding import FilePart, Source
+from xwam_ft.decoding import Source
 from xwam_ft.errors import UserError
-from xwam_ft.files import read_json, sha256
+from xwam_ft.files import FilePart, read_json, sha256
 from xwam_ft.remote_errors import Missing
 
 if TYPE_CHECKING:

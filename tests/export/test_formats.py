@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from xwam_ft.export.weights import RunWeights, merged_weight, open_weights
 from xwam_ft.model.adapters import lora_config
 from xwam_ft.model.backbone import load_backbone, locate_backbone, part_fingerprints
 from xwam_ft.model.reference import build_from_reference, reference_name
-from xwam_ft.model.tensor_files.source import open_checkpoint
+from xwam_ft.model.tensor_files.source import Stored, open_checkpoint
 from xwam_ft.recipe_model import LoraSpec
 from xwam_ft.runs.folder import open_run
 
@@ -83,8 +84,6 @@ def test_diffusers_loads_the_video_lora(trained_run: Path, merged: dict[str, tor
 
 def with_lora(weights: RunWeights, **values: object) -> RunWeights:
     """The run as if its recipe's lora section were another."""
-    from dataclasses import replace
-
     lora = weights.recipe.model.lora.model_copy(update=values)
     recipe = weights.recipe.model_copy(update={"model": weights.recipe.model.model_copy(update={"lora": lora})})
     return replace(weights, recipe=recipe, rounding={})
@@ -134,8 +133,31 @@ def test_a_layer_merged_by_itself_is_peft_s_own_merge(spec: LoraSpec) -> None:
             parameter.data = torch.rand_like(parameter) + 0.5
             lora[name.split(".layer.")[1].replace(".default.", ".")] = parameter.detach().clone()
     merged = merged_weight(base, lora, spec)
+    other = {name: tensor * 2 for name, tensor in lora.items()}
+    assert not torch.allclose(merged_weight(base, other, spec), merged)
+    assert torch.equal(merged_weight(base, lora, spec), merged), "of another adapter nothing stays"
     torch.testing.assert_close(merged, adapted.merge_and_unload().layer.weight.detach())
     assert not torch.allclose(merged, base)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_layer_merged_row_by_row_is_the_layer_merged_whole(
+    weights: RunWeights, monkeypatch: pytest.MonkeyPatch, dora: bool
+) -> None:
+    name = "transformer.blocks.0.ffn.net.2.weight"
+    trained = dict(weights.trained)
+    if dora:
+        lengths = torch.rand(trained[name.replace("weight", "lora_B.weight")].shape[0]) + 0.5
+        magnitude = Stored(tuple(lengths.shape), lengths.dtype, lengths.clone)
+        trained[name.replace("weight", "lora_magnitude_vector.weight")] = magnitude
+    changed = replace(with_lora(weights, dora=dora), trained=trained)
+    pieces = {piece.name: piece for piece in changed.pieces(torch.float32, merged=True)}
+    whole, seen = pieces[name].make(), list(changed.rounding.values())
+    changed.rounding.clear()
+    monkeypatch.setattr("xwam_ft.export.weights.ROWS_NUMBERS", 5 * whole.shape[1])
+    assert whole.shape[0] % 5, "the last rows are fewer"
+    torch.testing.assert_close(pieces[name].make(), whole, rtol=1e-6, atol=1e-7)
+    assert next(iter(changed.rounding.values())) == pytest.approx(seen[0], rel=1e-3, abs=1e-9)
 
 
 @pytest.fixture(scope="module")

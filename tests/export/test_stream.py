@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from xwam_ft.errors import UserError
+from xwam_ft.files import sent_on
 from xwam_ft.model.tensor_files.source import open_checkpoint
 from xwam_ft.model.tensor_files.stream import Piece, all_finite, require_written, write_stream
 from xwam_ft.policy.bundle import load_policy
@@ -60,6 +62,27 @@ def test_one_changed_byte_and_wrong_tensors_are_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=part):
             write_stream(tmp_path / "b", [Piece("x", (2,), torch.float32, lambda t=made: t)], {}, lambda _: None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_disk_that_fails_beside_the_work_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr("xwam_ft.files.os.fsync", fails)
+    with pytest.raises(OSError, match="the disk fails"), sent_on((tmp_path / "a").open("wb")) as send:
+        send()
+    with pytest.raises(OSError, match="the disk fails"):
+        write_stream(tmp_path / "b", pieces(some_tensors()), {}, lambda _: None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_cut_after_it_was_opened_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_stream(path, pieces(some_tensors()), {}, lambda _: None)
+    tensors = open_checkpoint(path).tensors
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="has become shorter"):
+        [stored.read() for stored in tensors.values()]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

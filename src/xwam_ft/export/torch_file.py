@@ -7,7 +7,6 @@ file that writes a pickle; of tensors it holds names, shapes and types alone.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import pickle
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xwam_ft.files import atomic_path
-from xwam_ft.model.tensor_files.stream import made, tensor_bytes
+from xwam_ft.model.tensor_files.stream import write_pieces
 
 if TYPE_CHECKING:
     from xwam_ft.model.tensor_files.stream import Piece
@@ -85,15 +84,18 @@ def write_torch(path: Path, key: str, pieces: Sequence[Piece], advance: Advance)
         piece.name: _Hollow(_Storage(str(number), piece.dtype, math.prod(piece.shape)), piece.shape)
         for number, piece in enumerate(pieces)
     }
-    digests: dict[str, str] = {}
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as stream,
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
+    ):
         _record(archive, "data.pkl", _pickled({key: hollow}))
         _record(archive, "byteorder", b"little")
-        for number, piece in enumerate(pieces):
-            data = tensor_bytes(made(piece, path))
-            digests[piece.name] = hashlib.sha256(data).hexdigest()
-            _record(archive, f"data/{number}", data)
-            advance(piece.bytes)
+
+        def put(name: str, data: memoryview) -> None:
+            _record(archive, f"data/{hollow[name].storage.key}", data)
+
+        digests = write_pieces(pieces, path, stream, put, advance)
         _record(archive, "version", b"3\n")
     return digests
 

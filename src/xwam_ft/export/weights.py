@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from xwam_ft.runs.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROWS_NUMBERS = 1 << 19
+"""Numbers of a layer that are merged at a time: float32 of so many stays in a processor's cache."""
 _BRANCH_BLOCK = re.compile(r"depth_branch\.blocks\.(\d+)\.")
 _BLOCK = re.compile(r"(?:transformer|depth_branch)\.blocks\.\d+")
 
@@ -159,19 +161,22 @@ class RunWeights:
             for name, stored in self.trained.items()
             if name.startswith(f"{stem}.lora_")
         }
-        exact = merged_weight(base, lora, self.recipe.model.lora)
-        final = exact.to(dtype)
+        spec, final = self.recipe.model.lora, torch.empty(base.shape, dtype=dtype)
         match = _BLOCK.match(stem)
         assert match is not None, f"an adapter outside the blocks: {stem}"
         counts = self.rounding.setdefault(match[0], [0.0, 0.0])
-        base = base.float()
-        if self.recipe.model.lora.dora:
-            update = exact - base
-        else:  # by the definition, so that a mistake in merging shows as well
-            up, down = lora["lora_B.weight"].float(), lora["lora_A.weight"].float()
-            update = (lora_scale(self.recipe.model.lora) * up) @ down
-        counts[0] += float(torch.linalg.vector_norm((final.float() - base).sub_(update))) ** 2
-        counts[1] += float(torch.linalg.vector_norm(update)) ** 2
+        step = max(1, ROWS_NUMBERS // base.shape[1])
+        for rows in (slice(first, first + step) for first in range(0, base.shape[0], step)):
+            part = {name: one if name == "lora_A.weight" else one[rows] for name, one in lora.items()}
+            before = base[rows].float()
+            exact = merged_weight(before, part, spec)
+            final[rows] = exact
+            if spec.dora:
+                update = exact - before
+            else:  # by the definition, so that a mistake in merging shows as well
+                update = (lora_scale(spec) * part["lora_B.weight"].float()) @ part["lora_A.weight"].float()
+            counts[0] += float(torch.linalg.vector_norm((final[rows].float() - before).sub_(update))) ** 2
+            counts[1] += float(torch.linalg.vector_norm(update)) ** 2
         return final
 
 

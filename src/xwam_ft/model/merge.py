@@ -8,9 +8,10 @@ singular value decomposition of (copy - block) at the adapter's rank, the best a
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -19,12 +20,12 @@ from xwam_ft.errors import UserError
 from xwam_ft.model.adapters import lora_config
 from xwam_ft.model.branch import DEPTH, MAIN, DepthBranch, branch_blocks, lora_layers
 from xwam_ft.model.quantize import plain_linear
+from xwam_ft.recipe_model import LoraSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from xwam_ft.model.network import JointNetwork
-    from xwam_ft.recipe_model import LoraSpec
 
 FIT_LIMIT = 0.1
 """Largest relative error of a layer's update (Frobenius norm) that fitting an adapter may leave."""
@@ -68,21 +69,35 @@ def lora_scale(spec: LoraSpec) -> float:
     return spec.alpha / (spec.rank**0.5 if spec.rslora else spec.rank)
 
 
+@torch.no_grad()
 def merged_weight(base: Tensor, lora: Mapping[str, Tensor], spec: LoraSpec) -> Tensor:
-    """One Linear's weight [out, in] with an adapter (`lora_A.weight`, `lora_B.weight`, ...) folded in; float32."""
+    """One Linear's weight [out, in] with an adapter (`lora_A.weight`, `lora_B.weight`, ...) folded in; float32.
+
+    Of some of its rows as well, with the same rows of everything but `lora_A.weight`.
+    """
+    layer = _adapted_layer(spec.model_dump_json())
+    held = {name.replace(f".{MAIN}.", "."): parameter for name, parameter in layer.named_parameters()}
+    assert held.keys() - lora.keys() == {"base_layer.weight"}, f"an adapter of {sorted(lora)}"
+    try:
+        held["base_layer.weight"].data = base.detach()
+        for name in held.keys() & lora.keys():
+            held[name].data = lora[name].float()
+        return merged_linear(layer, [MAIN]).weight.detach()
+    finally:
+        for parameter in held.values():
+            parameter.data = torch.empty(0)
+
+
+@functools.lru_cache(maxsize=4)
+def _adapted_layer(spec: str) -> Any:
+    """A Linear with an adapter of peft, whose weights are to be replaced: putting one on takes longer than merging."""
     from peft import inject_adapter_in_model
 
-    holder: Any = nn.Module()
-    holder.layer = nn.Linear(base.shape[1], base.shape[0], bias=False, device="meta")
-    holder.layer.weight = nn.Parameter(base, requires_grad=False)
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(lora_config(["layer"], spec), holder, adapter_name=MAIN)
-    for name, parameter in holder.layer.named_parameters():
-        stable = name.replace(f".{MAIN}.", ".")
-        if stable in lora:
-            parameter.data = lora[stable].float()
-    with torch.no_grad():
-        return merged_linear(holder.layer.eval(), [MAIN]).weight.detach()
+    lora, holder = LoraSpec.model_validate_json(spec), cast("Any", nn.Module())
+    with torch.random.fork_rng(devices=[]):  # torch and peft draw initial values
+        holder.layer = nn.Linear(1, 1, bias=False)
+        inject_adapter_in_model(lora_config(["layer"], lora), holder, adapter_name=MAIN)
+    return holder.layer.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Write one safetensors file tensor by tensor, and read it back the same way: one tensor in memory at a time.
+"""Write one safetensors file tensor by tensor, and read it back the same way: two tensors in memory at most.
 
 The library's own writer wants every tensor at once. The format is its public one: eight bytes with the header's
 length, a JSON header with dtype, shape and place of every tensor, then their bytes without gaps.
@@ -10,15 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 
 from xwam_ft.errors import UserError
-from xwam_ft.files import atomic_path
+from xwam_ft.files import atomic_path, sent_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,7 @@ class Piece:
 
 
 def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str], advance: Advance) -> dict[str, str]:
-    """Write `pieces`, made in the order given, one at a time; whole or not at all.
+    """Write `pieces`, made in the order given, one after the other; whole or not at all.
 
     Args:
         advance: called with the bytes of each tensor when it is written.
@@ -69,16 +70,45 @@ def write_stream(path: Path, pieces: Sequence[Piece], metadata: Mapping[str, str
         header[piece.name] = {"dtype": _CODES[piece.dtype], "shape": list(piece.shape), "data_offsets": place}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    digests: dict[str, str] = {}
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for piece in pieces:
-            data = tensor_bytes(made(piece, path))
-            digests[piece.name] = hashlib.sha256(data).hexdigest()
-            stream.seek(8 + len(text) + starts[piece.name])
+
+        def put(name: str, data: memoryview) -> None:
+            stream.seek(8 + len(text) + starts[name])
             stream.write(data)
-            advance(piece.bytes)
-        stream.flush()
+
+        return write_pieces(pieces, path, stream, put, advance)
+
+
+def write_pieces(
+    pieces: Sequence[Piece],
+    where: Path,
+    stream: IO[bytes],
+    put: Callable[[str, memoryview], None],
+    advance: Advance,
+) -> dict[str, str]:
+    """Make each piece while the one before it is hashed and `put` into `stream`, and what was put goes to the disk.
+
+    Returns and raises: as `write_stream`.
+    """
+    digests: dict[str, str] = {}
+
+    def take(piece: Piece, tensor: Tensor) -> int:
+        data = tensor_bytes(tensor)
+        digests[piece.name] = hashlib.sha256(data).hexdigest()
+        put(piece.name, data)
+        return piece.bytes
+
+    with sent_on(stream) as send, ThreadPoolExecutor(1) as beside:
+        going: Future[int] | None = None
+        for piece in pieces:
+            tensor = made(piece, where)
+            if going is not None:
+                advance(going.result())
+                send()
+            going = beside.submit(take, piece, tensor)
+        if going is not None:
+            advance(going.result())
     return digests
 
 
