@@ -107,6 +107,8 @@ def test_swapped_cameras() -> None:
     found = across.check_swapped(views(4, swap=2))
     assert list(found) == [2]
     assert (found[2][0].check, found[2][0].subject) == ("swapped-camera", "left, right")
+    half = {n: views(1, swap=0 if n > 3 else None)[0] for n in range(8)}  # plugged in anew after lunch
+    assert list(across.check_swapped(half)) == [4, 5, 6, 7]
     assert across.check_swapped(views(2, swap=1)) == {}  # which of two is right cannot be known
     alike = {n: {"left": signature(film(6, 1)), "right": signature(film(6, 1))} for n in range(4)}
     assert across.check_swapped(alike) == {}

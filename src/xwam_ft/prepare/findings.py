@@ -71,6 +71,13 @@ CHECKS = {
     "copied-commands": "commands that repeat the present state say nothing about what comes; use `command: next_state`",
     "unfollowed-command": "look for a column that was not recorded, is exchanged with another or inverted; mend it, or "
     "leave these episodes out",
+    "wrong-changes": "mend `command_units`, `command_scale`, `delta` or the order of `command_columns`; or write "
+    "`command: next_state`, which does without recorded changes",
+    "late-commands": "move the actions up by so many rows, so that each stands with the picture it was given at; or "
+    "write `command: next_state`, which does without them",
+    "offset-commands": "commands and states must have one zero and be of one point (leader and follower, flange and "
+    "tool, the order of a quaternion): convert one of them, or write `command: next_state`, which does without "
+    "recorded commands",
     "unrelated-commands": "look at the order and units of `command_columns`",
     "near-constant": "leave the slot out where it is not part of the task, so that its noise is not learned",
     "heavy-tails": "look for outliers; where they are real, more training episodes should hold them",
