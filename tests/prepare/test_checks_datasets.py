@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Slot
-from xwam_ft.prepare.checks.datasets import READINGS, SampledDataset, check_datasets, check_turned, spread_evenly
+from xwam_ft.prepare.checks.datasets import (
+    READINGS,
+    SampledDataset,
+    check_datasets,
+    check_halves,
+    check_turned,
+    spread_evenly,
+)
 
 ARM = Slot(name="arm", kind="joints", columns=tuple("abcdef"), elements=tuple("abcdef"), units=("rad",) * 6,
            convention="absolute")  # fmt: skip
@@ -78,6 +85,19 @@ def test_columns_in_another_order_are_named() -> None:
     turned = [pose[:, [1, 0, 2, 3, 4, 5, 6]] for pose in poses]
     found = check_datasets((TOOL,), [dataset("a", poses), dataset("b", turned)])
     assert [finding.check for _, finding in found] == ["exchanged-columns"]
+
+
+def test_columns_that_change_their_order_half_way_through_a_dataset_are_named() -> None:
+    order = [0, 1, 3, 2, 4, 5, 6]
+    states = dict(enumerate([*episodes(0), *episodes(1)]))
+    assert check_halves((ARM, HAND), states) == {}
+    mixed = {n: state[:, order] if n > 3 else state for n, state in states.items()}
+    found = check_halves((ARM, HAND), mixed)
+    assert {n: [one.check for one in findings] for n, findings in found.items()} == {
+        n: ["exchanged-columns"] for n in (4, 5, 6, 7)
+    }
+    assert "in the later half of the episodes 'c' looks like 'd', 'd' looks like 'c' of the earlier" in found[4][0].text
+    assert check_halves((ARM, HAND), {0: states[0], 1: states[1]}) == {}
 
 
 @pytest.mark.parametrize(

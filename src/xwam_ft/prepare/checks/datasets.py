@@ -38,6 +38,10 @@ Thing = TypeVar("Thing")
 READINGS: dict[str, tuple[str, Callable[[ndarray], ndarray]]] = {
     SWAPPED_CHANNELS: ("is one of them BGR?", lambda picture: picture[..., ::-1]),
     "turned by 180 degrees": ("is the camera of one upside down?", lambda picture: picture[::-1, ::-1]),
+    "with its rows from the bottom up": (
+        "is one of them as a renderer gives it, upside down?",
+        lambda picture: picture[::-1],
+    ),
     "mirrored": ("are the pictures of one mirrored?", lambda picture: picture[:, ::-1]),
 }
 BGR = "write `channels: bgr` for the camera of that one in an embodiment file of its own, and prepare it again"
@@ -47,6 +51,7 @@ RED_BLUE = (
 UNITS = "state the units of the two in an embodiment file each, and prepare them again; in SI they go together"
 
 
+HALVES = "the earlier half", "the later half of the episodes"
 SAMPLED = 50  # episodes of a dataset, spread over all, by which it is compared
 
 
@@ -85,6 +90,17 @@ def check_datasets(slots: Sequence[Slot], datasets: Sequence[SampledDataset]) ->
         for finding in findings:  # of three datasets the odd one is told once
             found.setdefault((place, finding.check, finding.subject), finding)
     return [(place, finding) for (place, _, _), finding in found.items()]
+
+
+def check_halves(slots: Sequence[Slot], states: Mapping[int, Float[ndarray, "f p"]]) -> dict[int, list[Finding]]:
+    """Columns that one dataset's later episodes have in another order than its earlier ones, told of the later ones."""
+    numbers = list(states)
+    halves = [part for part in (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]) if len(part) > 1]
+    if len(halves) < 2:
+        return {}
+    named = [SampledDataset(name, [states[n] for n in part], {}) for name, part in zip(HALVES, halves, strict=True)]
+    found = [finding for finding in _numbers(slots, *named) if finding.check == "exchanged-columns"]
+    return {number: found for number in halves[1] if found}
 
 
 def check_turned(signatures: Signatures) -> dict[int, list[Finding]]:

@@ -18,7 +18,14 @@ from xwam_ft.prepare.checks.across import (
 from xwam_ft.prepare.checks.calibration import check_calibration
 from xwam_ft.prepare.checks.changes import check_changes
 from xwam_ft.prepare.checks.commands import check_commands, check_mixed_commands
-from xwam_ft.prepare.checks.datasets import SAMPLED, SampledDataset, check_datasets, check_turned, spread_evenly
+from xwam_ft.prepare.checks.datasets import (
+    SAMPLED,
+    SampledDataset,
+    check_datasets,
+    check_halves,
+    check_turned,
+    spread_evenly,
+)
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.followed import check_followed
 from xwam_ft.prepare.checks.grippers import check_grippers
@@ -135,7 +142,9 @@ def _datasets_apart(
     names = list(dict.fromkeys(results[job.number].dataset for job in accepted))
     jobs = [[job for job in accepted if results[job.number].dataset == name] for name in names]
     if len(names) < 2:
-        return {}
+        return check_halves(
+            contract.slots, {j.number: load_motion(j).state for j in spread_evenly(jobs[0], 2 * SAMPLED)}
+        )
     sampled: list[SampledDataset] = []
     for name, of_it in zip(names, jobs, strict=True):
         some = spread_evenly(of_it, SAMPLED)
