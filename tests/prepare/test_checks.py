@@ -230,6 +230,10 @@ def test_the_instruction_is_found_by_value_then_listed_then_given(parts: Any) ->
     episode = parts[0].episodes()[1]
     table = episode.table.read()
     assert instructions_of(episode, table, None) == (("close the drawer",), [])
+    moved = Table(table.columns, None, np.full(11, 7))  # as after a merge that kept the old numbers
+    texts, notes = instructions_of(episode, moved, None)
+    assert (texts, named(notes)) == (("open the drawer",), ["other-instruction"])
+    assert "the list of episodes 'close the drawer'" in notes[0].text
     mixed = Table(table.columns, None, np.array([7] * 3 + [8] * 8))
     texts, notes = instructions_of(episode, mixed, None)
     assert texts == ("close the drawer",)

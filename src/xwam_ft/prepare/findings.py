@@ -51,6 +51,8 @@ CHECKS = {
     "missing-instruction": "add `instruction:` to the embodiment file",
     "placeholder-instruction": "write what the robot does into the recordings' tasks, or, where all do the same, add "
     "`instruction:` to the embodiment file",
+    "other-instruction": "look which of the two the pictures show, and write it into both (of LeRobot: `task_index` of "
+    "the rows, and `tasks` in meta/episodes)",
     "several-instructions": "cut the episode where the task changes",
     "many-wordings": "nothing needs to be done: each one kept costs memory and disk for its embedding",
     "black-camera": "look at the camera's cable and exposure; leave the camera out where it stays black",

@@ -99,7 +99,8 @@ def check_halves(slots: Sequence[Slot], states: Mapping[int, Float[ndarray, "f p
     if len(halves) < 2:
         return {}
     named = [SampledDataset(name, [states[n] for n in part], {}) for name, part in zip(HALVES, halves, strict=True)]
-    found = [finding for finding in _numbers(slots, *named) if finding.check == "exchanged-columns"]
+    arms = {slot.name for slot in slots if slot.kind in ("pose", "joints")}  # fingers do as a task has it
+    found = [one for one in _numbers(slots, *named) if one.check == "exchanged-columns" and one.subject in arms]
     return {number: found for number in halves[1] if found}
 
 

@@ -54,6 +54,10 @@ def instructions_of(episode: Episode, table: Table, fallback: str | None) -> tup
         if text and says_nothing(text):
             return _instead(text, fallback)
         if text:
+            listed_ones = [clean_prompt(one) for one in episode.instructions]
+            if len(numbers) == 1 and listed_ones and plain(text) not in map(plain, listed_ones):
+                said = f"its rows say {text!r}, and the list of episodes {listed_ones[0]!r}; the former is used"
+                return (text,), [Finding("other-instruction", "warning", said)]
             several = f"{len(numbers)} instructions in one episode; {text!r} is used"
             return (text,), [] if len(numbers) == 1 else [Finding("several-instructions", "warning", several)]
     wordings = list(dict.fromkeys(filter(None, map(clean_prompt, episode.instructions))))
