@@ -278,6 +278,10 @@ def test_the_instruction_is_found_by_value_then_listed_then_given(parts: Any) ->
     episode = parts[0].episodes()[1]
     table = episode.table.read()
     assert instructions_of(episode, table, None) == (("close the drawer",), [])
+    moved = Table(table.columns, None, np.full(11, 7))  # as after a merge that kept the old numbers
+    texts, notes = instructions_of(episode, moved, None)
+    assert (texts, named(notes)) == (("open the drawer",), ["other-instruction"])
+    assert "the list of episodes 'close the drawer'" in notes[0].text
     mixed = Table(table.columns, None, np.array([7] * 3 + [8] * 8))
     texts, notes = instructions_of(episode, mixed, None)
     assert texts == ("close the drawer",)
@@ -287,6 +291,20 @@ def test_the_instruction_is_found_by_value_then_listed_then_given(parts: Any) ->
     bare = replace(episode, instructions=(), tasks={})
     assert instructions_of(bare, none, "do it") == (("do it",), [])
     assert named(instructions_of(bare, none, None)[1]) == ["missing-instruction"]
+
+
+@pytest.mark.parametrize("text", ["task", "TODO", "None", "Describe the task here.", "dummy task", "17", "..."])
+def test_an_instruction_that_nobody_wrote_is_told_and_gives_way_to_the_embodiments(parts: Any, text: str) -> None:
+    from dataclasses import replace
+
+    bare = replace(parts[0].episodes()[1], tasks={}, instructions=(text,))
+    table = Table(bare.table.read().columns, None, None)
+    for episode, rows in ((bare, table), (replace(bare, tasks={7: text}), replace(table, task_index=np.full(11, 7)))):
+        texts, found = instructions_of(episode, rows, None)
+        assert (len(texts), named(found)) == (1, ["placeholder-instruction"])
+        assert instructions_of(episode, rows, "open the drawer") == (("open the drawer",), [])
+    for right in ("lift", "pick_place_v2", "Test the battery", "把杯子放到盘子里"):
+        assert instructions_of(replace(bare, instructions=(right,)), table, "else") == ((right,), [])
 
 
 def test_wordings_of_one_instruction_are_kept_up_to_a_number(parts: Any) -> None:

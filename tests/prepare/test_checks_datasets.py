@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from xwam_ft.contract import POSE_ELEMENTS, POSE_UNITS, Slot
-from xwam_ft.prepare.checks.datasets import SampledDataset, check_datasets, spread_evenly
+from xwam_ft.prepare.checks.datasets import (
+    READINGS,
+    SampledDataset,
+    check_datasets,
+    check_halves,
+    check_turned,
+    spread_evenly,
+)
 
 ARM = Slot(name="arm", kind="joints", columns=tuple("abcdef"), elements=tuple("abcdef"), units=("rad",) * 6,
            convention="absolute")  # fmt: skip
@@ -80,6 +87,19 @@ def test_columns_in_another_order_are_named() -> None:
     assert [finding.check for _, finding in found] == ["exchanged-columns"]
 
 
+def test_columns_that_change_their_order_half_way_through_a_dataset_are_named() -> None:
+    order = [0, 1, 3, 2, 4, 5, 6]
+    states = dict(enumerate([*episodes(0), *episodes(1)]))
+    assert check_halves((ARM, HAND), states) == {}
+    mixed = {n: state[:, order] if n > 3 else state for n, state in states.items()}
+    found = check_halves((ARM, HAND), mixed)
+    assert {n: [one.check for one in findings] for n, findings in found.items()} == {
+        n: ["exchanged-columns"] for n in (4, 5, 6, 7)
+    }
+    assert "in the later half of the episodes 'c' looks like 'd', 'd' looks like 'c' of the earlier" in found[4][0].text
+    assert check_halves((ARM, HAND), {0: states[0], 1: states[1]}) == {}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -96,6 +116,41 @@ def test_pictures_in_another_form_are_named(change: Callable[[np.ndarray], np.nd
     (_, finding), *_ = check_datasets((ARM, HAND), days)
     assert told in finding.text
     assert ("channels: bgr" in finding.remedy) == (told == "red and blue exchanged")
+
+
+def seen_by(camera: str, pictures: list[np.ndarray]) -> dict[int, dict[str, list[float]]]:
+    """Signatures of episodes: a little noise, and something of three cells that lies elsewhere in each."""
+    made: dict[int, dict[str, list[float]]] = {}
+    for number, picture in enumerate(pictures):
+        random = np.random.default_rng(number)
+        own = picture + random.normal(0, 1, picture.shape)
+        own[random.integers(3, 6), random.integers(0, 8)] = random.uniform(0, 255, 3)
+        made[number] = {camera: own.reshape(-1).tolist()}
+    return made
+
+
+@pytest.mark.parametrize("how", list(READINGS))
+@pytest.mark.parametrize("odd", [[2], [0, 3], [4, 5, 6, 7]])
+def test_episodes_with_pictures_in_another_form_are_named(how: str, odd: list[int]) -> None:
+    usual = scene(3)
+    usual[:, :4] = np.array([150, 110, 60])
+    change = READINGS[how][1]
+    found = check_turned(seen_by("front", [change(usual) if n in odd else usual for n in range(8)]))
+    assert sorted(found) == odd
+    for (finding,) in found.values():
+        assert (finding.check, finding.subject, how in finding.text) == ("other-pictures", "front", True)
+        assert ("colorchannelmixer" in finding.remedy) == (how == "with red and blue exchanged")
+
+
+def test_things_that_lie_left_or_right_in_a_scene_that_is_the_same_on_both_sides_are_left_alone() -> None:
+    wall = np.full((6, 8, 3), 128.0)
+    left, right = wall.copy(), wall.copy()
+    left[2:5, :3], right[2:5, 5:] = (220, 40, 40), (220, 40, 40)
+    assert check_turned(seen_by("top", [left, right] * 4)) == {}
+    blue = left[..., ::-1]  # a blue thing where the others have a red one
+    assert check_turned(seen_by("top", [left, blue] * 4)) == {}
+    rooms = [scene(seed) for seed in range(30)]
+    assert check_turned(seen_by("front", rooms)) == {}
 
 
 def test_exchanged_cameras_are_named() -> None:

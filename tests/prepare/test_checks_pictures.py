@@ -47,6 +47,18 @@ def test_black_pictures() -> None:
     assert (found.check, found.severity) == ("black-camera", "error")
 
 
+@pytest.mark.parametrize("colour", [(0, 135, 0), (250, 250, 250), (128, 128, 128)])
+def test_pictures_of_one_even_colour_show_nothing(colour: tuple[int, int, int]) -> None:
+    pictures = film()
+    pictures[20:24] = colour
+    (found,) = check_pictures("a", pictures, MOVING, FPS)
+    assert (found.check, found.severity, found.frame) == ("blank-camera", "warning", 20)
+    assert found.text == "camera 'a' shows one even colour in 4 of 60 pictures, first in frame 20"
+    noisy = np.minimum(colour + np.random.default_rng(0).integers(0, 4, pictures.shape), 255).astype(np.uint8)
+    (found,) = check_pictures("a", noisy, MOVING, FPS)
+    assert (found.check, found.severity) == ("blank-camera", "error")
+
+
 @pytest.mark.parametrize("how", ["pause", "every second", "throughout"])
 def test_frozen_pictures_while_the_robot_moves(how: str) -> None:
     pictures = film()
@@ -107,6 +119,8 @@ def test_swapped_cameras() -> None:
     found = across.check_swapped(views(4, swap=2))
     assert list(found) == [2]
     assert (found[2][0].check, found[2][0].subject) == ("swapped-camera", "left, right")
+    half = {n: views(1, swap=0 if n > 3 else None)[0] for n in range(8)}  # plugged in anew after lunch
+    assert list(across.check_swapped(half)) == [4, 5, 6, 7]
     assert across.check_swapped(views(2, swap=1)) == {}  # which of two is right cannot be known
     alike = {n: {"left": signature(film(6, 1)), "right": signature(film(6, 1))} for n in range(4)}
     assert across.check_swapped(alike) == {}
@@ -304,6 +318,17 @@ def test_the_hand_is_projected_into_the_picture(contract: Contract, segment: Seg
     np.testing.assert_allclose(row, [15.5, 15.5])
     motion = Motion(segment.proprio + np.array([0, 0, 0.3, 0, 0, 0, 0, 0]), segment.action, segment.action_mask)
     assert check_calibration(contract, motion) == []
+
+
+def test_a_camera_pose_in_millimetres(contract_with: Callable[..., Contract], segment: Segment) -> None:
+    cameras = list(contract_with().cameras)
+    pose = np.array(cameras[0].pose)
+    pose[:3, 3] = [-700.0, 200.0, 500.0]  # so far away that any hand is in the middle of the picture
+    cameras[0] = cameras[0].model_copy(update={"pose": tuple(tuple(row) for row in pose.tolist())})
+    motion = Motion(segment.proprio, segment.action, segment.action_mask)
+    (found,) = check_calibration(contract_with(cameras=tuple(cameras)), motion)
+    assert found.text == "camera 'front' stands 883 m away from the base: its pose looks like millimetres"
+    assert "by 1000" in found.remedy
 
 
 @pytest.mark.parametrize(("pose", "where"), [("behind", "behind the camera"), ("aside", "outside the picture")])

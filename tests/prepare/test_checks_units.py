@@ -186,3 +186,23 @@ def test_the_episode_in_degrees_is_rejected_and_the_others_go_on(tmp_path: Path,
         (1, True)
     ]
     assert {episode["index"] for episode in read_json(tmp_path / "out" / "index.json")["episodes"]} == {0, 2, 3}
+
+
+def test_a_joint_a_full_turn_beside_itself_and_one_that_nobody_wrote() -> None:
+    slot = joint_plan("rad").slot
+
+    def told(states: list[np.ndarray]) -> dict[int, list[tuple[str, str]]]:
+        motions = {n: Motion(state, state, np.ones_like(state)) for n, state in enumerate(states)}
+        found = check_episode_ranges([slot], motions)
+        return {n: [(one.check, one.text) for one in findings] for n, findings in found.items()}
+
+    states = [arm(seed=seed) for seed in range(6)]
+    assert told(states) == {}
+    for odd in ([1], [3, 4, 5]):
+        wound = [state + (2 * np.pi * np.eye(6)[2] if n in odd else 0) for n, state in enumerate(states)]
+        text = "'j2' of 'arm' is a full turn beside what it is in other episodes"
+        assert told(wound) == {n: [("angle-wrap", text)] for n in odd}
+    unread = [state * (1 - np.eye(6)[4] if n == 2 else 1) for n, state in enumerate(states)]
+    text = "j4 of 'arm': exactly 0 throughout, and not in the other episodes"
+    assert told(unread) == {2: [("failed-reads", text)]}
+    assert told([state * (1 - np.eye(6)[4]) for state in states]) == {}  # locked in all of them

@@ -51,13 +51,19 @@ CHECKS = {
     "gripper-sense": "swap `gripper_open` and `gripper_closed`, or turn the commands round in the recordings; where "
     'commands are another quantity (an effort, say), state it with `command_units: "1"`',
     "missing-instruction": "add `instruction:` to the embodiment file",
+    "placeholder-instruction": "write what the robot does into the recordings' tasks, or, where all do the same, add "
+    "`instruction:` to the embodiment file",
+    "other-instruction": "look which of the two the pictures show, and write it into both (of LeRobot: `task_index` of "
+    "the rows, and `tasks` in meta/episodes)",
     "several-instructions": "cut the episode where the task changes",
     "many-wordings": "nothing needs to be done: each one kept costs memory and disk for its embedding",
     "black-camera": "look at the camera's cable and exposure; leave the camera out where it stays black",
+    "blank-camera": "look at the camera's exposure and cable, and whether the video plays: a white, green or grey "
+    "picture shows nothing; leave the camera out where it stays so",
     "frozen-camera": "the driver repeated pictures while the robot moved; record again, or cut the episode",
     "swapped-camera": "the cameras' files or plugs were exchanged; rename them",
-    "other-pictures": "turn or mirror the videos of one as those of the other are (ffmpeg -vf hflip,vflip or -vf "
-    "hflip), and prepare it again",
+    "other-pictures": "turn or mirror the videos of one as those of the other are (ffmpeg -vf hflip,vflip, -vf "
+    "hflip or -vf vflip), and prepare it again",
     "same-pictures": "two cameras of the embodiment file show the same pictures; mend `source`",
     "other-size": "record every episode at one size; what differs is stretched to the same size",
     "quaternion-sign": "nothing needs to be done for new weights; X-WAM's weights know w >= 0 alone: keep it with "
@@ -73,6 +79,13 @@ CHECKS = {
     "copied-commands": "commands that repeat the present state say nothing about what comes; use `command: next_state`",
     "unfollowed-command": "look for a column that was not recorded, is exchanged with another or inverted; mend it, or "
     "leave these episodes out",
+    "wrong-changes": "mend `command_units`, `command_scale`, `delta` or the order of `command_columns`; or write "
+    "`command: next_state`, which does without recorded changes",
+    "late-commands": "move the actions up by so many rows, so that each stands with the picture it was given at; or "
+    "write `command: next_state`, which does without them",
+    "offset-commands": "commands and states must have one zero and be of one point (leader and follower, flange and "
+    "tool, the order of a quaternion): convert one of them, or write `command: next_state`, which does without "
+    "recorded commands",
     "unrelated-commands": "look at the order and units of `command_columns`",
     "near-constant": "leave the slot out where it is not part of the task, so that its noise is not learned",
     "heavy-tails": "look for outliers; where they are real, more training episodes should hold them",

@@ -12,11 +12,18 @@ import numpy as np
 from xwam_ft.prepare.findings import Finding, Names, episodes_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+    from numpy import ndarray
+
     from xwam_ft.contract import Camera, Image
     from xwam_ft.quantiles import Motion
 
 APART = 6.0  # mean difference of two cameras' usual pictures (0..255) below which they cannot be told apart
-SWAPPED = 0.5  # of the distance to the own camera's usual picture
+SWAPPED = 0.5  # of a distance, by which another is the smaller one
+NEARER = 0.8
+COMPARED = 60  # episodes, spread over all, that each is compared with
 ASPECT = 0.02  # by which width to height may change without a word
 PADDED = 0.5  # of all clip starts, above which most clips are cut short
 SAME = 1.0  # mean difference below which pictures are the same
@@ -25,25 +32,72 @@ Signatures = Mapping[int, Mapping[str, Sequence[float]]]  # episode -> camera ->
 
 
 def check_swapped(signatures: Signatures) -> dict[int, list[Finding]]:
-    """Episodes in which two cameras fit each other's usual pictures better than their own; needs three episodes."""
+    """Episodes in which two cameras show what the other one shows in others; needs three episodes."""
     found: dict[int, list[Finding]] = {}
-    if len(signatures) < 3:
-        return found
-    cameras = sorted(next(iter(signatures.values())))
-    seen = {name: np.array([signatures[number][name] for number in signatures]) for name in cameras}
-    usual = {name: np.median(seen[name], axis=0) for name in cameras}
-    for one, other in combinations(cameras, 2):
-        if _distance(usual[one], usual[other]) < APART:
+    numbers = list(signatures)
+    for one, other in combinations(sorted(next(iter(signatures.values()), {})), 2):
+        both = np.array([[signatures[number][name] for name in (one, other)] for number in numbers])  # [n, 2, s]
+        if np.median(np.abs(both[:, 0] - both[:, 1]).mean(axis=1)) < APART:
             continue
-        for row, number in enumerate(signatures):
-            own = _distance(seen[one][row], usual[one]) + _distance(seen[other][row], usual[other])
-            crossed = _distance(seen[one][row], usual[other]) + _distance(seen[other][row], usual[one])
-            if crossed < SWAPPED * own:
-                text = f"cameras {one!r} and {other!r} are swapped: each shows what the other shows in other episodes"
-                found.setdefault(number, []).append(
-                    Finding("swapped-camera", "warning", text, f"{one}, {other}", one, 0)
-                )
+        for row in odd_ones(both, lambda pair: pair[::-1], least=APART):
+            text = f"cameras {one!r} and {other!r} are swapped: each shows what the other shows in other episodes"
+            finding = Finding("swapped-camera", "warning", text, f"{one}, {other}", one, 0)
+            found.setdefault(numbers[row], []).append(finding)
     return found
+
+
+def odd_ones(
+    seen: Float[ndarray, "n *cells c"],
+    change: Callable[[ndarray], ndarray],
+    *,
+    least: float,
+    scene: float = np.inf,
+    spread: float = 0.0,
+) -> list[int]:
+    """Rows that show what others show once `change` is made to them: of the two kinds the fewer, or the later ones.
+
+    Two rows are of one kind, or of two, where a change makes it twice as bad, or half as bad: most of scenes that
+    differ say nothing. So the kinds need not be of one scene, nor one of them usual.
+
+    Args:
+        least: of 255, by which two rows of different kinds differ as they are.
+        scene: what they may differ by once one is changed.
+        spread: share of the cells that the change must bring nearer: more than one thing that lies elsewhere.
+    """
+    if len(seen) < 3:
+        return []
+    changed = np.stack([change(row) for row in seen])
+    axes = tuple(range(1, seen.ndim))
+    some = np.unique(np.linspace(0, len(seen) - 1, min(len(seen), COMPARED)).round().astype(int))
+    asis, near, votes = np.zeros((3, len(seen), len(some)))  # a vote of 1: of one kind, -1: of two
+    for at, place in enumerate(some):
+        cells, others = (np.abs(rows - seen[place]).mean(axis=-1) for rows in (seen, changed))
+        asis[:, at], near[:, at] = (each.mean(axis=axes[:-1]) for each in (cells, others))
+        better = (cells > others + 1).mean(axis=axes[:-1]) >= spread
+        two = (near[:, at] < np.minimum(SWAPPED * asis[:, at], scene)) & (asis[:, at] >= least) & better
+        votes[:, at] = np.where(asis[:, at] < np.minimum(SWAPPED * near[:, at], scene), 1, np.where(two, -1, 0))
+    kind = np.zeros(len(some))
+    for start in range(len(some)):
+        if kind[start]:
+            continue
+        kind[start], group, queue = 1, [start], [start]
+        while queue:
+            at = queue.pop()
+            for other in np.flatnonzero(votes[some, at] * (kind == 0)).tolist():
+                kind[other] = kind[at] * votes[some[other], at]
+                group.append(other)
+                queue.append(other)
+        kind[group] *= 1 if kind[group].sum() >= 0 else -1
+        if (kind[group] > 0).all():
+            kind[group] = 2  # of one kind among themselves, whichever that is
+    known = np.abs(kind) == 1
+    if not known.any():
+        return []
+    # Where there are two kinds, what is less clear is of the one that it is nearer to.
+    usual, odd = (np.where(kind == which, asis, near)[:, known].min(axis=1) for which in (1, -1))
+    told = odd < np.minimum(NEARER * usual, 2 * scene)
+    told[some[known]] = kind[known] < 0
+    return np.flatnonzero(told).tolist()
 
 
 def check_same(signatures: Signatures) -> dict[int, list[Finding]]:

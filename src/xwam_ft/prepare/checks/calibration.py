@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MARGIN = 0.15  # of the picture's size, by which a hand may be out of it
 MOST = 0.5
+FARTHEST = 50.0  # m: beyond it every hand is in the middle of the picture
+IN_METRES = "divide the last column of its pose by 1000, in the recordings' calibration or the embodiment file"
 
 
 def check_calibration(contract: Contract, motion: Motion) -> list[Finding]:
@@ -29,6 +31,10 @@ def check_calibration(contract: Contract, motion: Motion) -> list[Finding]:
     found: list[Finding] = []
     for camera in contract.cameras:
         if camera.kind != "static" or camera.intrinsics is None or camera.pose is None or not poses:
+            continue
+        if (away := float(np.linalg.norm(np.array(camera.pose)[:3, 3]))) > FARTHEST:
+            text = f"camera {camera.name!r} stands {away:.3g} m away from the base: its pose looks like millimetres"
+            found.append(Finding("camera-calibration", "warning", text, camera.name, camera.name, 0, IN_METRES))
             continue
         places = conventions.state_slices(contract)
         seen = {name: in_picture(camera, motion.state[:, places[name]][:, :3]) for name in poses}

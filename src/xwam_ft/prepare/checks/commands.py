@@ -10,25 +10,65 @@ from xwam_ft.prepare.action_semantics import guess_actions
 from xwam_ft.prepare.findings import Finding, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from xwam_ft.contract import Slot
+    from xwam_ft.prepare.embodiment.slots import SlotPlan
     from xwam_ft.quantiles import Motion
 
+MIXED = (
+    "put these episodes into a dataset of their own, prepare it with `command: delta` and merge the sets (`xwam-ft "
+    "shards merge`); or write `command: next_state`, which does without recorded commands"
+)
+OF_TARGETS = ("delta-commands", "unrelated-commands")
 MOVES = 0.05  # m or rad in an episode: what holds still, commanded or not, follows nothing
 
 
-def check_commands(slots: Sequence[Slot], motions: Sequence[Motion]) -> list[Finding]:
-    """Findings about whole slots, each true of all episodes; pose and joint slots with recorded commands."""
+def check_commands(slots: Sequence[Slot], motions: Sequence[Motion], changes: Collection[str] = ()) -> list[Finding]:
+    """Findings about whole slots, each true of all episodes; pose and joint slots with recorded commands.
+
+    Args:
+        changes: slots whose commands were read as changes, so that nobody takes them for targets.
+    """
     found: list[Finding] = []
     at = told = 0
     for slot in slots:
         state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
         at, told = at + slot.state_width, told + slot.command_width
-        recorded = slot.present and slot.commanded and slot.command_from == "recorded"
-        if recorded and slot.kind in ("pose", "joints") and slot.command_units in (None, slot.units):
-            found += _judge(slot, motions, state, command)
+        if _is_judged(slot):
+            said = _judge(slot, motions, state, command)
+            found += [one for one in said if slot.name not in changes or one.check not in OF_TARGETS]
     return found
+
+
+def check_mixed_commands(plans: Sequence[SlotPlan], motions: Mapping[int, Motion]) -> dict[int, list[Finding]]:
+    """Episodes whose commands are changes where those of other episodes are the targets that the embodiment says."""
+    found: dict[int, list[Finding]] = {}
+    at = told = 0
+    for plan in plans:
+        slot = plan.slot
+        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
+        at, told = at + slot.state_width, told + slot.command_width
+        if plan.delta is not None or not _is_judged(slot):
+            continue
+        width = 3 if slot.kind == "pose" else slot.state_width
+        guesses = {
+            n: guess_actions([motion.state[:, state][:, :width]], [motion.command[:, command][:, :width]])
+            for n, motion in motions.items()
+        }
+        odd = {n: guess for n, guess in guesses.items() if (guess.kind, guess.sure) == ("delta", "sure")}
+        if odd and any(guess.kind in ("target", "next_state") for guess in guesses.values()):
+            for number, guess in odd.items():
+                text = f"the recorded commands of {slot.name!r} are changes of the state, and targets in other episodes"
+                found.setdefault(number, []).append(
+                    Finding("delta-commands", "error", f"{text} ({guess.why})", slot.name, fix=MIXED)
+                )
+    return found
+
+
+def _is_judged(slot: Slot) -> bool:
+    recorded = slot.present and slot.commanded and slot.command_from == "recorded"
+    return recorded and slot.kind in ("pose", "joints") and slot.command_units in (None, slot.units)
 
 
 def _judge(slot: Slot, motions: Sequence[Motion], state: slice, command: slice) -> list[Finding]:

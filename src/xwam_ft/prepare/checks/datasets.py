@@ -1,4 +1,5 @@
-"""Several datasets of one robot against each other: units, the order of columns, colours and turns of pictures.
+"""Datasets of one robot against each other: units, the order of columns, colours and turns of pictures; the last of
+episodes, too.
 
 Each may be sound by itself, and what differs between them is learned as if the robot did both. One embodiment file
 says what all of them mean, so that one of them contradicts it; which one, their numbers do not tell.
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from xwam_ft.errors import listed
-from xwam_ft.prepare.checks.across import APART, SWAPPED
+from xwam_ft.prepare.checks.across import APART, SWAPPED, odd_ones
 from xwam_ft.prepare.checks.pictures import SIGNATURE
 from xwam_ft.prepare.checks.units import levels_and_spans, unit_factor
 from xwam_ft.prepare.findings import Finding
@@ -24,23 +25,33 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from xwam_ft.contract import Slot
+    from xwam_ft.prepare.checks.across import Signatures
 
 FAR = {"rad": 0.3, "m": 0.1}  # between what a column usually holds in two datasets, below which it may be another task
 FAR_ELSE = 0.2  # of what all columns of the slot cover
 GREYISH = 3.0  # of 255, from which red and blue exchanged are seen in a scene of little colour
 SCENE = 10.0  # of 255, within which two datasets may be of one scene; of another nothing can be told
+COLOURED, TURNED = 0.35, 0.5  # of the cells, that another reading brings nearer: not a red thing where a blue one was
 FITS = 0.3  # of that distance: how near a column must be under the other name
 SWAPPED_CHANNELS = "with red and blue exchanged"
 Thing = TypeVar("Thing")
 READINGS: dict[str, tuple[str, Callable[[ndarray], ndarray]]] = {
     SWAPPED_CHANNELS: ("is one of them BGR?", lambda picture: picture[..., ::-1]),
     "turned by 180 degrees": ("is the camera of one upside down?", lambda picture: picture[::-1, ::-1]),
+    "with its rows from the bottom up": (
+        "is one of them as a renderer gives it, upside down?",
+        lambda picture: picture[::-1],
+    ),
     "mirrored": ("are the pictures of one mirrored?", lambda picture: picture[:, ::-1]),
 }
 BGR = "write `channels: bgr` for the camera of that one in an embodiment file of its own, and prepare it again"
+RED_BLUE = (
+    "exchange the two in the wrong videos (ffmpeg -vf colorchannelmixer=rr=0:rb=1:br=1:bb=0), and prepare it again"
+)
 UNITS = "state the units of the two in an embodiment file each, and prepare them again; in SI they go together"
 
 
+HALVES = "the earlier half", "the later half of the episodes"
 SAMPLED = 50  # episodes of a dataset, spread over all, by which it is compared
 
 
@@ -79,6 +90,33 @@ def check_datasets(slots: Sequence[Slot], datasets: Sequence[SampledDataset]) ->
         for finding in findings:  # of three datasets the odd one is told once
             found.setdefault((place, finding.check, finding.subject), finding)
     return [(place, finding) for (place, _, _), finding in found.items()]
+
+
+def check_halves(slots: Sequence[Slot], states: Mapping[int, Float[ndarray, "f p"]]) -> dict[int, list[Finding]]:
+    """Columns that one dataset's later episodes have in another order than its earlier ones, told of the later ones."""
+    numbers = list(states)
+    halves = [part for part in (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]) if len(part) > 1]
+    if len(halves) < 2:
+        return {}
+    named = [SampledDataset(name, [states[n] for n in part], {}) for name, part in zip(HALVES, halves, strict=True)]
+    arms = {slot.name for slot in slots if slot.kind in ("pose", "joints")}  # fingers do as a task has it
+    found = [one for one in _numbers(slots, *named) if one.check == "exchanged-columns" and one.subject in arms]
+    return {number: found for number in halves[1] if found}
+
+
+def check_turned(signatures: Signatures) -> dict[int, list[Finding]]:
+    """Episodes of which a camera shows what it shows in others, but mirrored, turned or in BGR."""
+    found: dict[int, list[Finding]] = {}
+    numbers = list(signatures)
+    for name in sorted(next(iter(signatures.values()), {})):
+        seen = np.array([signatures[number][name] for number in numbers]).reshape(-1, *SIGNATURE, 3)
+        for how, (_, change) in READINGS.items():
+            colours = how == SWAPPED_CHANNELS
+            for row in odd_ones(seen, change, least=APART, scene=SCENE, spread=COLOURED if colours else TURNED):
+                text = f"camera {name!r} shows what it shows in other episodes {how}: one of the two is wrong"
+                finding = Finding("other-pictures", "warning", text, name, name, 0, RED_BLUE if colours else "")
+                found.setdefault(numbers[row], []).append(finding)
+    return found
 
 
 def _numbers(slots: Sequence[Slot], one: SampledDataset, other: SampledDataset) -> list[Finding]:

@@ -14,7 +14,7 @@ import numpy as np
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from xwam_ft.contract import Slot
     from xwam_ft.quantiles import Motion
@@ -26,8 +26,14 @@ DEAD = 0.02  # of what moves, that what stands still may move
 FOLLOWS, STRAYS = 0.8, 0.5  # correlation of the other episodes, and of one that is not like them
 
 
-def check_followed(slots: Sequence[Slot], motions: Mapping[int, Motion]) -> dict[int, list[Finding]]:
-    """Findings by episode, about slots with recorded commands in the state's own unit."""
+def check_followed(
+    slots: Sequence[Slot], motions: Mapping[int, Motion], changes: Collection[str] = ()
+) -> dict[int, list[Finding]]:
+    """Findings by episode, about slots with recorded targets in the state's own unit.
+
+    Args:
+        changes: slots whose commands were read as changes, and so lie near the states whatever they are.
+    """
     found: dict[int, list[Finding]] = {}
     at = told = 0
     for slot in slots:
@@ -35,6 +41,8 @@ def check_followed(slots: Sequence[Slot], motions: Mapping[int, Motion]) -> dict
         at, told = at + slot.state_width, told + slot.command_width
         recorded = slot.present and slot.commanded and slot.command_from == "recorded"
         if not recorded or slot.state_width != slot.command_width or slot.command_units not in (None, slot.units):
+            continue
+        if slot.name in changes:
             continue
         for column in range(3 if slot.kind == "pose" else slot.state_width):  # a pose is told by its position
             pairs = {

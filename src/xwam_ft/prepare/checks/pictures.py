@@ -1,4 +1,4 @@
-"""Black and frozen cameras, from the pictures as stored, and what is kept to compare cameras over episodes."""
+"""Black, blank and frozen cameras, from the pictures as stored, and what is kept to compare cameras over episodes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 BLACK = 8.0  # mean of 0..255 below which a picture shows nothing
+EVEN = 3.0  # spread of 0..255 below which it does not, either: white, or the green of a packet that was lost
 CELLS = 16  # pictures are compared in CELLS x CELLS cells: one that moves is enough
 SAME = 0.5  # of 255, in the cell that changes most; a video encoder's own flicker stays below
 REPEATED = 0.3  # share of identical neighbours, while the robot moves, from which it is said
@@ -25,16 +26,18 @@ BLOCK = 64
 def check_pictures(
     camera: str, pictures: UInt8[ndarray, "f h w 3"], moving: Bool[ndarray, " g"], fps: float
 ) -> list[Finding]:
-    """Black and frozen pictures of one camera.
+    """Black, blank and frozen pictures of one camera.
 
     Args:
         pictures: all of them, in memory or mapped.
         moving: of the F-1 steps between neighbours, those in which the robot moves.
     """
-    brightness, change = _scan(pictures)
-    dark = _black(camera, brightness)
-    blind = any(finding.severity == "error" for finding in dark)  # black pictures are alike, too
-    return dark + ([] if blind else _frozen(camera, change, moving, fps))
+    brightness, contrast, change = _scan(pictures)
+    black = brightness < BLACK
+    blank = _nothing("black-camera", camera, "is black", black)
+    blank += _nothing("blank-camera", camera, "shows one even colour", (contrast < EVEN) & ~black)
+    blind = any(finding.severity == "error" for finding in blank)  # black pictures are alike, too
+    return blank + ([] if blind else _frozen(camera, change, moving, fps))
 
 
 def robot_moves(state: Float[ndarray, "f p"]) -> Bool[ndarray, " g"]:
@@ -59,17 +62,19 @@ def thumbnail(picture: UInt8[ndarray, "h w 3"], width: int = 160) -> UInt8[ndarr
     return resize_pictures(picture[None], height, width)[0]
 
 
-def _scan(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean brightness [F], and the change of the cell that changes most between neighbours [F-1]."""
-    brightness, change = np.zeros(len(pictures)), np.zeros(max(0, len(pictures) - 1))
+def _scan(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean brightness and spread [F], and the change of the cell that changes most between neighbours [F-1]."""
+    brightness, contrast = np.zeros((2, len(pictures)))
+    change = np.zeros(max(0, len(pictures) - 1))
     for first in range(0, len(pictures), BLOCK):
         block = np.asarray(pictures[first : first + BLOCK + 1, ::2, ::2, 1], dtype=np.float32)  # green, every second
         brightness[first : first + BLOCK] = block[:BLOCK].mean(axis=(1, 2))
+        contrast[first : first + BLOCK] = block[:BLOCK].std(axis=(1, 2))
         moved = np.abs(np.diff(block, axis=0))
         if len(moved):
             cells = _cells(moved.transpose(1, 2, 0), CELLS, CELLS)
             change[first : first + len(moved)] = cells.reshape(-1, len(moved)).max(axis=0)
-    return brightness, change
+    return brightness, contrast, change
 
 
 def _cells(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -82,14 +87,15 @@ def _cells(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return sums / (heights[:, None, None] * widths[None, :, None])
 
 
-def _black(camera: str, brightness: np.ndarray) -> list[Finding]:
-    dark = np.flatnonzero(brightness < BLACK)
-    if not len(dark):
+def _nothing(check: str, camera: str, what: str, empty: np.ndarray) -> list[Finding]:
+    """Pictures that show nothing, [F] booleans."""
+    which = np.flatnonzero(empty)
+    if not len(which):
         return []
-    if len(dark) == len(brightness):
-        return [Finding("black-camera", "error", f"camera {camera!r} is black", camera, camera, 0)]
-    text = f"camera {camera!r} is black in {len(dark)} of {len(brightness)} pictures, first in frame {dark[0]}"
-    return [Finding("black-camera", "warning", text, camera, camera, int(dark[0]))]
+    if len(which) == len(empty):
+        return [Finding(check, "error", f"camera {camera!r} {what}", camera, camera, 0)]
+    text = f"camera {camera!r} {what} in {len(which)} of {len(empty)} pictures, first in frame {which[0]}"
+    return [Finding(check, "warning", text, camera, camera, int(which[0]))]
 
 
 def _frozen(camera: str, change: np.ndarray, moving: np.ndarray, fps: float) -> list[Finding]:

@@ -16,12 +16,21 @@ from xwam_ft.prepare.checks.across import (
     content_hash,
 )
 from xwam_ft.prepare.checks.calibration import check_calibration
-from xwam_ft.prepare.checks.commands import check_commands
-from xwam_ft.prepare.checks.datasets import SAMPLED, SampledDataset, check_datasets, spread_evenly
+from xwam_ft.prepare.checks.changes import check_changes
+from xwam_ft.prepare.checks.commands import check_commands, check_mixed_commands
+from xwam_ft.prepare.checks.datasets import (
+    SAMPLED,
+    SampledDataset,
+    check_datasets,
+    check_halves,
+    check_turned,
+    spread_evenly,
+)
 from xwam_ft.prepare.checks.depth import check_drift
 from xwam_ft.prepare.checks.followed import check_followed
 from xwam_ft.prepare.checks.grippers import check_grippers
 from xwam_ft.prepare.checks.idle import check_idle_starts
+from xwam_ft.prepare.checks.leads import check_leads
 from xwam_ft.prepare.checks.quaternions import check_quaternions
 from xwam_ft.prepare.checks.ranges import check_ranges
 from xwam_ft.prepare.checks.units import check_episode_ranges
@@ -47,7 +56,9 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
     if not sound:
         return
     motions = {job.number: load_motion(job) for job in spread_evenly(sound, JUDGED)}
-    slots = [plan.slot for plan in sound[0].slots]
+    plans = sound[0].slots
+    slots = [plan.slot for plan in plans]
+    changes = {plan.slot.name for plan in plans if plan.delta is not None}  # judged as such (changes.py)
 
     def add(number: int, finding: Finding) -> None:
         result = results[number]
@@ -58,16 +69,23 @@ def check_together(jobs: list[EpisodeJob], results: list[EpisodeResult], *, stri
                 name = f"{result.dataset} episode {result.index}"
                 raise UserError(finding.text, name, "mend the embodiment file, or leave --strict out")
 
-    for number, findings in check_episode_ranges(slots, motions).items():
-        for finding in findings:
-            add(number, finding)
-    motions = {n: motion for n, motion in motions.items() if results[n].reason is None} or motions
-    for check in (check_grippers, check_followed):
-        for number, findings in check(slots, motions).items():
+    for told in (check_episode_ranges(slots, motions), check_mixed_commands(plans, motions)):
+        for number, findings in told.items():
             for finding in findings:
                 add(number, finding)
-    for finding in check_commands(slots, list(motions.values())):
-        for job in sound:
+        motions = {n: motion for n, motion in motions.items() if results[n].reason is None} or motions
+    for told in (
+        check_grippers(slots, motions),
+        check_followed(slots, motions, changes),
+        check_leads(plans, motions),
+        check_changes(plans, motions, sound[0].fps),
+    ):
+        for number, findings in told.items():
+            for finding in findings:
+                add(number, finding)
+    left = [job for job in sound if results[job.number].reason is None]
+    for finding in check_commands(slots, list(motions.values()), changes):
+        for job in left:
             add(job.number, finding)
 
 
@@ -96,6 +114,8 @@ def check_against_contract(
     add(check_sizes({number: result.sizes for number, result in kept.items()}))
     add(dict.fromkeys(kept, check_aspect(contract.cameras, contract.image)))
     add(check_swapped(signatures))
+    for dataset in {result.dataset: None for result in kept.values()}:  # against each other they are compared below
+        add(check_turned({n: seen for n, seen in signatures.items() if kept[n].dataset == dataset}))
     add(check_same(signatures))
     hashes = {number: content_hash(motion) for number, motion in motions.items()}
     pictures = {number: result.pictures_hash for number, result in kept.items()}
@@ -122,7 +142,9 @@ def _datasets_apart(
     names = list(dict.fromkeys(results[job.number].dataset for job in accepted))
     jobs = [[job for job in accepted if results[job.number].dataset == name] for name in names]
     if len(names) < 2:
-        return {}
+        return check_halves(
+            contract.slots, {j.number: load_motion(j).state for j in spread_evenly(jobs[0], 2 * SAMPLED)}
+        )
     sampled: list[SampledDataset] = []
     for name, of_it in zip(names, jobs, strict=True):
         some = spread_evenly(of_it, SAMPLED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xwam_ft.errors import listed
 from xwam_ft.prepare.findings import Finding
 from xwam_ft.prepare.unit_guess import doubt_units
 
@@ -32,6 +33,9 @@ FACTORS = {  # between two units, the least range in the larger one that is a mo
 }
 LIKE = 2.2  # by how much a ratio of ranges may miss a factor: no two episodes are alike
 MOST = 0.7  # of a slot's numbers, whose ratios must agree
+CLOSE = 1.0  # rad, within which a joint usually is in most episodes, but for full turns
+TURNED_BACK = "one posture has two numbers: add or subtract 2 pi in these episodes, in states and commands"
+UNWRITTEN = "leave these episodes out, or record them again: nobody wrote these numbers"
 FEW = 3  # numbers below which a ratio alone is a suspicion
 
 
@@ -104,6 +108,8 @@ def check_episode_ranges(slots: Sequence[Slot], motions: Mapping[int, Motion]) -
         width = 3 if slot.kind == "pose" else slot.state_width
         columns = slice(at, at + width)
         at += slot.state_width
+        if slot.present and slot.kind == "joints":
+            _joints_apart(slot, {n: motion.state[:, at - width : at] for n, motion in motions.items()}, found)
         told: dict[int, Finding] = {}
         for row, number in enumerate(numbers if slot.present else []):
             others = np.arange(len(numbers)) != row
@@ -118,6 +124,26 @@ def check_episode_ranges(slots: Sequence[Slot], motions: Mapping[int, Motion]) -
         for number, finding in told.items():
             found.setdefault(number, []).append(finding)
     return found
+
+
+def _joints_apart(slot: Slot, states: Mapping[int, Float[ndarray, "f w"]], found: dict[int, list[Finding]]) -> None:
+    """Joints that are a full turn beside what they are in the other episodes, or that nobody wrote, into `found`."""
+    usual = np.array([np.median(state, axis=0) for state in states.values()])
+    zero = np.array([(state == 0).all(axis=0) for state in states.values()])
+    never = np.array([(state != 0).mean(axis=0) > MOST for state in states.values()])
+    turns = np.round((usual - usual[0]) / (2 * np.pi))
+    left = np.quantile(np.abs(usual - usual[0] - turns * 2 * np.pi), 0.9, axis=0)
+    often = np.array([[np.sum(column == turn) for turn in column] for column in turns.T]).T  # [n, w]
+    most = turns[often.argmax(axis=0), np.arange(len(left))]
+    angles = (left < CLOSE) & np.array([unit == "rad" for unit in slot.units])
+    for row, number in enumerate(states if len(states) >= FEW else []):
+        for column in np.flatnonzero(angles & (turns[row] != most)):
+            text = f"{slot.elements[column]!r} of {slot.name!r} is a full turn beside what it is in other episodes"
+            found.setdefault(number, []).append(Finding("angle-wrap", "warning", text, slot.name, fix=TURNED_BACK))
+        unread = [slot.elements[i] for i in np.flatnonzero(zero[row] & (never.mean(axis=0) > MOST - 0.2))]
+        if unread:
+            text = f"{listed(unread, 4)} of {slot.name!r}: exactly 0 throughout, and not in the other episodes"
+            found.setdefault(number, []).append(Finding("failed-reads", "warning", text, slot.name, fix=UNWRITTEN))
 
 
 def levels_and_spans(states: Iterable[Float[ndarray, "f p"]]) -> tuple[Float[ndarray, "n p"], Float[ndarray, "n p"]]:
