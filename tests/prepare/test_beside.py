@@ -262,6 +262,12 @@ def test_recordings_of_kinds_that_are_not_read_are_named(tmp_path: Path, name: s
         open_source(tmp_path)
 
 
+def test_a_zarr_store_that_is_given_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "replay.zarr" / "data").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a Zarr store"):
+        open_source(tmp_path / "replay.zarr")
+
+
 def test_a_lerobot_set_without_its_meta_is_named(v21: Path) -> None:
     (v21 / "meta" / "info.json").rename(v21 / "meta" / "infos.json")
     with pytest.raises(UserError, match=r"no meta/info.json. Fix: rename infos.json to info.json"):

@@ -136,6 +136,7 @@ def unread_kind(path: Path) -> tuple[str, str] | None:
     kinds = {name.suffix.lower() for name in names if name.is_file()}
     if kinds & {".csv", ".parquet", ".npz"} and (kinds & set(VIDEOS) or any(name.is_dir() for name in names)):
         return "is one episode of a plain folder, not a folder of them", "give the folder above it, a folder an episode"
+    names += [path] if path.suffix.lower() == ".zarr" else []  # a store is a folder
     for suffix, (what, fix) in UNREAD.items():
         if found := [name.name for name in names if suffix in (name.suffix.lower(), Path(name.stem).suffix.lower())]:
             return what.format(listed(found, SHOWN)), fix
