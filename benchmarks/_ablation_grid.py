@@ -148,10 +148,10 @@ QUESTIONS = {
             _lora(16, "tiny-untrained"),
             Cell("heads_untrained", "heads alone on tiny-untrained", ("model.train=heads", FROZEN, UNTRAINED)),
         ),
-        read_as="Where every weight learns, the video prior is worth it: the network that had learned video before acts "
-        "more than twice as well as the one that had not, the interval far from 0. It had never seen this task. LoRA of "
-        "rank 16 acts little more than half as well from as many clips, and the prior shows in its error on recordings "
-        "alone, not in success. Heads alone hardly act. So let every weight learn where memory allows it "
+        read_as="Where every weight learns, the video prior is worth it: the network that had learned video before "
+        "acts more than twice as well as the one that had not, the interval far from 0. It had never seen this task. "
+        "LoRA of rank 16 acts little more than half as well from as many clips, and the prior shows in its error on "
+        "recordings alone, not in success. Heads alone hardly act. So let every weight learn where memory allows it "
         "(`model.train=full`): the recipes of 5B take LoRA because most GPUs do not. How this is at 5B was not asked.",
     ),
     "demonstrations": Question(
