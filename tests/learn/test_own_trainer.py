@@ -152,6 +152,14 @@ def test_another_data_module_is_refused_in_a_sentence(
         make_trainer(tmp_path).fit(module, datamodule=other)
 
 
+def test_a_precision_that_rounds_what_trains_is_refused(recipe: Recipe, cache: LatentCache, tmp_path: Path) -> None:
+    assert cache
+    with pytest.raises(UserError, match=r"the Trainer's precision is 'bf16-true'.*one of 32-true, bf16-mixed"):
+        fit(recipe, make_trainer(tmp_path, precision="bf16-true"))
+    with pytest.raises(UserError, match=r"recipe of TrainingModule.from_recipe: is None"):
+        TrainingModule.from_recipe(None)  # pyright: ignore[reportArgumentType]
+
+
 def test_accumulation_that_changes_while_training_is_refused(
     recipe: Recipe, cache: LatentCache, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from xwam_ft.arguments import checked
 from xwam_ft.encode.batch import Batch, PictureBatch
 from xwam_ft.encode.cache import EMPTY_PROMPT
 from xwam_ft.encode.clips import StepGeometry
@@ -96,6 +97,7 @@ class ClipDataModule(pl.LightningDataModule):
         self.counts = StepCounts(source, recipe.noise, recipe.seed, self.geometry)
 
     @classmethod
+    @checked()
     def from_recipe(cls, recipe: Recipe | str | Path) -> ClipDataModule:
         """The clips of a recipe's shard sets; the latent cache is made where it is missing.
 

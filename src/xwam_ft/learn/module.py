@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from xwam_ft.arguments import checked
 from xwam_ft.encode.clips import StepGeometry, Stream, random_bits
 from xwam_ft.encode.inputs import open_inputs
 from xwam_ft.errors import UserError, listed
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from xwam_ft.contract import Contract
     from xwam_ft.encode.batch import Batch
     from xwam_ft.model.network import JointNetwork, Prediction
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # a Trainer's that keep what trains in float32
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class TrainingModule(pl.LightningModule):
         self.strict_loading = False  # a Lightning checkpoint lacks the frozen base; see on_load_checkpoint
 
     @classmethod
+    @checked()
     def from_recipe(cls, recipe: Recipe | str | Path) -> TrainingModule:
         """The module of a recipe: its backbone loaded, adapters, heads and depth branch drawn from its seed.
 
@@ -157,6 +161,11 @@ class TrainingModule(pl.LightningModule):
                 "trains on a ClipDataModule of the same recipe, and the Trainer has none",
                 "TrainingModule",
                 "call trainer.fit(module, datamodule=xwam_ft.ClipDataModule.from_recipe(recipe))",
+            )
+        if (given := self.trainer.precision) not in PRECISIONS:
+            fix = f"give pl.Trainer(precision=...) one of {listed(PRECISIONS)}; `backbone.dtype` is the frozen base's"
+            raise UserError(
+                f"trains weights in float32, and the Trainer's precision is {given!r}", "TrainingModule", fix
             )
         self.train_on(data)
 
