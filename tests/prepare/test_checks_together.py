@@ -17,6 +17,7 @@ from xwam_ft.bundled import bundled
 from xwam_ft.errors import UserError
 from xwam_ft.prepare import pipeline, report
 from xwam_ft.prepare.action_semantics import guess_actions
+from xwam_ft.prepare.checks import together
 from xwam_ft.prepare.checks.commands import check_commands
 from xwam_ft.prepare.checks.numbers import check_numbers
 from xwam_ft.prepare.checks.ranges import check_ranges
@@ -154,6 +155,20 @@ def test_changes_read_as_targets_reject_and_strict_stops(tmp_path: Path, toy: Pa
     declared.write_text(toy.read_text().replace("units: rad}", "units: rad, command: next_state}"))
     outcome = prepared(raw, tmp_path / "declared", declared)
     assert (outcome.episodes, outcome.rejected) == (3, [])
+
+
+def test_every_episode_of_changes_among_targets_is_rejected_not_those_of_a_sample(
+    tmp_path: Path, toy: Path, lerobot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "JUDGED", 4)
+    made = lerobot.recording([80] * 9)
+    for number in range(9):
+        smooth = wave(80, seed=number).astype(np.float32)
+        ahead = np.concatenate([smooth[3:], smooth[-1:].repeat(3, axis=0)])
+        made.states[number] = smooth
+        made.actions[number] = ahead if number not in (1, 4, 7) else np.diff(smooth, axis=0, append=smooth[-1:])
+    outcome = prepared(lerobot.v21(tmp_path / "raw", made), tmp_path / "out", toy)
+    assert sorted(result.index for result in outcome.rejected) == [1, 4, 7]
 
 
 def test_findings_are_kept_grouped_and_printed(tmp_path: Path, toy: Path, lerobot: Any) -> None:
