@@ -148,11 +148,12 @@ QUESTIONS = {
             _lora(16, "tiny-untrained"),
             Cell("heads_untrained", "heads alone on tiny-untrained", ("model.train=heads", FROZEN, UNTRAINED)),
         ),
-        read_as="Where every weight learns, the video prior is worth it: the network that had learned video before "
-        "acts more than twice as well as the one that had not, the interval far from 0. It had never seen this task. "
-        "LoRA of rank 16 acts little more than half as well from as many clips, and the prior shows in its error on "
-        "recordings alone, not in success. Heads alone hardly act. So let every weight learn where memory allows it "
-        "(`model.train=full`): the recipes of 5B take LoRA because most GPUs do not. How this is at 5B was not asked.",
+        read_as="LoRA of rank 64 acts as well as every weight, and of rank 16 little more than half as well: look "
+        "at the rank first where a policy learns too little. Heads alone hardly act. The video prior is "
+        "worth it where every weight learns: the network that had learned video before, though never this "
+        "task, acts more than twice as well as the one that had not, the interval far from 0. At rank 16 it "
+        "shows in the error on recordings alone, not in success. Ranks belong to this small network, 192 "
+        "wide; how it is at 5B, 3072 wide, was not asked.",
     ),
     "demonstrations": Question(
         "How many demonstrations, at equal clips?",
