@@ -28,6 +28,7 @@ def quiet_ray(patch: pytest.MonkeyPatch) -> Any:
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'xwam-ft[ray]'")
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     patch.setenv("RAY_AUTH_TOKEN", TOKEN)  # else Ray writes one into the home folder
+    patch.setenv("RAY_worker_niceness", "0")  # of 15, where all cores are busy nothing is done
     return ray
 
 
