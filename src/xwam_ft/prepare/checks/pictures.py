@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 BLACK = 8.0  # mean of 0..255 below which a picture shows nothing
-EVEN = 3.0  # spread of 0..255 below which it does not, either: white, or the green of a packet that was lost
+EVEN = 1.5  # spread of 0..255 below which it does not, either: white, or the green of a packet that was lost
 CELLS = 16  # pictures are compared in CELLS x CELLS cells: one that moves is enough
 SAME = 0.5  # of 255, in the cell that changes most; a video encoder's own flicker stays below
 REPEATED = 0.3  # share of identical neighbours, while the robot moves, from which it is said
@@ -63,13 +63,16 @@ def thumbnail(picture: UInt8[ndarray, "h w 3"], width: int = 160) -> UInt8[ndarr
 
 
 def _scan(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean brightness and spread [F], and the change of the cell that changes most between neighbours [F-1]."""
+    """Mean brightness, spread of the channel with most where that is small [F], and the change of the cell that changes
+    most between neighbours [F-1]."""
     brightness, contrast = np.zeros((2, len(pictures)))
     change = np.zeros(max(0, len(pictures) - 1))
     for first in range(0, len(pictures), BLOCK):
         block = np.asarray(pictures[first : first + BLOCK + 1, ::2, ::2, 1], dtype=np.float32)  # green, every second
         brightness[first : first + BLOCK] = block[:BLOCK].mean(axis=(1, 2))
         contrast[first : first + BLOCK] = block[:BLOCK].std(axis=(1, 2))
+        for even in (first + np.flatnonzero(contrast[first : first + BLOCK] < EVEN)).tolist():
+            contrast[even] = pictures[even, ::2, ::2].std(axis=(0, 1)).max()
         moved = np.abs(np.diff(block, axis=0))
         if len(moved):
             cells = _cells(moved.transpose(1, 2, 0), CELLS, CELLS)
