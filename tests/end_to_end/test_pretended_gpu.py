@@ -87,12 +87,14 @@ def test_a_training_there_validates_imagines_stops_and_goes_on(toy_recipe: Path)
 
 
 FORMS = {
-    "pixels": ["data.cache=none", "data.augment={crop: true, brightness: 0.2}"],
+    "pixels": [
+        *("data.cache=none", "data.augment={crop: true, brightness: 0.2}"),
+        *("trainer.precision=bf16-mixed", "backbone.dtype=bfloat16"),
+    ],
     "full": [
         *("model.train=full", "model.gradient_checkpointing=true", "model.future=optional"),
         *("model.depth.branch=copy", "model.depth.train=full", "noise.action_prefix={max: 4, probability: 0.5}"),
     ],
-    "bf16": ["trainer.precision=bf16-mixed", "backbone.dtype=bfloat16"],
 }
 
 
