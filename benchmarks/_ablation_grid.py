@@ -145,6 +145,7 @@ QUESTIONS = {
             _lora(4),
             Cell("heads", "heads alone on tiny", ("model.train=heads", FROZEN)),
             Cell("full_untrained", "every weight on tiny-untrained", (UNTRAINED,)),
+            _lora(64, "tiny-untrained"),
             _lora(16, "tiny-untrained"),
             Cell("heads_untrained", "heads alone on tiny-untrained", ("model.train=heads", FROZEN, UNTRAINED)),
         ),
