@@ -23,6 +23,8 @@ import numpy as np
 from xwam_ft.poses import canonical_quaternion, pose_apply, pose_difference
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float
     from numpy import ndarray
 
@@ -39,6 +41,13 @@ def state_slices(contract: Contract) -> dict[str, slice]:
 def command_slices(contract: Contract) -> dict[str, slice]:
     """Where each commanded slot stands in a command vector [Q]."""
     return _slices([(slot.name, slot.command_width) for slot in contract.slots if slot.commanded])
+
+
+def slot_columns(slots: Sequence[Slot]) -> list[tuple[slice, slice]]:
+    """Of each slot its columns among the recorded states [F, p], and among the recorded commands [F, q]."""
+    states = _slices([(slot.name, slot.state_width) for slot in slots])
+    commands = _slices([(slot.name, slot.command_width) for slot in slots])
+    return [(states[slot.name], commands[slot.name]) for slot in slots]
 
 
 def action_slices(contract: Contract) -> dict[str, slice]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xwam_ft import poses
+from xwam_ft.conventions import slot_columns
 from xwam_ft.errors import listed
 from xwam_ft.prepare.action_semantics import guess_actions
 from xwam_ft.prepare.findings import Finding
@@ -38,11 +39,8 @@ POSITION, TURN = ("x", "y", "z"), ("rx", "ry", "rz")
 def check_changes(plans: Sequence[SlotPlan], motions: Mapping[int, Motion], fps: float) -> dict[int, list[Finding]]:
     """Findings about slots whose recorded commands are changes; each is true of all episodes."""
     found: dict[int, list[Finding]] = {}
-    at = told = 0
-    for plan in plans:
+    for plan, (state, command) in zip(plans, slot_columns([plan.slot for plan in plans]), strict=True):
         slot = plan.slot
-        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
-        at, told = at + slot.state_width, told + slot.command_width
         if plan.delta is None or not slot.present or slot.kind not in ("pose", "joints"):
             continue
         pairs = [(motion.state[:, state], motion.command[:, command]) for motion in motions.values()]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xwam_ft.conventions import slot_columns
 from xwam_ft.prepare.action_semantics import guess_actions
 from xwam_ft.prepare.findings import Finding, Severity
 
@@ -31,10 +32,7 @@ def check_commands(slots: Sequence[Slot], motions: Sequence[Motion], changes: Co
         changes: slots whose commands were read as changes, so that nobody takes them for targets.
     """
     found: list[Finding] = []
-    at = told = 0
-    for slot in slots:
-        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
-        at, told = at + slot.state_width, told + slot.command_width
+    for slot, (state, command) in zip(slots, slot_columns(slots), strict=True):
         if _is_judged(slot):
             said = _judge(slot, motions, state, command)
             found += [one for one in said if slot.name not in changes or one.check not in OF_TARGETS]
@@ -44,11 +42,8 @@ def check_commands(slots: Sequence[Slot], motions: Sequence[Motion], changes: Co
 def check_mixed_commands(plans: Sequence[SlotPlan], motions: Mapping[int, Motion]) -> dict[int, list[Finding]]:
     """Episodes whose commands are changes where those of other episodes are the targets that the embodiment says."""
     found: dict[int, list[Finding]] = {}
-    at = told = 0
-    for plan in plans:
+    for plan, (state, command) in zip(plans, slot_columns([plan.slot for plan in plans]), strict=True):
         slot = plan.slot
-        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
-        at, told = at + slot.state_width, told + slot.command_width
         if plan.delta is not None or not _is_judged(slot):
             continue
         width = 3 if slot.kind == "pose" else slot.state_width

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xwam_ft.conventions import slot_columns
 from xwam_ft.prepare.findings import Finding
 
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ def check_followed(
         changes: slots whose commands were read as changes, and so lie near the states whatever they are.
     """
     found: dict[int, list[Finding]] = {}
-    at = told = 0
-    for slot in slots:
-        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
-        at, told = at + slot.state_width, told + slot.command_width
+    for slot, (state, command) in zip(slots, slot_columns(slots), strict=True):
         recorded = slot.present and slot.commanded and slot.command_from == "recorded"
         if not recorded or slot.state_width != slot.command_width or slot.command_units not in (None, slot.units):
             continue

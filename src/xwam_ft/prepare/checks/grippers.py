@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xwam_ft.conventions import slot_columns
 from xwam_ft.prepare.checks.followed import correlation
 from xwam_ft.prepare.findings import Finding, Severity
 
@@ -34,11 +35,9 @@ TIGHTER = re.compile(r"clos", re.IGNORECASE)
 def check_grippers(slots: Sequence[Slot], motions: Mapping[int, Motion]) -> dict[int, list[Finding]]:
     """Findings about grippers, by episode; what is true of a slot is told of all its episodes."""
     found: dict[int, list[Finding]] = {number: [] for number in motions}
-    at = told = 0
-    for slot in slots:
-        states = {n: motion.state[:, at : at + slot.state_width] for n, motion in motions.items()}
-        commands = {n: motion.command[:, told : told + slot.command_width] for n, motion in motions.items()}
-        at, told = at + slot.state_width, told + slot.command_width
+    for slot, (at, told) in zip(slots, slot_columns(slots), strict=True):
+        states = {n: motion.state[:, at] for n, motion in motions.items()}
+        commands = {n: motion.command[:, told] for n, motion in motions.items()}
         if slot.kind != "gripper" or not slot.present or not motions:
             continue
         low, high = np.quantile(np.concatenate(list(states.values())), [0.01, 0.99], axis=0)

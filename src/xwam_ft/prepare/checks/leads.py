@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from xwam_ft.conventions import slot_columns
 from xwam_ft.errors import listed
 from xwam_ft.prepare.findings import Finding
 
@@ -40,11 +41,8 @@ FULL = 0.3  # rad around a full turn
 def check_leads(plans: Sequence[SlotPlan], motions: Mapping[int, Motion]) -> dict[int, list[Finding]]:
     """Episodes whose recorded targets come after the states, or stand beside them; arms alone, in the state's unit."""
     found: dict[int, list[Finding]] = {}
-    at = told = 0
-    for plan in plans:
+    for plan, (state, command) in zip(plans, slot_columns([plan.slot for plan in plans]), strict=True):
         slot = plan.slot
-        state, command = slice(at, at + slot.state_width), slice(told, told + slot.command_width)
-        at, told = at + slot.state_width, told + slot.command_width
         recorded = slot.present and slot.commanded and slot.command_from == "recorded" and plan.delta is None
         if not recorded or slot.kind not in ("pose", "joints") or slot.state_width != slot.command_width:
             continue
